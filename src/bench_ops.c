@@ -1,0 +1,166 @@
+/* bench_ops.c - one timed repetition of each operation that prefill and decode are made of, on the
+ * open model's own weights, through the same backend table. Inputs are random, outputs are thrown away.
+ */
+#include "session.h"
+
+#include <stdio.h>
+#include <string.h>
+
+enum { LAYERS_TIMED = 8 }; /* weights of several layers, so that caches do not flatter decode */
+
+struct OpBench {
+    struct Engine *e;
+    struct Transformer tf;
+    struct KvCache kv;
+    struct HeadTable table;
+    int n, *tokens, *pos, seq_begin[2];
+};
+
+static int layers_timed(const struct OpBench *b)
+{
+    int n = b->e->model.cfg.n_layers;
+    return n < LAYERS_TIMED ? n : LAYERS_TIMED;
+}
+
+static int op_qkv(struct OpBench *b)
+{
+    for (int i = 0; i < layers_timed(b); i++) {
+        const struct Layer *l = &b->e->model.layers[i];
+        struct LinearOp ops[3] = {{&l->wq, l->bq, b->tf.q}, {&l->wk, l->bk, b->tf.k}, {&l->wv, l->bv, b->tf.v}};
+        TRY(b->e->be->norm_linear(b->e->dev, b->tf.x, b->n, l->attn_norm, ops, 3));
+    }
+    return PC_OK;
+}
+
+static int op_ffn(struct OpBench *b)
+{
+    for (int i = 0; i < layers_timed(b); i++) {
+        const struct Layer *l = &b->e->model.layers[i];
+        struct FfnWeights f = {l->ffn_norm, &l->w_gate, &l->w_up, &l->w_down};
+        TRY(b->e->be->ffn_add(b->e->dev, b->tf.x, b->n, &f));
+    }
+    return PC_OK;
+}
+
+static int op_attention(struct OpBench *b)
+{
+    for (int i = 0; i < layers_timed(b); i++) {
+        struct AttnArgs a = {.q = b->tf.q, .k = b->tf.k, .v = b->tf.v, .out = b->tf.out, .seq_begin = b->seq_begin, .n_seqs = 1,
+                             .layer = i, .pool = &b->kv.pool, .past = b->n == 1 ? &b->table : NULL};
+        TRY(b->e->be->attention(b->e->dev, &a));
+    }
+    return PC_OK;
+}
+
+static int op_head(struct OpBench *b)
+{
+    int row = b->n - 1;
+    return b->e->be->logits(b->e->dev, b->tf.x, &row, 1, b->tf.x + b->e->model.cfg.dim);
+}
+
+static double linear_weights(const struct Layer *l, bool ffn)
+{
+    const struct Weight *w[] = {&l->wq, &l->wk, &l->wv}, *f[] = {&l->w_gate, &l->w_up, &l->w_down};
+    double n = 0;
+    for (int i = 0; i < 3; i++) n += (double)(ffn ? f[i] : w[i])->rows * (ffn ? f[i] : w[i])->cols;
+    return n;
+}
+
+static double linear_bytes(const struct Layer *l, bool ffn)
+{
+    const struct Weight *w[] = {&l->wq, &l->wk, &l->wv}, *f[] = {&l->w_gate, &l->w_up, &l->w_down};
+    double n = 0;
+    for (int i = 0; i < 3; i++) {
+        const struct Weight *x = ffn ? f[i] : w[i];
+        n += (double)x->rows * (double)dtype_row_bytes(x->type, x->cols);
+    }
+    return n;
+}
+
+/* Work and least memory traffic of one repetition. */
+static void account(const struct OpBench *b, int op, int keys, struct BenchRow *row)
+{
+    const struct ModelConfig *m = &b->e->model.cfg;
+    double layers = layers_timed(b), n = b->n;
+    const struct Layer *l = &b->e->model.layers[0];
+    switch (op) {
+    case 0:
+    case 1:
+        row->flops = layers * 2 * n * linear_weights(l, op == 0);
+        row->bytes = layers * linear_bytes(l, op == 0);
+        break;
+    case 2:
+        row->flops = layers * 4 * m->n_heads * m->head_dim * (b->n == 1 ? keys : n * (n + 1) / 2);
+        row->bytes = layers * (double)b->e->be->page_bytes(b->e->dev) / PAGE_TOKENS * m->n_kv_heads * (b->n == 1 ? keys : 0);
+        break;
+    default:
+        row->flops = 2.0 * m->vocab_size * m->dim;
+        row->bytes = (double)m->vocab_size * (double)dtype_row_bytes(b->e->model.output.type, m->dim);
+    }
+}
+
+static int bench_open(struct OpBench *b, int keys)
+{
+    const struct ModelConfig *m = &b->e->model.cfg;
+    int rows = b->n > 64 ? b->n : 64, vocab_rows = m->vocab_size / m->dim + 2;
+    struct BatchShape shape = {b->n, 1, keys + b->n, 0, 1};
+    size_t pages = (size_t)m->n_layers * m->n_kv_heads * (size_t)(keys / PAGE_TOKENS + 1);
+    TRY(tf_open(&b->tf, b->e->be, b->e->dev, &b->e->model, rows > vocab_rows ? rows : vocab_rows));
+    TRY(b->e->be->reserve(b->e->dev, &shape));
+    TRY(kv_open(&b->kv, b->e->be, b->e->dev, m, b->n == 1 ? pages : 1));
+    TRY(kv_table_open(&b->table, m, keys / PAGE_TOKENS + 1));
+    b->tokens = mem_alloc((size_t)rows, sizeof(int));
+    b->pos = mem_alloc((size_t)rows, sizeof(int));
+    if (!b->tokens || !b->pos) return PC_ENOMEM;
+    b->seq_begin[1] = b->n;
+    for (int i = 0; i < b->n; i++) b->tokens[i] = (int)((unsigned)i * 7919u % (unsigned)m->vocab_size), b->pos[i] = i;
+    TRY(b->e->be->embed(b->e->dev, b->tokens, b->n, b->tf.x));
+    TRY(b->e->be->positions(b->e->dev, b->pos, b->n));
+    TRY(op_qkv(b));
+    if (b->n > 1) return PC_OK;
+    struct KvWrites w;
+    TRY(kv_writes_open(&w, 64));
+    int status = PC_OK;
+    for (int t = 0; t < keys && status == PC_OK; t++)
+        for (int l = 0; l < m->n_layers && status == PC_OK; l++) {
+            struct KvRows r = {b->tf.k, b->tf.v, NULL, 1};
+            status = kv_append_all(&b->kv, &b->table, l, &r, &w);
+            if (status == PC_OK) status = kv_flush(&b->kv, &w);
+        }
+    kv_writes_close(&w);
+    return status;
+}
+
+static void bench_close(struct OpBench *b)
+{
+    kv_table_close(&b->table);
+    kv_close(&b->kv);
+    tf_close(&b->tf);
+    mem_free(b->tokens);
+    mem_free(b->pos);
+}
+
+int engine_bench_op(struct Engine *e, int op, int n_tokens, struct BenchRow *row)
+{
+    static int (*const ops[])(struct OpBench *) = {op_ffn, op_qkv, op_attention, op_head};
+    static const char *const names[] = {"ffn", "qkv", "attention", "head"};
+    enum { N_OPS = sizeof ops / sizeof *ops };
+    memset(row, 0, sizeof *row);
+    if (op < 0 || op >= 2 * N_OPS - 1) return PC_ERANGE;
+    bool decode = op >= N_OPS - 1; /* prefill: ffn, qkv, attention; decode: all four */
+    int kind = decode ? op - (N_OPS - 1) : op;
+    struct OpBench b = {.e = e, .n = decode ? 1 : n_tokens};
+    int status = bench_open(&b, decode ? n_tokens : 0);
+    if (status == PC_OK) status = ops[kind](&b); /* warm-up */
+    double begun = clock_seconds();
+    if (status == PC_OK) status = ops[kind](&b);
+    row->seconds = clock_seconds() - begun;
+    account(&b, kind, n_tokens, row);
+    snprintf(row->name, sizeof row->name, "%s %s", decode ? "decode" : "prefill", names[kind]);
+    if (decode)
+        snprintf(row->shape, sizeof row->shape, "1 row, %d keys, %d layers", n_tokens, layers_timed(&b));
+    else
+        snprintf(row->shape, sizeof row->shape, "%d rows, %d layers", n_tokens, layers_timed(&b));
+    bench_close(&b);
+    return status;
+}

@@ -1,0 +1,179 @@
+/* chunk_plan.c - cuts the context into chunks that fit the model's window.
+ *
+ * ParallelComp, chunked parallel prefill: the input is split into chunks of at most a window,
+ * each with the instruction before and the question after it. Takes token counts and where the
+ * text has natural boundaries, hands on token ranges. Unlike the published splitter it counts
+ * tokens, not characters, so that no chunk overflows and loses its middle, and it never cuts
+ * inside a word if it can help it.
+ */
+#include "chunk_plan.h"
+
+#include <string.h>
+
+/* ==== Defaults and budget ==== */
+
+int plan_defaults(struct Settings *s, int train_len)
+{
+    enum { CHUNK_LEAST = 1024, CHUNK_MOST = 4096, KEEP = 2, CAP_LEAST = 2048 };
+    if (s->window == AUTO) s->window = train_len;
+    if (s->chunk == AUTO) {
+        s->chunk = s->window / 4;
+        if (s->chunk < CHUNK_LEAST) s->chunk = CHUNK_LEAST;
+        if (s->chunk > CHUNK_MOST) s->chunk = CHUNK_MOST;
+    }
+    if (s->keep == AUTO) s->keep = KEEP;
+    if (s->kv_cap == AUTO) {
+        s->kv_cap = s->chunk / 2;
+        if (s->kv_cap < CAP_LEAST) s->kv_cap = s->chunk < CAP_LEAST ? s->chunk : CAP_LEAST;
+    }
+    if (s->overlap > s->chunk / 2)
+        return err_set(
+            PC_ECONFIG,
+            "overlap %d is more than half of a chunk (%d tokens); use --overlap %d or less",
+            s->overlap, s->chunk, s->chunk / 2);
+    return PC_OK;
+}
+
+int chunk_payload(const struct ChunkBudget *b, int *payload)
+{
+    int64_t room = (int64_t)b->window - b->n_prefix - b->n_tail - b->reserve;
+    if (room < PAYLOAD_MIN)
+        return err_set(
+            PC_ERANGE,
+            "the window of %d positions leaves %lld tokens for a chunk, and %d are needed: "
+            "the instruction takes %d, the question %d, the answer %d; shorten the question "
+            "or the instruction, lower --max-tokens, or raise --window",
+            b->window, (long long)(room > 0 ? room : 0), PAYLOAD_MIN, b->n_prefix, b->n_tail,
+            b->reserve);
+    *payload = b->chunk < room ? b->chunk : (int)room;
+    return PC_OK;
+}
+
+/* ==== Boundaries ==== */
+
+static bool is_blank(char c)
+{
+    return c == ' ' || c == '\t' || c == '\r' || c == '\f' || c == '\v';
+}
+
+/* Length of the one of these strings that text[0, end) ends with; 0 for none. */
+static size_t ends_with(const char *text, size_t end, const char *const *endings)
+{
+    for (; *endings; endings++) {
+        size_t len = strlen(*endings);
+        if (end >= len && memcmp(text + end - len, *endings, len) == 0) return len;
+    }
+    return 0;
+}
+
+/* Whether a sentence ends before `end`, where no blank stands before `end`. */
+static bool ends_sentence(const char *text, size_t end, bool blank_follows)
+{
+    static const char *const closers[] = {"\"", "'",  ")",  "]",  "”", "’",
+                                          "»",  "」", "』", "）", NULL};
+    static const char *const stops[] = {".", "!", "?", "…", NULL};
+    static const char *const wide_stops[] = {"。", "！", "？", NULL}; /* no blank follows these */
+    for (size_t len; (len = ends_with(text, end, closers)) > 0;) end -= len;
+    return ends_with(text, end, wide_stops) || (blank_follows && ends_with(text, end, stops));
+}
+
+enum Boundary boundary_at(const char *text, size_t len, size_t at)
+{
+    if (at == 0 || at >= len) return BOUNDARY_PARAGRAPH;                /* the text's own ends */
+    if (((unsigned char)text[at] & 0xC0) == 0x80) return BOUNDARY_NONE; /* inside a character */
+    size_t end = at;
+    while (end > 0 && is_blank(text[end - 1])) end--;
+    if (end > 0 && text[end - 1] == '\n') {
+        end--;
+        while (end > 0 && is_blank(text[end - 1])) end--;
+        return end > 0 && text[end - 1] == '\n' ? BOUNDARY_PARAGRAPH : BOUNDARY_LINE;
+    }
+    bool blank_before = end < at, blank_after = is_blank(text[at]) || text[at] == '\n';
+    if (ends_sentence(text, end, blank_before || blank_after)) return BOUNDARY_SENTENCE;
+    return blank_before || blank_after ? BOUNDARY_SPACE : BOUNDARY_NONE;
+}
+
+void boundary_classify(const char *text, size_t len, const size_t *offset, int n_tokens,
+                       uint8_t *boundary)
+{
+    for (int i = 0; i < n_tokens; i++) boundary[i] = (uint8_t)boundary_at(text, len, offset[i + 1]);
+}
+
+/* ==== Cuts ==== */
+
+int chunk_count(const struct ChunkInput *in, int *n_chunks)
+{
+    if (in->payload < 1 || in->overlap < 0 || in->overlap > in->payload / 2)
+        return err_set(
+            PC_ERANGE,
+            "chunks of %d tokens cannot share %d with their neighbours; at most half of a "
+            "chunk may overlap: lower --overlap or raise --chunk",
+            in->payload, in->overlap);
+    int64_t fresh = in->payload - in->overlap; /* new tokens of every chunk but the first */
+    int64_t rest = (int64_t)in->n_tokens - in->payload;
+    *n_chunks = in->n_tokens <= 0 ? 0 : rest <= 0 ? 1 : (int)(1 + (rest + fresh - 1) / fresh);
+    return PC_OK;
+}
+
+static int at_least(int x, int least)
+{
+    return x > least ? x : least;
+}
+
+static int at_most(int x, int most)
+{
+    return x < most ? x : most;
+}
+
+/* The best cut among [lo, hi]. */
+static int best_cut(const uint8_t *boundary, int lo, int hi, int ideal)
+{
+    int best = lo;
+    for (int cut = lo + 1; cut <= hi; cut++) {
+        int gain = boundary[cut - 1] - boundary[best - 1];
+        int far = cut > ideal ? cut - ideal : ideal - cut;
+        int best_far = best > ideal ? best - ideal : ideal - best;
+        if (gain > 0 || (gain == 0 && far < best_far)) best = cut;
+    }
+    return best;
+}
+
+/* Moves the cuts from their ideal places (chunks[i].end) to boundaries. */
+static void snap_cuts(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks)
+{
+    /* Cuts may move by less than half of the shortest stretch between two, so that they never
+     * meet. */
+    int shortest = chunks[0].end - in->overlap;
+    for (int i = 1; i < n_chunks; i++)
+        shortest = at_most(shortest, chunks[i].end - chunks[i - 1].end);
+    int reach = at_most(SNAP_MAX, (shortest - 1) / 2), fresh = in->payload - in->overlap;
+
+    /* From the back: the earliest place of each cut from which all later chunks still hold the
+     * rest. It is kept in `begin`, which is free until the cuts are final. */
+    int lo_next = in->n_tokens;
+    for (int i = n_chunks - 2; i >= 0; i--) {
+        chunks[i].begin = at_least(chunks[i].end - reach, lo_next - fresh);
+        lo_next = chunks[i].begin;
+    }
+    int hi = in->payload;
+    for (int i = 0; i < n_chunks - 1; i++) {
+        int ideal = chunks[i].end;
+        chunks[i].end = best_cut(in->boundary, chunks[i].begin, at_most(ideal + reach, hi), ideal);
+        hi = chunks[i].end + fresh;
+    }
+}
+
+void chunk_plan_make(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks)
+{
+    if (n_chunks < 1) return;
+    int64_t total = in->n_tokens + (int64_t)(n_chunks - 1) * in->overlap;
+    int end = 0;
+    for (int i = 0; i < n_chunks; i++) {
+        int len = (int)(total / n_chunks + (i < total % n_chunks));
+        end += i == 0 ? len : len - in->overlap;
+        chunks[i].end = end;
+    }
+    if (in->boundary) snap_cuts(in, n_chunks, chunks);
+    for (int i = 0; i < n_chunks; i++)
+        chunks[i].begin = i == 0 ? 0 : chunks[i - 1].end - in->overlap;
+}

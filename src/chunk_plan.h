@@ -1,0 +1,70 @@
+/* chunk_plan.h - how a long context is cut: defaults, the tokens a chunk may hold, and the cuts. */
+#ifndef PCOMP_CHUNK_PLAN_H
+#define PCOMP_CHUNK_PLAN_H
+
+#include "config.h"
+
+/* Replaces AUTO in window, chunk, keep and kv_cap by values that suit a model trained on train_len
+ * positions:
+ *   window = train_len
+ *   chunk  = a quarter of the window, at least 1024 and at most 4096
+ *   keep   = 2
+ *   kv_cap = half a chunk, but no fewer than 2048 tokens: a chunk up to 2048 keeps all its tokens,
+ *            as dropping from so short a chunk was measured to break long digit strings
+ * CAP_OFF and KEEP_ALL stay. Errors: PC_ECONFIG (overlap of more than half a chunk). */
+int plan_defaults(struct Settings *s, int train_len);
+
+/* What shares a window with the context tokens of a chunk. */
+struct ChunkBudget {
+    int window;   /* positions */
+    int n_prefix; /* tokens before each chunk */
+    int n_tail;   /* question tokens after each chunk */
+    int reserve;  /* positions kept free for the answer */
+    int chunk;    /* most context tokens wanted in a chunk */
+};
+
+enum { PAYLOAD_MIN = 256 };
+
+/* Context tokens a chunk may hold: what the window leaves, bounded by `chunk`.
+ * Errors: PC_ERANGE when the window leaves fewer than PAYLOAD_MIN. */
+int chunk_payload(const struct ChunkBudget *b, int *payload);
+
+/* How natural a cut is, weakest first. */
+enum Boundary {
+    BOUNDARY_NONE,
+    BOUNDARY_SPACE,
+    BOUNDARY_SENTENCE,
+    BOUNDARY_LINE,
+    BOUNDARY_PARAGRAPH
+};
+
+/* Judges a cut of the UTF-8 text before byte `at`. */
+enum Boundary boundary_at(const char *text, size_t len, size_t at);
+/* boundary[i] (enum Boundary): the cut after token i, which ends at byte offset[i + 1]. */
+void boundary_classify(const char *text, size_t len, const size_t *offset, int n_tokens,
+                       uint8_t *boundary);
+
+enum { SNAP_MAX = 64 }; /* tokens that a cut may move, either way */
+
+struct ChunkInput {
+    int n_tokens;            /* context tokens */
+    int payload;             /* most tokens of a chunk, overlap included */
+    int overlap;             /* tokens that each chunk but the first repeats from the one before */
+    const uint8_t *boundary; /* [n_tokens] enum Boundary after each token; NULL: cuts stay */
+};
+
+struct Chunk {
+    int begin, end; /* context tokens [begin, end) */
+};
+
+/* The least number of chunks that hold all tokens; 0 for no tokens.
+ * Errors: PC_ERANGE (payload below 1, overlap of more than half of it). */
+int chunk_count(const struct ChunkInput *in, int *n_chunks);
+
+/* Fills chunks[n_chunks], n_chunks as chunk_count gave it, in document order. No token is left
+ * out, no chunk is empty or longer than the payload. Before cuts move to boundaries, lengths
+ * differ by 1 at most. Each cut in turn, from the front, moves to the strongest boundary in
+ * reach, of equal ones to the nearest, then to the earlier. */
+void chunk_plan_make(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks);
+
+#endif

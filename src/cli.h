@@ -1,0 +1,131 @@
+/* cli.h - what the commands of pcomp share: flags, request loading, exit codes, signals, output.
+ *
+ * One table in cli.c lists every flag with the commands that take it; it drives parsing, --help and
+ * the shell completions. Every setting of config.h is a flag too. Functions here may print; the
+ * engine below them does not.
+ */
+#ifndef PCOMP_CLI_H
+#define PCOMP_CLI_H
+
+#include "pcomp.h"
+
+#include <stdio.h>
+
+/* Outcomes that only a command line knows, beside those of enum PcStatus. */
+enum { CLI_EOUTPUT = -100, CLI_EPARTIAL = -101 };
+
+enum {
+    ON_RUN = 1, ON_SUMMARIZE = 2, ON_DEMO = 4, ON_PLAN = 8, ON_BENCH = 16, ON_INSPECT = 32,
+    ON_PERPLEXITY = 64, ON_SETTINGS = 128, ON_COMPLETION = 256, ON_HELP = 512,
+    /* Commands that open a model with settings. */
+    ON_ENGINE = ON_RUN | ON_SUMMARIZE | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY,
+    ON_ALL = 1023,
+};
+
+enum FlagKind { FLAG_SWITCH, FLAG_TEXT, FLAG_LIST, FLAG_INT, FLAG_REAL, FLAG_SETTING };
+
+struct Flag {
+    const char *name;
+    char letter;          /* 0: none */
+    enum FlagKind kind;
+    size_t offset;        /* in struct Cli */
+    double min, max;      /* FLAG_INT, FLAG_REAL */
+    int commands;         /* ON_… bits */
+    const char *arg;      /* what the value is called in --help; FLAG_SETTING: the setting */
+    const char *help;
+};
+
+struct TextList {
+    const char **items; /* borrowed from argv, or from Cli.texts */
+    int n, cap;
+};
+
+struct Cli;
+
+struct Command {
+    const char *name;
+    int bit;
+    int (*run)(struct Cli *cli); /* returns a status, not an exit code */
+    const char *summary, *usage, *about, *example;
+    const char *const *defaults; /* settings that differ for this command: name, value, …, NULL */
+};
+
+struct Cli {
+    const struct Command *command;
+    struct Settings settings;    /* effective once cli_settings() ran */
+    struct TextList assigned;    /* settings from flags: name, value, name, value, … */
+    struct TextList files, questions, args;
+    const char *model, *config, *questions_file, *log_file, *progress, *explain;
+    const char *output, *text_dir, *glob, *format;
+    bool json, jsonl, plan, quiet, verbose, fresh, no_needle, markdown, help, version;
+    int tokens, repeats, tail;
+    double depth;
+    char model_path[4096];       /* set by cli_model() */
+    struct Str question_text;    /* owns the questions read from a file */
+};
+
+extern const struct Flag FLAGS[];
+extern const int N_FLAGS;
+
+/* Reads the flags that follow the command's name. Errors are PC_ECONFIG. */
+int cli_parse(struct Cli *cli, int argc, char **argv);
+void cli_free(struct Cli *cli);
+int list_push(struct TextList *list, const char *item);
+
+/* Built-in defaults < the command's own < --config < environment < flags. */
+int cli_settings(struct Cli *cli);
+/* True when a flag set this setting. */
+bool cli_assigned(const struct Cli *cli, const char *name);
+/* Sets cli->model_path: --model, else $PCOMP_MODEL, else the one SmolLM2*.gguf in models/ beside the
+ * binary's build folder. */
+int cli_model(struct Cli *cli);
+/* Finds the model, settles the settings and opens the engine. */
+int cli_open(struct Cli *cli, struct Engine **out);
+
+/* Checks that bytes are usable text: not empty, no NUL, UTF-8; names `what` and the byte. */
+int text_check(const char *what, const char *data, size_t len);
+/* Appends the text of all files, with a blank line between two; standard input when it is piped. */
+int cli_context(struct Cli *cli, struct Str *out);
+/* Gathers -q and -Q into cli->questions and checks them. */
+int cli_questions(struct Cli *cli);
+/* Bytes of the longest prefix of text that has n tokens; *n_all is the whole text's count when
+ * that is less. */
+int text_cut(const struct Tokenizer *t, const struct Str *text, int n, size_t *bytes, int *n_all);
+
+/* ==== Exit codes and messages ==== */
+
+int exit_code(int status);
+/* Sends standard error to the end of a file; cli_error() still reaches the terminal. */
+int cli_log_file(const char *path);
+/* Prints "pcomp: what, why; next step" from err_text(), also to the terminal when a log file is used. */
+void cli_error(const char *text);
+
+/* ==== Signals ==== */
+
+void signals_catch(void);
+bool signals_stop(void *user); /* for Request.stop: true after the first SIGINT or SIGTERM */
+int signals_got(void);         /* 0, SIGINT or SIGTERM */
+
+/* ==== Output ==== */
+
+/* Writes to standard output and flushes; CLI_EOUTPUT with the reason when that fails. */
+int out_write(const char *data, size_t len);
+/* file_write() for a result: a failure is CLI_EOUTPUT. */
+int out_file(const char *path, const char *data, size_t len);
+/* "22.4 GiB", "512 MiB" */
+const char *bytes_text(size_t bytes, char text[32]);
+
+/* The commands. */
+int cmd_run(struct Cli *cli);
+int cmd_demo(struct Cli *cli);
+int cmd_plan(struct Cli *cli);
+int cmd_inspect(struct Cli *cli);
+int cmd_perplexity(struct Cli *cli);
+int cmd_bench(struct Cli *cli);
+int cmd_summarize(struct Cli *cli);
+
+/* Prints a request's plan, as text or JSON (cmd_plan.c; used by --plan too). PC_ENOMEM when it does
+ * not fit. */
+int plan_show(struct Cli *cli, struct Engine *engine, const struct Request *req);
+
+#endif

@@ -1,0 +1,250 @@
+/* cmd_bench.c - `pcomp bench`: rates of whole runs (prefill, decode) and of single operations.
+ *
+ * Prefill and decode are timed on session_run(), the path that answers real questions, over a text of
+ * exactly the stated number of tokens. Each case runs once unmeasured, so that page faults of the
+ * model file are not counted, then `repeats` times.
+ */
+#include "cli.h"
+#include "provenance.h"
+#include "tokenizer.h"
+
+#include <math.h>
+#include <string.h>
+
+/* One case and the sums over its repeats. */
+struct BenchCase {
+    char test[48], shape[64];
+    int n;                 /* repeats counted */
+    double sum, sum_sq;    /* of seconds */
+    double work;           /* per repeat: tokens, or operations */
+    double bytes;          /* per repeat, single operations only */
+    double sum_rate, sum_rate_sq;
+    const char *unit;
+    size_t peak_bytes;
+};
+
+enum { CASES_MAX = 64 };
+
+struct Bench {
+    struct Cli *cli;
+    struct Engine *engine;
+    struct Str text;       /* as long as the longest case */
+    struct BenchCase cases[CASES_MAX];
+    int n_cases;
+};
+
+static double mean(double sum, int n)
+{
+    return n ? sum / n : 0;
+}
+
+/* Standard deviation of a sample. */
+static double deviation(double sum, double sum_sq, int n)
+{
+    if (n < 2) return 0;
+    double variance = (sum_sq - sum * sum / n) / (n - 1);
+    return variance > 0 ? sqrt(variance) : 0;
+}
+
+static struct BenchCase *case_new(struct Bench *b, const char *test, const char *shape, const char *unit)
+{
+    if (b->n_cases == CASES_MAX) return NULL;
+    struct BenchCase *c = &b->cases[b->n_cases++];
+    *c = (struct BenchCase){.unit = unit};
+    snprintf(c->test, sizeof c->test, "%s", test);
+    snprintf(c->shape, sizeof c->shape, "%s", shape);
+    return c;
+}
+
+static void case_add(struct BenchCase *c, double seconds, double work)
+{
+    double rate = seconds > 0 ? work / seconds : 0;
+    c->n++;
+    c->work = work;
+    c->sum += seconds;
+    c->sum_sq += seconds * seconds;
+    c->sum_rate += rate;
+    c->sum_rate_sq += rate * rate;
+}
+
+/* ==== Whole runs ==== */
+
+/* Prose made of a few hundred different sentences: a text of one repeated line would be tokenised
+ * and attended to unlike any real one. */
+static int make_text(struct Str *out, int tokens)
+{
+    static const char *const who[] = {"The clerk", "A sailor", "My aunt", "The judge", "Our neighbour",
+                                      "An old miller", "The young doctor", "Nobody"};
+    static const char *const did[] = {"carried", "forgot", "described", "sold", "painted", "hid", "found"};
+    static const char *const what[] = {"the lantern", "a letter", "three keys", "the account book", "a map",
+                                       "an umbrella", "the silver spoon", "a basket of pears", "the clock"};
+    static const char *const where[] = {"near the bridge", "in the harbour", "behind the church",
+                                        "at the crossroads", "before the winter", "during the long storm"};
+    uint64_t state = 1;
+    for (int n = 0; out->len < (size_t)tokens * 8; n++) {
+        state = hash64(&n, sizeof n, state);
+        TRY(str_appendf(out, "%s %s %s %s.%s", who[state % 8], did[(state >> 8) % 7], what[(state >> 16) % 9],
+                        where[(state >> 24) % 6], n % 6 == 5 ? "\n\n" : " "));
+    }
+    return PC_OK;
+}
+
+/* Runs one request of the first `bytes` of the text. */
+static int run_once(struct Bench *b, size_t bytes, struct Result *r)
+{
+    struct Request req = {.context = b->text.data, .context_len = bytes, .stop = signals_stop,
+                          .question = "What did the clerk carry?"};
+    return session_run(b->engine, &req, r);
+}
+
+/* Repeats a run of n_tokens; prefill and decode are counted into either case when it is not NULL. */
+static int bench_runs(struct Bench *b, int n_tokens, struct BenchCase *prefill, struct BenchCase *decode)
+{
+    size_t bytes;
+    int n;
+    TRY(text_cut(engine_tokenizer(b->engine), &b->text, n_tokens, &bytes, &n));
+    if (n < n_tokens)
+        return err_set(PC_ERANGE, "the text has %d tokens, %d are needed; give a longer -f FILE", n, n_tokens);
+    for (int i = 0; i <= b->cli->repeats; i++) {
+        struct Result r = {0};
+        int status = run_once(b, bytes, &r);
+        if (status == PC_OK && i > 0) {
+            if (prefill) case_add(prefill, r.time.prefill, r.plan.n_context);
+            if (decode) case_add(decode, r.time.decode, r.n_ids);
+            if (prefill) prefill->peak_bytes = r.peak_bytes;
+            if (decode) decode->peak_bytes = r.peak_bytes;
+        }
+        result_free(&r);
+        TRY(status);
+    }
+    return PC_OK;
+}
+
+static int bench_sessions(struct Bench *b, bool prefill, bool decode)
+{
+    int lengths[2] = {2048, 8192}, n_lengths = 2;
+    if (b->cli->tokens) {
+        lengths[0] = b->cli->tokens;
+        n_lengths = 1;
+    }
+    if (b->cli->files.n) TRY(cli_context(b->cli, &b->text));
+    else TRY(make_text(&b->text, lengths[n_lengths - 1]));
+    for (int i = 0; i < n_lengths; i++) {
+        char shape[64];
+        snprintf(shape, sizeof shape, "%d tokens", lengths[i]);
+        struct BenchCase *first = prefill ? case_new(b, "prefill", shape, "tok/s") : NULL;
+        snprintf(shape, sizeof shape, "after %d tokens", lengths[i]);
+        struct BenchCase *second = decode ? case_new(b, "decode", shape, "tok/s") : NULL;
+        TRY(bench_runs(b, lengths[i], first, second));
+    }
+    return PC_OK;
+}
+
+/* ==== Operations ==== */
+
+static int bench_ops(struct Bench *b)
+{
+    const int n_tokens = b->cli->tokens ? b->cli->tokens : 2048;
+    for (int op = 0;; op++) {
+        struct BenchRow row = {0};
+        int status = engine_bench_op(b->engine, op, n_tokens, &row);
+        if (status == PC_ERANGE) return PC_OK;
+        TRY(status);
+        struct BenchCase *c = case_new(b, row.name, row.shape, "GFLOP/s");
+        if (!c) return err_set(PC_EINTERNAL, "more than %d operations to time", CASES_MAX);
+        for (int i = 0; i < b->cli->repeats; i++) {
+            if (signals_stop(NULL)) return err_set(PC_EINTR, "stopped");
+            TRY(engine_bench_op(b->engine, op, n_tokens, &row));
+            case_add(c, row.seconds, row.flops / 1e9);
+            c->bytes = row.bytes;
+        }
+    }
+}
+
+/* ==== Tables ==== */
+
+static int row_csv(const struct BenchCase *c, bool markdown, struct Str *out)
+{
+    double seconds = mean(c->sum, c->n), rate = mean(c->sum_rate, c->n);
+    double rate_sd = deviation(c->sum_rate, c->sum_rate_sq, c->n);
+    double gb = seconds > 0 ? c->bytes / seconds / 1e9 : 0;
+    if (markdown)
+        return str_appendf(out, "| %s | %s | %.2f ± %.2f | %s | %.2f ± %.2f | %.1f | %.0f |\n", c->test, c->shape,
+                           rate, rate_sd, c->unit, 1e3 * seconds, 1e3 * deviation(c->sum, c->sum_sq, c->n), gb,
+                           (double)c->peak_bytes / (1 << 20));
+    return str_appendf(out, "%s,\"%s\",%d,%.6g,%.6g,%s,%.6g,%.6g,%.6g,%zu\n", c->test, c->shape, c->n, rate,
+                       rate_sd, c->unit, seconds, deviation(c->sum, c->sum_sq, c->n), gb, c->peak_bytes);
+}
+
+static int table_text(const struct Bench *b, bool markdown, struct Str *out)
+{
+    if (markdown)
+        TRY(str_appendf(out, "%s, %s, %d repeats, mean ± sd\n\n| test | shape | rate | unit | ms | GB/s | MiB |\n"
+                        "|---|---|---:|---|---:|---:|---:|\n", engine_model(b->engine)->cfg.name,
+                        engine_device(b->engine), b->cli->repeats));
+    else
+        TRY(str_appendf(out, "test,shape,repeats,rate,rate_sd,unit,seconds,seconds_sd,gb_per_s,peak_bytes\n"));
+    for (int i = 0; i < b->n_cases; i++) TRY(row_csv(&b->cases[i], markdown, out));
+    return PC_OK;
+}
+
+static int table_json(const struct Bench *b, struct Str *out)
+{
+    struct PlanInfo none = {0};
+    cJSON *root = provenance_plan(b->engine, b->cli->model_path, &none);
+    cJSON_DeleteItemFromObject(root, "plan");
+    cJSON_ReplaceItemInObject(root, "schema", cJSON_CreateString("pcomp.bench.v1"));
+    cJSON *rows = cJSON_AddArrayToObject(root, "rows");
+    for (int i = 0; i < b->n_cases; i++) {
+        const struct BenchCase *c = &b->cases[i];
+        cJSON *row = cJSON_CreateObject();
+        double seconds = mean(c->sum, c->n);
+        cJSON_AddStringToObject(row, "test", c->test);
+        cJSON_AddStringToObject(row, "shape", c->shape);
+        cJSON_AddNumberToObject(row, "repeats", c->n);
+        cJSON_AddNumberToObject(row, "rate", mean(c->sum_rate, c->n));
+        cJSON_AddNumberToObject(row, "rate_sd", deviation(c->sum_rate, c->sum_rate_sq, c->n));
+        cJSON_AddStringToObject(row, "unit", c->unit);
+        cJSON_AddNumberToObject(row, "seconds", seconds);
+        cJSON_AddNumberToObject(row, "seconds_sd", deviation(c->sum, c->sum_sq, c->n));
+        cJSON_AddNumberToObject(row, "gb_per_s", seconds > 0 ? c->bytes / seconds / 1e9 : 0);
+        cJSON_AddNumberToObject(row, "peak_bytes", (double)c->peak_bytes);
+        cJSON_AddItemToArray(rows, row);
+    }
+    return json_append(root, false, out);
+}
+
+int cmd_bench(struct Cli *cli)
+{
+    static const char *const parts[] = {"prefill", "decode", "ops", "all"};
+    const char *part = cli->args.n ? cli->args.items[0] : "all", *format = cli->format ? cli->format : "md";
+    bool known = false, json = strcmp(format, "json") == 0, md = strcmp(format, "md") == 0;
+    for (int i = 0; i < 4; i++) known |= strcmp(part, parts[i]) == 0;
+    if (!known || cli->args.n > 1)
+        return err_set(PC_ECONFIG, "bench '%.32s' is not known; accepted: prefill, decode, ops, all", part);
+    if (!json && !md && strcmp(format, "csv") != 0)
+        return err_set(PC_ECONFIG, "flag '--format': '%.32s' is not known; accepted: md, csv, json", format);
+    if (!cli->repeats) cli->repeats = 5;
+    cli->args.n = 0; /* the part is no file */
+    struct Bench *b = mem_alloc(1, sizeof *b);
+    struct Str table = {0};
+    int status = b ? PC_OK : PC_ENOMEM;
+    if (!b) return status;
+    b->cli = cli;
+    bool all = strcmp(part, "all") == 0, ops = all || strcmp(part, "ops") == 0;
+    bool prefill = all || strcmp(part, "prefill") == 0, decode = all || strcmp(part, "decode") == 0;
+    TRY_GOTO(cli_open(cli, &b->engine));
+    if (prefill || decode) status = bench_sessions(b, prefill, decode);
+    if (status == PC_OK && ops) status = bench_ops(b);
+    if (status < 0 && status != PC_EINTR) goto fail;
+    if (status == PC_EINTR) fprintf(stderr, "pcomp: stopped; the table holds what was measured until then\n");
+    int wrote = json ? table_json(b, &table) : table_text(b, md, &table);
+    if (wrote == PC_OK) wrote = out_write(table.data, table.len);
+    if (wrote < 0) status = wrote;
+fail:
+    engine_close(b->engine);
+    str_free(&b->text);
+    mem_free(b);
+    str_free(&table);
+    return status;
+}

@@ -1,0 +1,174 @@
+/* cmd_plan.c - the commands that look without answering: `pcomp plan`, `inspect` and `perplexity`. */
+#include "cli.h"
+#include "progress.h"
+#include "provenance.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ==== Plan ==== */
+
+/* Operations of a prefill: the matrix products of every token in every chunk, and causal attention
+ * within each chunk. The LM head runs on question rows only and is left out. */
+static double prefill_flops(const struct Model *model, const struct PlanInfo *plan)
+{
+    const struct ModelConfig *cfg = &model->cfg;
+    double embedding = (double)cfg->vocab_size * cfg->dim;
+    double weights = (double)model->n_params - (model->tied ? embedding : 2 * embedding);
+    double chunk = plan->n_chunks ? (double)plan->n_context / plan->n_chunks : 0;
+    double rows = chunk + plan->n_question;
+    double attention = 4.0 * cfg->n_layers * cfg->n_heads * cfg->head_dim * rows * (rows / 2 + plan->n_prefix);
+    return plan->n_chunks * (2 * weights * rows + attention);
+}
+
+/* Seconds that the prefill may take at the rate of one measured matrix product; negative: not known. */
+static double estimate_seconds(struct Engine *engine, const struct PlanInfo *plan)
+{
+    struct BenchRow row = {0};
+    if (plan->n_context == 0 || engine_bench_op(engine, 0, 256, &row) < 0) return -1;
+    if (!(row.seconds > 0 && row.flops > 0)) return -1;
+    return prefill_flops(engine_model(engine), plan) / (row.flops / row.seconds);
+}
+
+static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double seconds, struct Str *out)
+{
+    const struct ModelConfig *cfg = &engine_model(engine)->cfg;
+    char a[32], b[32];
+    TRY(str_appendf(out, "model    %s, trained on %d positions, %s mapped\n", cfg->name, cfg->train_len,
+                    bytes_text(plan->model_bytes, a)));
+    TRY(str_appendf(out, "device   %s\n", engine_device(engine)));
+    TRY(str_appendf(out, "tokens   %d text, %d before each chunk, %d question, up to %d answer\n",
+                    plan->n_context, plan->n_prefix, plan->n_question, plan->max_tokens));
+    TRY(str_appendf(out, "chunks   %d of at most %d tokens, %d at a time, %d kept\n", plan->n_chunks,
+                    plan->chunk_tokens, plan->wave, plan->keep));
+    if (plan->kv_cap > 0)
+        TRY(str_appendf(out, "KV       %d entries for each kept chunk, layer and head: %s\n", plan->kv_cap,
+                        bytes_text(plan->kv_bytes, a)));
+    else
+        TRY(str_appendf(out, "KV       all entries of the kept chunks: %s\n", bytes_text(plan->kv_bytes, a)));
+    TRY(str_appendf(out, "position question at %d, window %d, template %s\n", plan->question_pos, plan->window,
+                    plan->chat_template));
+    if (plan->n_truncated)
+        TRY(str_appendf(out, "cut      %d text tokens are left out of the middle\n", plan->n_truncated));
+    TRY(str_appendf(out, "memory   %s at the peak, %s available: %s\n", bytes_text(plan->peak_bytes, a),
+                    bytes_text(plan->available_bytes, b), plan->fits ? "fits" : "does not fit"));
+    if (seconds >= 0)
+        TRY(str_appendf(out, "time     about %.1f s of prefill, from one measured matrix product\n", seconds));
+    return PC_OK;
+}
+
+static int does_not_fit(const struct PlanInfo *plan)
+{
+    char need[32], have[32];
+    return err_set(PC_ENOMEM, "the run needs %s besides the model, %s available; try --kv-cap %d, --wave 1 or "
+                   "a smaller --keep", bytes_text(plan->peak_bytes, need),
+                   bytes_text(plan->available_bytes, have),
+                   plan->kv_cap > 1 ? plan->kv_cap / 2 : plan->chunk_tokens / 2);
+}
+
+int plan_show(struct Cli *cli, struct Engine *engine, const struct Request *req)
+{
+    struct PlanInfo plan = {0};
+    TRY(session_plan(engine, req, &plan));
+    double seconds = estimate_seconds(engine, &plan);
+    struct Str text = {0};
+    int status;
+    if (cli->json || cli->jsonl) {
+        cJSON *object = provenance_plan(engine, cli->model_path, &plan);
+        cJSON_AddNumberToObject(object, "estimated_prefill_seconds", seconds >= 0 ? seconds : NAN);
+        status = json_append(object, false, &text);
+    } else {
+        status = plan_text(engine, &plan, seconds, &text);
+    }
+    if (status == PC_OK) status = out_write(text.data, text.len);
+    str_free(&text);
+    if (status < 0) return status;
+    return plan.fits ? PC_OK : does_not_fit(&plan);
+}
+
+int cmd_plan(struct Cli *cli)
+{
+    struct Engine *engine = NULL;
+    struct Str context = {0};
+    int status;
+    if (cli->questions.n > 1) return err_set(PC_ECONFIG, "a plan is for one question; %d are given", cli->questions.n);
+    TRY_GOTO(cli_questions(cli));
+    TRY_GOTO(cli_open(cli, &engine));
+    TRY_GOTO(cli_context(cli, &context));
+    struct Request req = {.context = context.data, .context_len = context.len,
+                          .question = cli->questions.n ? cli->questions.items[0] : ""};
+    status = plan_show(cli, engine, &req);
+fail:
+    str_free(&context);
+    engine_close(engine);
+    return status;
+}
+
+/* ==== Inspect ==== */
+
+int cmd_inspect(struct Cli *cli)
+{
+    if (cli->args.n > 1 || (cli->args.n == 1 && cli->model))
+        return err_set(PC_ECONFIG, "inspect takes one model");
+    struct Str text = {0};
+    if (cli->args.n) cli->model = cli->args.items[0];
+    TRY(cli_model(cli));
+    int status = model_inspect(cli->model_path, cli->json, &text);
+    if (status == PC_OK) status = out_write(text.data ? text.data : "", text.len);
+    str_free(&text);
+    return status;
+}
+
+/* ==== Perplexity ==== */
+
+static void show_progress(void *user, const struct Progress *p)
+{
+    progress_show(user, p);
+}
+
+static int perplexity_report(const struct Cli *cli, struct Engine *engine, const struct PerplexityResult *r)
+{
+    struct Str text = {0};
+    int status;
+    if (cli->json) {
+        struct PlanInfo none = {0};
+        cJSON *object = provenance_plan(engine, cli->model_path, &none);
+        cJSON_DeleteItemFromObject(object, "plan");
+        cJSON_ReplaceItemInObject(object, "schema", cJSON_CreateString("pcomp.perplexity.v1"));
+        cJSON_AddNumberToObject(object, "nll", r->nll);
+        cJSON_AddNumberToObject(object, "ppl", r->ppl);
+        cJSON_AddNumberToObject(object, "n_scored", (double)r->n_scored);
+        cJSON_AddNumberToObject(object, "n_context", (double)r->n_context);
+        cJSON_AddNumberToObject(object, "seconds", r->seconds);
+        status = json_append(object, false, &text);
+    } else {
+        status = str_appendf(&text, "perplexity %.4f  nll %.6f  scored %lld of %lld tokens  %.1f s\n", r->ppl,
+                             r->nll, (long long)r->n_scored, (long long)r->n_context, r->seconds);
+    }
+    if (status == PC_OK) status = out_write(text.data, text.len);
+    str_free(&text);
+    return status;
+}
+
+int cmd_perplexity(struct Cli *cli)
+{
+    struct Engine *engine = NULL;
+    struct Str context = {0};
+    struct ProgressView view;
+    struct PerplexityResult result = {0};
+    int status;
+    TRY(progress_open(&view, cli->progress, cli->quiet));
+    TRY_GOTO(cli_open(cli, &engine));
+    TRY_GOTO(cli_context(cli, &context));
+    struct Request req = {.context = context.data, .context_len = context.len, .question = "", .user = &view,
+                          .on_progress = show_progress, .stop = signals_stop};
+    progress_begin(&view, 0);
+    status = session_perplexity(engine, &req, cli->tail ? cli->tail : 1024, &result);
+    progress_clear(&view);
+    if (status == PC_EINTR) fprintf(stderr, "pcomp: stopped; repeat the command to start again\n");
+    if (status == PC_OK) status = perplexity_report(cli, engine, &result);
+fail:
+    str_free(&context);
+    engine_close(engine);
+    return status;
+}

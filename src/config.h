@@ -1,0 +1,101 @@
+/* config.h - every setting of the engine in one struct and one table.
+ *
+ * The table in config.c (name, type, place, limits, default, help) drives the JSON files in
+ * configs/, the command-line flags (--chunk-score from "chunk_score"), --help, the README's table and the provenance
+ * written into results. Order: built-in defaults < --config file < PCOMP_* environment < flags.
+ */
+#ifndef PCOMP_CONFIG_H
+#define PCOMP_CONFIG_H
+
+#include "base.h"
+
+enum Method { METHOD_PARALLELCOMP, METHOD_FULL, METHOD_TRUNCATE };
+enum ChunkScore { SCORE_QUESTION, SCORE_PUBLISHED };
+enum Precision { PRECISION_INT16, PRECISION_F32 };
+enum TokenClass { CLASS_SINK, CLASS_MIDDLE, CLASS_RECENT };
+
+/* One calibration rule (method.md section 4): drop from the cache the tokens of one class, in layers
+ * [layer_lo, layer_hi], whose mean attention over the last `rows` question rows exceeds lambda. */
+struct CalibRule {
+    enum TokenClass token_class;
+    int layer_lo, layer_hi; /* 0-based, inclusive */
+    float lambda;
+    int region;             /* tokens at either end that count as sink or recent */
+    int rows;               /* question rows averaged; 0: all */
+    int stage;              /* 1: per chunk, 2: on the merged cache */
+};
+
+enum { CALIB_RULES_MAX = 32, KEEP_ALL = -1, CAP_OFF = -1, AUTO = 0 };
+
+struct Settings {
+    /* the method */
+    enum Method method;
+    int window;              /* positions the model may use; AUTO: the trained context */
+    int chunk;               /* context tokens a chunk at most; AUTO: derived from the window */
+    int overlap;             /* tokens shared by neighbouring chunks */
+    int keep;                /* k: chunks kept; AUTO: 2; KEEP_ALL */
+    int kv_cap;              /* context tokens kept a chunk, layer and KV head; AUTO: half a chunk; CAP_OFF */
+    int obs_rows;            /* last question rows that vote for tokens */
+    int pool;                /* width of the max-pool over importance, odd */
+    enum ChunkScore chunk_score;
+    int prefix_copies;       /* weight of the shared prefix in the merged cache, as that many copies */
+    struct CalibRule calib[CALIB_RULES_MAX];
+    int n_calib;
+    int calib_layers;        /* layers of the model the rules' bands were written for; AUTO: this model's */
+    /* the prompt */
+    char chat_template[32];  /* auto, raw, or a name */
+    char instruction[1024];  /* before the context */
+    char answer_prefix[256]; /* put into the model's mouth */
+    char system[1024];       /* system message; "none": no system block; empty: the template's default */
+    /* the answer */
+    int max_tokens;
+    float temperature;       /* 0: greedy */
+    float top_p;
+    uint64_t seed;
+    /* the machine */
+    char backend[16];        /* auto, cpu */
+    enum Precision precision;
+    char isa[16];            /* auto, avx2, avx512, avx512vnni */
+    int threads;             /* AUTO: cores of this process */
+    int wave;                /* chunks prefilled together; AUTO */
+    size_t memory;           /* bytes the run may use besides the mapped model; AUTO: what is free */
+};
+
+enum SettingType { SET_INT, SET_FLOAT, SET_U64, SET_SIZE, SET_ENUM, SET_TEXT, SET_CALIB };
+
+struct Setting {
+    const char *name;        /* as in JSON; the flag is --name with '-' for '_' */
+    enum SettingType type;
+    size_t offset;           /* in struct Settings */
+    size_t room;             /* SET_TEXT: bytes of the array */
+    double min, max;         /* numbers: accepted range, special words apart */
+    const char *const *words;/* SET_ENUM: names in value order, NULL-ended; SET_INT: words for special values
+                              * as "all=-1", "auto=0", "off=-1"; SET_TEXT: accepted texts, NULL: any */
+    const char *def;         /* default, as it would be typed */
+    const char *group;       /* heading in --help: method, prompt, answer, machine */
+    const char *help;        /* one line */
+};
+
+extern const struct Setting SETTINGS[];
+extern const int N_SETTINGS;
+
+void settings_default(struct Settings *s);
+/* Sets one value from text ("chunk", "2048"). Unknown name: PC_ECONFIG naming the nearest one. */
+int settings_set(struct Settings *s, const char *name, const char *value);
+/* Reads a JSON object of settings (a file in configs/). Unknown key, wrong type, out of range: PC_ECONFIG. */
+int settings_load(struct Settings *s, const char *path);
+int settings_parse(struct Settings *s, const char *json, size_t len, const char *what);
+/* Checks settings against each other (an overlap wider than a chunk). */
+int settings_check(const struct Settings *s);
+/* The setting whose name is nearest, or NULL when none is near. */
+const char *settings_nearest(const char *name);
+/* What a setting accepts, as text: "1 to 4096, auto". */
+void setting_limits(const struct Setting *set, char *text, size_t room);
+/* Takes PCOMP_NAME variables. Names that are no setting are reported in the log and ignored. */
+int settings_env(struct Settings *s);
+/* Writes the whole effective configuration as a JSON object. */
+int settings_json(const struct Settings *s, struct Str *out);
+/* The table for --help (text) or for README (markdown). */
+int settings_help(bool markdown, struct Str *out);
+
+#endif

@@ -1,0 +1,398 @@
+/* cpu.c - the CPU backend: lifecycle, scratch and the linear operations.
+ *
+ * Work is cut into tiles handed to OpenMP threads; every output is written by one tile in a fixed
+ * order of sums, so results do not depend on the number of threads. A single row (decode)
+ * goes through matrix-vector kernels on the file's own blocks.
+ */
+#include "cpu.h"
+
+#include <math.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ==== Lifecycle ==== */
+
+static const struct Kernels *kernels_for(const char *isa)
+{
+    static const struct Kernels *const tables[] = {&kernels_avx512vnni, &kernels_avx512, &kernels_avx2};
+    bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    bool can[] = {avx512 && __builtin_cpu_supports("avx512vnni"), avx512,
+                  __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")};
+    for (int i = 0; i < 3; i++)
+        if (can[i] && (!strcmp(isa, "auto") || !strcmp(isa, tables[i]->isa))) return tables[i];
+    return NULL;
+}
+
+static int cpu_open(const struct DeviceOptions *o, struct Device **out)
+{
+    const struct Kernels *kern = kernels_for(o->isa);
+    if (!kern)
+        return err_set(PC_EDEVICE, "this CPU cannot run instruction set '%s' (avx2 with fma is the least); try --isa auto", o->isa);
+    struct Device *d = mem_alloc(1, sizeof *d);
+    if (!d) return PC_ENOMEM;
+    d->kern = kern;
+    d->model = o->model;
+    d->exact = o->exact;
+    d->threads = o->threads > 0 ? o->threads : omp_get_num_procs();
+    snprintf(d->text, sizeof d->text, "cpu %s %s, %d thread%s", kern->isa, o->exact ? "f32" : "int16", d->threads,
+             d->threads == 1 ? "" : "s");
+    *out = d;
+    return PC_OK;
+}
+
+static void cpu_close(struct Device *d)
+{
+    if (!d) return;
+    mem_free(d->block);
+    mem_free(d);
+}
+
+static const char *cpu_describe(const struct Device *d) { return d->text; }
+
+static size_t cpu_page_bytes(const struct Device *d)
+{
+    return (size_t)2 * PAGE_TOKENS * d->model->cfg.head_dim * (d->exact ? sizeof(float) : sizeof(uint16_t));
+}
+
+/* ==== Scratch ==== */
+
+static int max_int(int a, int b) { return a > b ? a : b; }
+
+struct Cut {
+    uint8_t *base; /* NULL: only measure */
+    size_t at;
+};
+
+static void *cut(struct Cut *c, size_t bytes)
+{
+    void *p = c->base ? c->base + c->at : NULL;
+    c->at += (bytes + 63) & ~(size_t)63;
+    return p;
+}
+
+static struct Act cut_act(struct Cut *c, bool exact, int rows, int cols)
+{
+    struct Act a = {.exact = exact, .cols = cols, .n_blocks = (cols + QBLOCK - 1) / QBLOCK};
+    size_t values = act_at(&a, (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS, 0);
+    a.v = cut(c, values * QBLOCK * (exact ? sizeof(float) : sizeof(int16_t)));
+    a.scale = cut(c, exact ? 0 : values * sizeof(float));
+    return a;
+}
+
+static size_t cut_scratch(struct Device *d, const struct BatchShape *s, uint8_t *base)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    struct Cut c = {base, 0};
+    int wide = max_int(m->dim, m->n_heads * m->head_dim), widest = max_int(wide, m->hidden_dim);
+    size_t k_scales, block = d->kern->kv_pack_bytes(m->head_dim, d->exact, &k_scales);
+    size_t heads = (size_t)s->seqs * m->n_kv_heads, key_blocks = ((size_t)s->keys + QBLOCK - 1) / QBLOCK;
+    size_t splits = key_blocks / DECODE_SPLIT + 2 * m->n_kv_heads + 2;
+    size_t attn = d->kern->attn_scratch_bytes(m->head_dim, s->mass_keys, d->exact);
+    size_t panel = d->kern->panel_bytes(widest, d->exact);
+
+    d->act = cut_act(&c, d->exact, max_int(s->rows, s->head_rows), wide);
+    d->act_ffn = cut_act(&c, d->exact, s->rows, m->hidden_dim);
+    d->angles = cut(&c, sizeof(float) * (size_t)s->rows * m->rope_dim);
+    /* also a page, a block gathered from pages, and a normed row */
+    size_t least = sizeof(float) * ((size_t)2 * PAGE_TOKENS * m->head_dim + (size_t)widest);
+    d->thread_bytes = (((attn > panel ? attn : panel) + least) + 4095) & ~(size_t)4095;
+    d->thread_scratch = cut(&c, d->thread_bytes * d->threads);
+    d->rows = cut(&c, sizeof(float) * 2 * (size_t)widest);
+    d->prep = cut(&c, d->kern->matvec_prep_bytes(widest));
+    d->pack_blocks = (int)key_blocks;
+    bool many = s->rows > FEW_ROWS;
+    d->pack.k = cut(&c, many ? heads * key_blocks * block : 0);
+    d->pack.v = cut(&c, many ? heads * key_blocks * block : 0);
+    d->pack.k_scale = cut(&c, many ? heads * key_blocks * k_scales * sizeof(float) : 0);
+    d->pack.v_scale = cut(&c, many ? heads * key_blocks * k_scales * sizeof(float) : 0);
+    d->head_out = cut(&c, sizeof(float) * (size_t)max_int(s->head_rows, 1) * m->vocab_size);
+    d->part = cut(&c, sizeof(struct Partial) * splits * (size_t)(m->n_heads / m->n_kv_heads) * (size_t)m->n_kv_heads);
+    d->part_out = cut(&c, sizeof(float) * splits * (size_t)m->n_heads * m->head_dim);
+    return c.at;
+}
+
+static size_t cpu_scratch_bytes(const struct Device *d, const struct BatchShape *s)
+{
+    struct Device probe = *d;
+    return cut_scratch(&probe, s, NULL);
+}
+
+static int cpu_reserve(struct Device *d, const struct BatchShape *s)
+{
+    mem_free(d->block);
+    d->block = NULL;
+    size_t bytes = cpu_scratch_bytes(d, s);
+    void *block = mem_alloc(1, bytes);
+    if (!block) return PC_ENOMEM;
+    d->block = block;
+    cut_scratch(d, s, block);
+    d->shape = *s;
+    return PC_OK;
+}
+
+static void *cpu_alloc(struct Device *d, size_t bytes)
+{
+    (void)d;
+    return mem_alloc(1, bytes);
+}
+
+static void cpu_release(struct Device *d, void *p)
+{
+    (void)d;
+    mem_free(p);
+}
+
+static int cpu_copy(struct Device *d, void *dst, const void *src, size_t bytes)
+{
+    (void)d;
+    memcpy(dst, src, bytes);
+    return PC_OK;
+}
+
+/* ==== Products ==== */
+
+/* Rows of x, normed when `norm` is given, into the device's packed form. */
+static void pack_rows(struct Device *d, const float *x, int n_rows, const float *norm, struct Act *act)
+{
+    int cols = act->cols;
+    float eps = d->model->cfg.norm_eps;
+#pragma omp parallel for schedule(static) num_threads(d->threads)
+    for (int r = 0; r < n_rows; r++) {
+        const float *row = x + (size_t)r * cols;
+        if (norm) {
+            float *tmp = thread_scratch(d, omp_get_thread_num());
+            d->kern->rmsnorm(row, norm, cols, eps, tmp);
+            row = tmp;
+        }
+        d->kern->act_pack(row, cols, r, 1, act);
+    }
+}
+
+/* Runs up to three products over (panel, row block) tiles; each tile packs its weight panel itself, so row blocks
+ * are long unless there are too few panels for the threads. */
+static void run_products(struct Device *d, const struct MatmulArgs *m, int n)
+{
+    int panels[3], total = 0, rows = m[0].n_rows;
+    for (int i = 0; i < n; i++) total += panels[i] = (m[i].w->rows + PANEL_COLS - 1) / PANEL_COLS;
+    int want = (4 * d->threads + total - 1) / total, most = rows / (8 * TILE_ROWS);
+    int row_blocks = max_int(1, want < most ? want : most);
+    int per = ((rows + row_blocks - 1) / row_blocks + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+#pragma omp parallel for schedule(dynamic) num_threads(d->threads)
+    for (int t = 0; t < total * row_blocks; t++) {
+        int panel = t / row_blocks, row0 = t % row_blocks * per, i = 0;
+        int row1 = row0 + per < rows ? row0 + per : rows;
+        while (panel >= panels[i]) panel -= panels[i++];
+        if (row0 < row1) d->kern->matmul_tile(&m[i], panel, row0, row1, thread_scratch(d, omp_get_thread_num()));
+    }
+}
+
+/* y = W x for one row; ops share x. */
+static void run_matvecs(struct Device *d, const float *x, int cols, const struct LinearOp *ops, int n)
+{
+    enum { ROWS = 32 };
+    int tasks[3], total = 0;
+    for (int i = 0; i < n; i++) total += tasks[i] = (ops[i].w->rows + ROWS - 1) / ROWS;
+    d->kern->matvec_prepare(x, cols, d->exact, d->prep);
+#pragma omp parallel for schedule(static) num_threads(d->threads)
+    for (int t = 0; t < total; t++) {
+        int task = t, i = 0;
+        while (task >= tasks[i]) task -= tasks[i++];
+        int row0 = task * ROWS, left = ops[i].w->rows - row0;
+        d->kern->matvec_rows(ops[i].w, row0, left < ROWS ? left : ROWS, d->prep, d->exact, ops[i].out + row0);
+    }
+    for (int i = 0; i < n; i++)
+        if (ops[i].bias) d->kern->add(ops[i].out, ops[i].bias, ops[i].w->rows);
+}
+
+static int cpu_norm_linear(struct Device *d, const float *x, int n_rows, const float *norm, const struct LinearOp *ops,
+                           int n_ops)
+{
+    int cols = ops[0].w->cols;
+    if (n_rows <= FEW_ROWS) {
+        d->kern->rmsnorm(x, norm, cols, d->model->cfg.norm_eps, d->rows);
+        run_matvecs(d, d->rows, cols, ops, n_ops);
+        return PC_OK;
+    }
+    struct Act act = d->act;
+    act.cols = cols;
+    act.n_blocks = (cols + QBLOCK - 1) / QBLOCK;
+    pack_rows(d, x, n_rows, norm, &act);
+    struct MatmulArgs m[3];
+    for (int i = 0; i < n_ops; i++)
+        m[i] = (struct MatmulArgs){.a = &act, .n_rows = n_rows, .w = ops[i].w, .bias = ops[i].bias,
+                                   .mode = MATMUL_STORE, .out = ops[i].out, .ld_out = ops[i].w->rows};
+    run_products(d, m, n_ops);
+    return PC_OK;
+}
+
+static int cpu_linear_add(struct Device *d, const float *a, int n_rows, const struct LinearOp *op)
+{
+    int cols = op->w->cols;
+    if (n_rows <= FEW_ROWS) {
+        struct LinearOp tmp = {op->w, op->bias, d->rows};
+        run_matvecs(d, a, cols, &tmp, 1);
+        d->kern->add(op->out, d->rows, op->w->rows);
+        return PC_OK;
+    }
+    struct Act act = d->act;
+    act.cols = cols;
+    act.n_blocks = (cols + QBLOCK - 1) / QBLOCK;
+    pack_rows(d, a, n_rows, NULL, &act);
+    struct MatmulArgs m = {.a = &act, .n_rows = n_rows, .w = op->w, .bias = op->bias, .mode = MATMUL_ADD,
+                           .out = op->out, .ld_out = op->w->rows};
+    run_products(d, &m, 1);
+    return PC_OK;
+}
+
+static int cpu_ffn_add(struct Device *d, float *x, int n_rows, const struct FfnWeights *f)
+{
+    int dim = f->gate->cols, hidden = f->gate->rows;
+    if (n_rows <= FEW_ROWS) {
+        float *gate = d->rows, *up = d->rows + hidden;
+        float *tmp = thread_scratch(d, 0);
+        d->kern->rmsnorm(x, f->norm, dim, d->model->cfg.norm_eps, tmp);
+        struct LinearOp ops[2] = {{f->gate, NULL, gate}, {f->up, NULL, up}};
+        run_matvecs(d, tmp, dim, ops, 2);
+        d->kern->silu_mul(gate, up, hidden);
+        struct LinearOp down = {f->down, NULL, tmp};
+        run_matvecs(d, gate, hidden, &down, 1);
+        d->kern->add(x, tmp, dim);
+        return PC_OK;
+    }
+    struct Act act = d->act;
+    act.cols = dim;
+    act.n_blocks = (dim + QBLOCK - 1) / QBLOCK;
+    pack_rows(d, x, n_rows, f->norm, &act);
+    struct MatmulArgs in = {.a = &act, .n_rows = n_rows, .w = f->gate, .w2 = f->up, .mode = MATMUL_SILU, .act_out = &d->act_ffn};
+    run_products(d, &in, 1);
+    struct MatmulArgs out = {.a = &d->act_ffn, .n_rows = n_rows, .w = f->down, .mode = MATMUL_ADD, .out = x, .ld_out = dim};
+    run_products(d, &out, 1);
+    return PC_OK;
+}
+
+/* ==== Rows ==== */
+
+static int cpu_embed(struct Device *d, const int *tokens, int n_rows, float *x)
+{
+    const struct Weight *w = &d->model->tok_embd;
+    size_t row_bytes = dtype_row_bytes(w->type, w->cols);
+#pragma omp parallel for schedule(static) num_threads(d->threads)
+    for (int r = 0; r < n_rows; r++)
+        quant_decode(w->type, (const uint8_t *)w->data + (size_t)tokens[r] * row_bytes, x + (size_t)r * w->cols, w->cols);
+    return PC_OK;
+}
+
+static int cpu_compact(struct Device *d, float *x, int width, const int *idx, int n)
+{
+    (void)d;
+    for (int i = 0; i < n; i++)
+        memmove(x + (size_t)i * width, x + (size_t)idx[i] * width, sizeof *x * (size_t)width);
+    return PC_OK;
+}
+
+static int cpu_positions(struct Device *d, const int *pos, int n_rows)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    int half = m->rope_dim / 2;
+#pragma omp parallel for schedule(static) num_threads(d->threads)
+    for (int r = 0; r < n_rows; r++) {
+        float *cosv = d->angles + (size_t)r * m->rope_dim, *sinv = cosv + half;
+        for (int i = 0; i < half; i++) {
+            double angle = (double)pos[r] * (double)m->inv_freq[i];
+            cosv[i] = (float)cos(angle) * m->rope_scale;
+            sinv[i] = (float)sin(angle) * m->rope_scale;
+        }
+    }
+    return PC_OK;
+}
+
+static void rope_heads(const struct Device *d, float *heads, int n, const float *norm, const float *angles)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    for (int h = 0; h < n; h++) {
+        float *head = heads + (size_t)h * m->head_dim;
+        if (norm) d->kern->rmsnorm(head, norm, m->head_dim, m->norm_eps, head);
+        d->kern->rope(head, angles, m->rope_dim, m->rope_style);
+    }
+}
+
+static int cpu_rope(struct Device *d, const struct RopeArgs *a)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+#pragma omp parallel for schedule(static) num_threads(d->threads) if (a->n_rows > FEW_ROWS)
+    for (int r = 0; r < a->n_rows; r++) {
+        const float *angles = d->angles + (size_t)r * m->rope_dim;
+        rope_heads(d, a->q + (size_t)r * m->n_heads * m->head_dim, m->n_heads, a->q_norm, angles);
+        rope_heads(d, a->k + (size_t)r * m->n_kv_heads * m->head_dim, m->n_kv_heads, a->k_norm, angles);
+    }
+    return PC_OK;
+}
+
+/* ==== Head ==== */
+
+static int cpu_logits(struct Device *d, const float *x, const int *idx, int n, float *out)
+{
+    const struct Model *m = d->model;
+    struct Act act = d->act;
+    act.cols = m->cfg.dim;
+    act.n_blocks = (act.cols + QBLOCK - 1) / QBLOCK;
+    float *tmp = thread_scratch(d, 0);
+    for (int i = 0; i < n; i++) {
+        d->kern->rmsnorm(x + (size_t)idx[i] * m->cfg.dim, m->output_norm, m->cfg.dim, m->cfg.norm_eps, tmp);
+        if (n <= FEW_ROWS) {
+            struct LinearOp op = {&m->output, NULL, out};
+            memcpy(d->rows, tmp, sizeof(float) * (size_t)m->cfg.dim);
+            run_matvecs(d, d->rows, m->cfg.dim, &op, 1);
+            return PC_OK;
+        }
+        d->kern->act_pack(tmp, m->cfg.dim, i, 1, &act);
+    }
+    struct MatmulArgs args = {.a = &act, .n_rows = n, .w = &m->output, .mode = MATMUL_STORE, .out = out, .ld_out = m->output.rows};
+    run_products(d, &args, 1);
+    return PC_OK;
+}
+
+static int cpu_nll(struct Device *d, const float *x, const int *idx, const int *target, int n, float *out)
+{
+    int vocab = d->model->output.rows;
+    for (int i = 0; i < n; i += d->shape.head_rows) {
+        int m = n - i < d->shape.head_rows ? n - i : d->shape.head_rows;
+        TRY(cpu_logits(d, x, idx + i, m, d->head_out));
+#pragma omp parallel for schedule(static) num_threads(d->threads)
+        for (int r = 0; r < m; r++) {
+            const float *row = d->head_out + (size_t)r * vocab;
+            out[i + r] = d->kern->log_sum_exp(row, vocab) - row[target[i + r]];
+        }
+    }
+    return PC_OK;
+}
+
+const struct Backend backend_cpu = {
+    .name = "cpu",
+    .open = cpu_open,
+    .close = cpu_close,
+    .describe = cpu_describe,
+    .page_bytes = cpu_page_bytes,
+    .scratch_bytes = cpu_scratch_bytes,
+    .reserve = cpu_reserve,
+    .alloc = cpu_alloc,
+    .release = cpu_release,
+    .upload = cpu_copy,
+    .download = cpu_copy,
+    .compact = cpu_compact,
+    .embed = cpu_embed,
+    .positions = cpu_positions,
+    .norm_linear = cpu_norm_linear,
+    .linear_add = cpu_linear_add,
+    .ffn_add = cpu_ffn_add,
+    .rope = cpu_rope,
+    .attention = cpu_attention,
+    .attn_mass = cpu_attn_mass,
+    .kv_write = cpu_kv_write,
+    .kv_read = cpu_kv_read,
+    .logits = cpu_logits,
+    .nll = cpu_nll,
+};

@@ -1,0 +1,269 @@
+/* cpu_attention.c - attention on the CPU: over packed keys for many rows, over pages for one.
+ *
+ * A row sees the whole past (pages: the shared prefix, or everything merged so far) and its own sequence
+ * causally. For many rows the past and own keys of each (sequence, KV head) are packed once, then tiles of
+ * 48 rows of one query head run over them. For one row the pages are read where they lie, in work items of
+ * DECODE_SPLIT pages whose partial results are merged in order.
+ */
+#include "cpu.h"
+
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+
+static int past_tokens(const struct AttnArgs *a, int kv_head, int n_kv)
+{
+    return a->past ? a->past->n_tokens[a->layer * n_kv + kv_head] : 0;
+}
+
+static const struct PageRef *past_refs(const struct AttnArgs *a, int head)
+{
+    return a->past->refs + (size_t)head * a->past->stride;
+}
+
+/* ==== Many rows ==== */
+
+static struct KvPack pack_of(const struct Device *d, int seq, int kv_head)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    size_t scales, bytes = d->kern->kv_pack_bytes(m->head_dim, d->exact, &scales);
+    size_t first = ((size_t)seq * m->n_kv_heads + kv_head) * d->pack_blocks;
+    return (struct KvPack){
+        (uint8_t *)d->pack.k + first * bytes,
+        (uint8_t *)d->pack.v + first * bytes,
+        d->pack.k_scale + first * scales,
+        d->pack.v_scale + first * scales,
+    };
+}
+
+/* Gathers up to 64 tokens [at, at + n) of past and own rows of one head into k, v [64, head_dim]. */
+static void gather_block(struct Device *d, const struct AttnArgs *a, int seq, int kv_head, int at, float *k, float *v)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    int dim = m->head_dim, past = past_tokens(a, kv_head, m->n_kv_heads), n = 0;
+    int rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
+    if (at < past) {
+        const struct PageRef *ref = past_refs(a, a->layer * m->n_kv_heads + kv_head);
+        int skip = at;
+        while (skip >= (int)ref->len) skip -= (int)(ref++)->len;
+        for (; n < QBLOCK && at + n < past; n++) {
+            while (skip >= (int)ref->len) skip = 0, ref++;
+            d->kern->page_read(a->pool->data + ref->page * a->pool->page_bytes, skip++, dim, k + n * dim, v + n * dim, d->exact);
+        }
+    }
+    for (int row = at + n - past; n < QBLOCK && row < rows; n++, row++) {
+        size_t src = ((size_t)(a->seq_begin[seq] + row) * m->n_kv_heads + kv_head) * dim;
+        memcpy(k + n * dim, a->k + src, sizeof(float) * (size_t)dim);
+        memcpy(v + n * dim, a->v + src, sizeof(float) * (size_t)dim);
+    }
+}
+
+static void pack_keys(struct Device *d, const struct AttnArgs *a)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    int heads = a->n_seqs * m->n_kv_heads;
+#pragma omp parallel for schedule(dynamic, 4) collapse(2) num_threads(d->threads)
+    for (int h = 0; h < heads; h++) {
+        for (int b = 0; b < d->pack_blocks; b++) {
+            int seq = h / m->n_kv_heads, kv = h % m->n_kv_heads;
+            int past = past_tokens(a, kv, m->n_kv_heads), rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
+            int at = b * QBLOCK, n = past + rows - at;
+            if (n <= 0) continue;
+            struct KvPack out = pack_of(d, seq, kv);
+            if (at >= past) { /* rows lie ready */
+                size_t src = ((size_t)(a->seq_begin[seq] + at - past) * m->n_kv_heads + kv) * m->head_dim;
+                d->kern->kv_pack(a->k + src, a->v + src, m->n_kv_heads * m->head_dim, n < QBLOCK ? n : QBLOCK,
+                                 m->head_dim, b, d->exact, &out);
+                continue;
+            }
+            float *k = thread_scratch(d, omp_get_thread_num()), *v = k + QBLOCK * m->head_dim;
+            gather_block(d, a, seq, kv, at, k, v);
+            d->kern->kv_pack(k, v, m->head_dim, n < QBLOCK ? n : QBLOCK, m->head_dim, b, d->exact, &out);
+        }
+    }
+}
+
+static struct AttnTile tile_of(const struct Device *d, const struct AttnArgs *a, int seq, int head, int row, int n)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    int kv = head / (m->n_heads / m->n_kv_heads), width = m->n_heads * m->head_dim;
+    size_t at = (size_t)(a->seq_begin[seq] + row) * width + (size_t)head * m->head_dim;
+    return (struct AttnTile){
+        .exact = d->exact,
+        .head_dim = m->head_dim,
+        .q = a->q + at,
+        .ld_q = width,
+        .n_rows = n,
+        .first_visible = past_tokens(a, kv, m->n_kv_heads) + row + 1,
+        .kv = pack_of(d, seq, kv),
+        .scale = 1.0f / sqrtf((float)m->head_dim),
+        .n_biased = a->n_biased,
+        .bias = a->bias,
+        .out = a->out + at,
+        .ld_out = width,
+    };
+}
+
+static void attend_tiles(struct Device *d, const struct AttnArgs *a)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    int longest = 0;
+    for (int s = 0; s < a->n_seqs; s++) {
+        int rows = a->seq_begin[s + 1] - a->seq_begin[s];
+        if (rows > longest) longest = rows;
+    }
+    int tiles = (longest + TILE_ROWS - 1) / TILE_ROWS, heads = a->n_seqs * m->n_heads;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(d->threads)
+    for (int t = 0; t < tiles * heads; t++) {
+        /* the last rows see the most keys: start with them, so that no thread ends on a long tile */
+        int row = (tiles - 1 - t % tiles) * TILE_ROWS, seq = t / tiles / m->n_heads, head = t / tiles % m->n_heads;
+        int rows = a->seq_begin[seq + 1] - a->seq_begin[seq], left = rows - row;
+        if (left <= 0) continue;
+        if (a->last_rows && row + TILE_ROWS <= rows - a->last_rows) continue;
+        struct AttnTile tile = tile_of(d, a, seq, head, row, left < TILE_ROWS ? left : TILE_ROWS);
+        d->kern->attn_tile(&tile, thread_scratch(d, omp_get_thread_num()));
+    }
+}
+
+int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *mass, int stride)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    int group = m->n_heads / m->n_kv_heads, heads = a->n_seqs * m->n_kv_heads;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(d->threads)
+    for (int h = 0; h < heads; h++) {
+        int seq = h / m->n_kv_heads, kv = h % m->n_kv_heads, rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
+        int n_keys = past_tokens(a, kv, m->n_kv_heads) + rows, first = rows > obs_rows ? rows - obs_rows : 0;
+        float *out = mass + (size_t)h * stride;
+        memset(out, 0, sizeof *out * (size_t)n_keys);
+        for (int g = 0; g < group; g++)
+            for (int row = first; row < rows; row += TILE_ROWS) {
+                int n = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
+                struct AttnTile tile = tile_of(d, a, seq, kv * group + g, row, n);
+                d->kern->attn_mass(&tile, tile.first_visible + n - 1, out, thread_scratch(d, omp_get_thread_num()));
+            }
+    }
+    return PC_OK;
+}
+
+/* ==== One row over pages ==== */
+
+struct Split {
+    int kv_head, begin, end; /* refs [begin, end); end == n_refs + 1 includes the row's own key */
+};
+
+/* Cuts every head's pages into items; the last item of a head also holds the row's own token. */
+static int make_splits(const struct AttnArgs *a, int n_kv, int idx, struct Split *out)
+{
+    int n = 0;
+    for (int kv = 0; kv < n_kv; kv++) {
+        int refs = (a->past ? a->past->n_refs[a->layer * n_kv + kv] : 0) + 1;
+        for (int b = 0; b < refs; b += DECODE_SPLIT, n++) {
+            if (n != idx) continue;
+            *out = (struct Split){kv, b, b + DECODE_SPLIT < refs ? b + DECODE_SPLIT : refs};
+        }
+    }
+    return n;
+}
+
+/* n_biased counts tokens from the head's start; how many of them lie in the page that begins at `before`. */
+static int biased_in(const struct AttnArgs *a, int before, int len)
+{
+    int n = a->n_biased - before;
+    return n < 0 ? 0 : n < len ? n : len;
+}
+
+static void attend_split(struct Device *d, const struct AttnArgs *a, struct Split s, struct Partial *part, float *out)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    int group = m->n_heads / m->n_kv_heads, head = a->layer * m->n_kv_heads + s.kv_head;
+    int refs = a->past ? a->past->n_refs[head] : 0, n = 0, before = 0;
+    struct PageRun runs[DECODE_SPLIT];
+    void *own = thread_scratch(d, omp_get_thread_num());
+    for (int i = 0; i < s.begin; i++) before += (int)past_refs(a, head)[i].len;
+    for (int i = s.begin; i < s.end; i++) {
+        if (i == refs) {
+            size_t at = (size_t)s.kv_head * m->head_dim;
+            d->kern->page_write(own, 0, m->head_dim, a->k + at, a->v + at, d->exact);
+            runs[n++] = (struct PageRun){own, 1, 0};
+            continue;
+        }
+        struct PageRef ref = past_refs(a, head)[i];
+        runs[n++] = (struct PageRun){a->pool->data + ref.page * a->pool->page_bytes, (int)ref.len,
+                                     biased_in(a, before, (int)ref.len)};
+        before += (int)ref.len;
+    }
+    const float *q = a->q + (size_t)s.kv_head * group * m->head_dim;
+    d->kern->attn_pages(q, m->head_dim, group, m->head_dim, runs, n, a->bias, d->exact, part, out);
+}
+
+/* Merges the partial results of one query head, in item order. */
+static void merge_partials(const struct Partial *part, const float *part_out, int n, int step, int head_dim, float *out)
+{
+    float max = -INFINITY, sum = 0;
+    for (int i = 0; i < n; i++) max = fmaxf(max, part[i * step].max);
+    memset(out, 0, sizeof *out * (size_t)head_dim);
+    for (int i = 0; i < n; i++) {
+        float w = exp2f(part[i * step].max - max);
+        sum += part[i * step].sum * w;
+        for (int j = 0; j < head_dim; j++) out[j] += part_out[(size_t)i * step * head_dim + j] * w;
+    }
+    for (int j = 0; j < head_dim; j++) out[j] /= sum;
+}
+
+static void attend_pages(struct Device *d, const struct AttnArgs *a)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    int group = m->n_heads / m->n_kv_heads;
+    struct Split unused;
+    int n = make_splits(a, m->n_kv_heads, -1, &unused);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(d->threads)
+    for (int i = 0; i < n; i++) {
+        struct Split s = {0, 0, 0};
+        make_splits(a, m->n_kv_heads, i, &s);
+        attend_split(d, a, s, d->part + (size_t)i * group, d->part_out + (size_t)i * group * m->head_dim);
+    }
+    int first = 0;
+    for (int kv = 0; kv < m->n_kv_heads; kv++) {
+        int refs = (a->past ? a->past->n_refs[a->layer * m->n_kv_heads + kv] : 0) + 1;
+        int items = (refs + DECODE_SPLIT - 1) / DECODE_SPLIT;
+        for (int g = 0; g < group; g++)
+            merge_partials(d->part + first * group + g, d->part_out + (size_t)(first * group + g) * m->head_dim, items, group,
+                           m->head_dim, a->out + (size_t)(kv * group + g) * m->head_dim);
+        first += items;
+    }
+}
+
+int cpu_attention(struct Device *d, const struct AttnArgs *a)
+{
+    if (a->seq_begin[a->n_seqs] <= FEW_ROWS) {
+        attend_pages(d, a);
+        return PC_OK;
+    }
+    pack_keys(d, a);
+    attend_tiles(d, a);
+    return PC_OK;
+}
+
+/* ==== Pages ==== */
+
+int cpu_kv_write(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes, int n)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+#pragma omp parallel for schedule(static) num_threads(d->threads) if (n > m->n_kv_heads)
+    for (int j = 0; j < n; j++) {
+        const struct KvWrite *w = &writes[j];
+        void *page = pool->data + w->page.page * pool->page_bytes;
+        for (int i = 0; i < w->n; i++) {
+            int row = w->index ? w->index[i] : w->first + i;
+            size_t src = ((size_t)row * m->n_kv_heads + w->kv_head) * m->head_dim;
+            d->kern->page_write(page, w->at + i, m->head_dim, w->k + src, w->v + src, d->exact);
+        }
+    }
+    return PC_OK;
+}
+
+int cpu_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at, float *k, float *v)
+{
+    d->kern->page_read(pool->data + ref.page * pool->page_bytes, at, d->model->cfg.head_dim, k, v, d->exact);
+    return PC_OK;
+}

@@ -1,0 +1,202 @@
+/* decode.c - stage 2 of the method: the question once over the merged cache, then the answer
+ * token by token (method.md 1.4, section 5). Every head reads its own pages, however many it kept.
+ */
+#include "calib/attn_calib.h"
+#include "session.h"
+
+#include "sampler.h"
+
+#include <math.h>
+#include <string.h>
+
+/* prefix_copies = k gives the one shared prefix the weight of k copies: log k on its logits (method.md 1.5). */
+static void weigh_prefix(const struct Session *s, struct Batch *b)
+{
+    if (s->set.prefix_copies <= 1) return;
+    b->n_biased = s->prompt.prefix.n;
+    b->bias = logf((float)s->set.prefix_copies);
+}
+
+static struct Batch tail_batch(struct Session *s, const int *ids, int n, int pos0)
+{
+    s->seq_begin[0] = 0;
+    s->seq_begin[1] = n;
+    for (int i = 0; i < n; i++) {
+        s->tokens[i] = ids[i];
+        s->pos[i] = pos0 + i;
+    }
+    struct Batch b = {.tokens = s->tokens, .pos = s->pos, .seq_begin = s->seq_begin, .n_seqs = 1,
+                      .pool = &s->kv.pool, .past = &s->merged};
+    weigh_prefix(s, &b);
+    return b;
+}
+
+/* ==== Stage-2 calibration ==== */
+
+/* Flags what the rules of this layer drop among the merged tokens of one head; classes are those of each token's own chunk. */
+static int drop_merged(struct Session *s, const struct CalibRule *r, int layer, int kv_head, const float *mass)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    int head = layer * m->n_kv_heads + kv_head, at = s->prompt.prefix.n, dropped = 0;
+    int q = s->prompt.tail.n, rows = r->rows == 0 || r->rows > q ? q : r->rows;
+    float per_row = 1.0f / (float)(rows * (m->n_heads / m->n_kv_heads));
+    float *prob = s->work, *mean = s->work + s->mass_stride;
+    uint8_t *drop = s->drop + s->mass_stride;
+    for (int c = 0; c < s->plan.n_chunks; c++) {
+        const struct Slot *slot = session_slot(s, c);
+        if (!slot) continue;
+        int n = s->chunks[c].end - s->chunks[c].begin, kept = slot->kept[head];
+        const int *index = slot->index + (size_t)head * s->cap;
+        memset(prob, 0, sizeof *prob * (size_t)n);
+        for (int j = 0; j < kept; j++) prob[index[j]] = mass[at + j] * per_row;
+        struct CalibAttention a = {.prob = prob, .n_heads = 1, .n_rows = 1, .n = n};
+        calib_drop(r, 1, layer, 2, &a, mean, drop);
+        for (int j = 0; j < kept; j++)
+            if (drop[index[j]]) s->drop[at + j] = 0, dropped = 1;
+        at += kept;
+    }
+    return dropped;
+}
+
+/* Takes the dropped tokens out of the slots' lists, so that a later rule finds the rest in place. */
+static void forget_dropped(struct Session *s, int head)
+{
+    int at = s->prompt.prefix.n;
+    for (int c = 0; c < s->plan.n_chunks; c++) {
+        struct Slot *slot = session_slot(s, c);
+        if (!slot) continue;
+        int *index = slot->index + (size_t)head * s->cap, kept = 0;
+        for (int j = 0; j < slot->kept[head]; j++)
+            if (s->drop[at + j]) index[kept++] = index[j];
+        at += slot->kept[head];
+        s->out->kv_kept[head] -= slot->kept[head] - kept;
+        slot->kept[head] = kept;
+    }
+}
+
+/* Drops from the merged cache what stage-2 rules name; this pass's own output stays untouched. */
+static int calibrate_merged(struct Session *s, int layer, const struct AttnArgs *args)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    for (int i = 0; i < s->set.n_calib; i++) {
+        const struct CalibRule *r = &s->set.calib[i];
+        if (!calib_applies(r, layer, 2)) continue;
+        int rows = r->rows == 0 ? s->prompt.tail.n : r->rows;
+        TRY(s->tf.be->attn_mass(s->tf.dev, args, rows, s->mass, s->mass_stride));
+        for (int h = 0; h < m->n_kv_heads; h++) {
+            int head = layer * m->n_kv_heads + h, before = s->merged.n_tokens[head];
+            memset(s->drop, 1, (size_t)before);
+            if (!drop_merged(s, r, layer, h, s->mass + (size_t)h * s->mass_stride)) continue;
+            TRY(kv_filter(&s->kv, &s->merged, layer, h, s->drop));
+            forget_dropped(s, head);
+        }
+    }
+    return PC_OK;
+}
+
+/* ==== The question ==== */
+
+static int run_question(struct Session *s)
+{
+    int n_layers = s->e->model.cfg.n_layers, q = s->prompt.tail.n;
+    struct Batch b = tail_batch(s, s->prompt.tail.ids, q, s->plan.question_pos);
+    TRY(tf_begin(&s->tf, &b));
+    for (int l = 0; l < n_layers; l++) {
+        struct AttnArgs args;
+        TRY(session_stop(s));
+        TRY(tf_attend(&s->tf, &b, l, 0, &args));
+        if (s->mass) TRY(calibrate_merged(s, l, &args));
+        struct KvRows rows = {s->tf.k, s->tf.v, NULL, q};
+        TRY(kv_append_all(&s->kv, &s->merged, l, &rows, &s->writes));
+        TRY(kv_flush(&s->kv, &s->writes));
+        TRY(tf_ffn(&s->tf, l, q));
+    }
+    return PC_OK;
+}
+
+int question_pass(struct Session *s)
+{
+    int last = s->prompt.tail.n - 1;
+    TRY(run_question(s));
+    TRY(s->tf.be->logits(s->tf.dev, s->tf.x, &last, 1, s->logits));
+    s->out->logits_hash = hash64(s->logits, sizeof *s->logits * (size_t)s->e->model.cfg.vocab_size, 0);
+    session_progress(s, STAGE_QUESTION, s->plan.n_chunks, s->plan.n_context);
+    return PC_OK;
+}
+
+int question_nll(struct Session *s, float *nll)
+{
+    int q = s->prompt.tail.n;
+    TRY(run_question(s));
+    for (int t = 1; t < q; t++) {
+        s->rows[t - 1] = t - 1;
+        s->targets[t - 1] = s->prompt.tail.ids[t];
+    }
+    nll[0] = NAN; /* predicted by a context row, which stage 2 does not run */
+    return s->tf.be->nll(s->tf.dev, s->tf.x, s->rows, s->targets, q - 1, nll + 1);
+}
+
+/* ==== The answer ==== */
+
+/* One token through all layers, its K and V appended; logits of what follows. */
+static int step(struct Session *s, int id, int pos)
+{
+    int n_layers = s->e->model.cfg.n_layers, row = 0;
+    struct Batch b = tail_batch(s, &id, 1, pos);
+    TRY(tf_begin(&s->tf, &b));
+    for (int l = 0; l < n_layers; l++) {
+        struct AttnArgs args;
+        TRY(tf_attend(&s->tf, &b, l, 0, &args));
+        struct KvRows rows = {s->tf.k, s->tf.v, NULL, 1};
+        TRY(kv_append_all(&s->kv, &s->merged, l, &rows, &s->writes));
+        TRY(kv_flush(&s->kv, &s->writes));
+        TRY(tf_ffn(&s->tf, l, 1));
+    }
+    return s->tf.be->logits(s->tf.dev, s->tf.x, &row, 1, s->logits);
+}
+
+static int emit(struct Session *s, struct Decoder *d, int id)
+{
+    struct Str *text = &s->out->text;
+    size_t before = text->len;
+    TRY(decode_token(s->e->tok, d, id, text));
+    if (s->req->on_text && text->len > before) s->req->on_text(s->req->user, text->data + before, text->len - before);
+    return PC_OK;
+}
+
+static int generate(struct Session *s, struct Sampler *sampler)
+{
+    struct Decoder d = {{0}, 0, false};
+    int pos = s->plan.question_pos + s->prompt.tail.n;
+    for (int n = 0; n < s->set.max_tokens; n++) {
+        int id;
+        TRY(sampler_next(sampler, s->logits, &id));
+        if (tokenizer_is_end(s->e->tok, id)) {
+            s->out->stopped_at_eos = true;
+            break;
+        }
+        s->out->ids[s->out->n_ids++] = id;
+        TRY(emit(s, &d, id));
+        session_progress(s, STAGE_DECODE, s->plan.n_chunks, n + 1);
+        if (n + 1 == s->set.max_tokens) break;
+        TRY(session_stop(s));
+        TRY(step(s, id, pos + n));
+    }
+    size_t before = s->out->text.len;
+    TRY(decode_flush(&d, &s->out->text));
+    if (s->req->on_text && s->out->text.len > before)
+        s->req->on_text(s->req->user, s->out->text.data + before, s->out->text.len - before);
+    return PC_OK;
+}
+
+int decode_answer(struct Session *s)
+{
+    struct Sampler sampler;
+    struct SamplerConfig config = {s->set.temperature, s->set.top_p, s->set.seed};
+    TRY(sampler_open(&sampler, s->e->model.cfg.vocab_size, &config));
+    mem_guard(true);
+    int status = generate(s, &sampler);
+    mem_guard(false);
+    sampler_close(&sampler);
+    return status;
+}

@@ -1,0 +1,71 @@
+/* engine.c - opens what outlives a run: model, tokenizer, chat template, backend. */
+#include "session.h"
+
+#include <omp.h>
+#include <stdio.h>
+#include <string.h>
+
+static int open_chat(struct Engine *e)
+{
+    const char *name = e->settings.chat_template;
+    if (strcmp(name, "auto")) return chat_by_name(name, &e->chat);
+    return chat_detect(e->model.vocab.chat_template, &e->chat);
+}
+
+static int open_device(struct Engine *e)
+{
+    if (e->settings.threads == AUTO) e->settings.threads = omp_get_num_procs();
+    struct DeviceOptions o = {&e->model, e->settings.precision == PRECISION_F32, e->settings.threads, e->settings.isa};
+    TRY(backend_by_name(e->settings.backend, &e->be));
+    return e->be->open(&o, &e->dev);
+}
+
+int engine_open(const char *model_path, const struct Settings *settings, struct Engine **out)
+{
+    struct Engine *e = mem_alloc(1, sizeof *e);
+    int status = PC_OK;
+    if (!e) return PC_ENOMEM;
+    e->settings = *settings;
+    TRY_GOTO(model_open(model_path, &e->model));
+    e->file_bytes = e->model.weight_bytes;
+    TRY_GOTO(tokenizer_open(&e->model.vocab, &e->tok));
+    if (e->model.vocab.n_tokens > e->model.cfg.vocab_size)
+        TRY_GOTO(err_set(PC_EFORMAT, "%s: the vocabulary has %d tokens, the embedding %d", model_path, e->model.vocab.n_tokens,
+                         e->model.cfg.vocab_size));
+    TRY_GOTO(open_chat(e));
+    TRY_GOTO(open_device(e));
+    *out = e;
+    return PC_OK;
+fail:
+    engine_close(e);
+    return status;
+}
+
+void engine_close(struct Engine *e)
+{
+    if (!e) return;
+    if (e->dev) e->be->close(e->dev);
+    if (e->tok) tokenizer_close(e->tok);
+    if (e->model.source) model_close(&e->model);
+    mem_free(e);
+}
+
+const struct Model *engine_model(const struct Engine *e) { return &e->model; }
+const struct Tokenizer *engine_tokenizer(const struct Engine *e) { return e->tok; }
+const struct Settings *engine_settings(const struct Engine *e) { return &e->settings; }
+const char *engine_device(const struct Engine *e) { return e->be->describe(e->dev); }
+
+int engine_configure(struct Engine *e, const struct Settings *settings)
+{
+    struct Settings old = e->settings;
+    const struct Settings *n = settings;
+    bool same = !strcmp(old.backend, n->backend) && !strcmp(old.isa, n->isa) && old.precision == n->precision &&
+                (n->threads == AUTO || n->threads == old.threads);
+    if (!same)
+        return err_set(PC_ECONFIG, "backend, isa, precision and threads are fixed once the engine is open (%s)", engine_device(e));
+    e->settings = *settings;
+    e->settings.threads = old.threads;
+    int status = open_chat(e);
+    if (status < 0) e->settings = old;
+    return status;
+}

@@ -1,0 +1,138 @@
+/* kernels.h - the inner loops of the CPU backend, one table per instruction set.
+ *
+ * Every src/kernels_*.c is compiled once per instruction set (see Makefile); KERNEL(name) gives each
+ * copy its own symbol, and kernels_table.c gathers them. cpu.c picks one table at start.
+ *
+ * Numbers. In the default precision a matrix product runs on block fixed point: 64 values share one
+ * f32 scale and are stored as int16, the two sides' limits chosen so that 64 products sum exactly in an
+ * int32 (see Q_LIMIT…); a block then costs one f32 multiply-add an output. That is as fast as bf16 on
+ * VNNI machines, runs on AVX2 too, and errs about 8 times less.
+ */
+#ifndef PCOMP_KERNELS_H
+#define PCOMP_KERNELS_H
+
+#include "model.h"
+
+#define KERNEL_CAT2(a, b) a##_##b
+#define KERNEL_CAT(a, b) KERNEL_CAT2(a, b)
+#define KERNEL(name) KERNEL_CAT(name, PCOMP_ISA)
+
+enum {
+    QBLOCK = 64,     /* values that share a scale; also keys a block and tokens a page */
+    PANEL_COLS = 64, /* outputs of one weight panel */
+    TILE_ROWS = 48,  /* rows of a product's tile: with 64 columns it stays in the first-level cache */
+    /* Limits of the two sides of a product: 64 * left * right < 2^31. Keys have the larger share
+     * because models with key biases put a few large values into every key. */
+    LIMIT_ACT = 16383, LIMIT_WEIGHT = 2047,
+    LIMIT_QUERY = 4095, LIMIT_KEY = 8191,
+    LIMIT_PROB = 16383, LIMIT_VALUE = 2047,
+};
+
+/* Rows of activations as the matrix kernels read them: int16 with scales, or f32, in tiles of
+ * TILE_ROWS rows x QBLOCK values, each contiguous (rows 128 bytes apart read twice as fast as rows a kilobyte
+ * apart). Rows and values are padded to whole tiles. */
+struct Act {
+    bool exact;   /* f32 mode: v points to float, scale is NULL */
+    int cols;
+    int n_blocks; /* cols / QBLOCK, rounded up */
+    void *v;      /* [row tiles, n_blocks, TILE_ROWS, QBLOCK] int16 or f32 */
+    float *scale; /* [row tiles, n_blocks, TILE_ROWS] f32 */
+};
+
+/* Index of (row, block) among the blocks of an Act: times QBLOCK for values, times 1 for scales. */
+static inline size_t act_at(const struct Act *a, int row, int block)
+{
+    return ((size_t)(row / TILE_ROWS) * (size_t)a->n_blocks + (size_t)block) * TILE_ROWS + (size_t)(row % TILE_ROWS);
+}
+
+enum MatmulMode {
+    MATMUL_STORE, /* out = a W^T + bias */
+    MATMUL_ADD,   /* out += a W^T + bias */
+    MATMUL_SILU,  /* act_out = silu(a W^T) * (a W2^T) */
+};
+
+/* One product a [n_rows, cols] x W [rows, cols]^T, cut to a tile of the output. */
+struct MatmulArgs {
+    const struct Act *a;
+    int n_rows;
+    const struct Weight *w, *w2; /* w2: MATMUL_SILU only */
+    const float *bias;           /* [w->rows] f32 or NULL */
+    enum MatmulMode mode;
+    float *out;                  /* [n_rows, ld_out] f32 */
+    int ld_out;
+    struct Act *act_out;         /* MATMUL_SILU */
+};
+
+/* Keys and values of one (sequence, KV head), packed for the tile product. */
+struct KvPack {
+    void *k, *v;            /* key panels [n_blocks][head_dim padded x 64 keys], value panels likewise */
+    float *k_scale, *v_scale;
+};
+
+/* Rows of one query head of one sequence against packed keys. */
+struct AttnTile {
+    bool exact;
+    int head_dim;
+    const float *q;      /* [n_rows, ld_q] f32, rotated */
+    int ld_q, n_rows;
+    int first_visible;   /* keys that row 0 sees; row i sees i more */
+    struct KvPack kv;
+    float scale;         /* 1 / sqrt(head_dim) */
+    int n_biased;        /* the first n_biased keys get `bias` added to their logit */
+    float bias;
+    float *out;          /* [n_rows, ld_out] f32 */
+    int ld_out;
+};
+
+/* A run of KV pages of one head for a few query rows (decode). */
+struct PageRun {
+    const void *page;    /* K^T [head_dim, 64] then V [64, head_dim]; f16, or f32 in exact mode */
+    int len;             /* tokens in use */
+    int n_biased;        /* first tokens of this page that get the bias */
+};
+
+struct Partial {
+    float max, sum; /* running maximum (base-2 logit) and sum of 2^(s - max) */
+};
+
+struct Kernels {
+    const char *isa;
+
+    /* x [n_rows, ld] f32 -> rows row0.. of act */
+    void (*act_pack)(const float *x, int ld, int row0, int n_rows, struct Act *act);
+    /* bytes of scratch that matmul_tile needs for `cols` inputs */
+    size_t (*panel_bytes)(int cols, bool exact);
+    /* Outputs [panel * PANEL_COLS, + PANEL_COLS) for rows [row0, row1), row0 a multiple of TILE_ROWS; scratch holds the packed panel(s). */
+    void (*matmul_tile)(const struct MatmulArgs *m, int panel, int row0, int row1, void *scratch);
+
+    /* Decode products: y[i] = W[row0 + i, :] . x, i < n_rows. prep is made once from x. */
+    size_t (*matvec_prep_bytes)(int cols);
+    void (*matvec_prepare)(const float *x, int cols, bool exact, void *prep);
+    void (*matvec_rows)(const struct Weight *w, int row0, int n_rows, const void *prep, bool exact, float *y);
+
+    void (*rmsnorm)(const float *x, const float *weight, int n, float eps, float *out);
+    void (*silu_mul)(float *gate, const float *up, int n); /* gate = silu(gate) * up */
+    void (*add)(float *x, const float *y, int n);
+    /* In place on one head; cos_sin holds rope_dim/2 pairs. */
+    void (*rope)(float *head, const float *cos_sin, int rope_dim, enum RopeStyle style);
+    /* log sum exp and the largest value of n logits */
+    float (*log_sum_exp)(const float *logits, int n);
+
+    /* Packs 64 keys/values (n valid, the rest zero) of one block: rows k, v [n, ld]. */
+    void (*kv_pack)(const float *k, const float *v, int ld, int n, int head_dim, int block, bool exact, struct KvPack *out);
+    size_t (*kv_pack_bytes)(int head_dim, bool exact, size_t *scale_floats); /* of one block, k or v */
+    void (*attn_tile)(const struct AttnTile *t, void *scratch);
+    size_t (*attn_scratch_bytes)(int head_dim, int n_keys, bool exact);
+    /* Sum over the tile's rows of their softmax probabilities: mass[j] += , j < n_keys. */
+    void (*attn_mass)(const struct AttnTile *t, int n_keys, float *mass, void *scratch);
+    /* n_q query rows (one KV group) against pages: unnormalised output and partials. */
+    void (*attn_pages)(const float *q, int ld_q, int n_q, int head_dim, const struct PageRun *runs, int n_runs,
+                       float bias, bool exact, struct Partial *part, float *out);
+    /* Writes token slot `at` of a page; reads it back as f32. */
+    void (*page_write)(void *page, int at, int head_dim, const float *k, const float *v, bool exact);
+    void (*page_read)(const void *page, int at, int head_dim, float *k, float *v, bool exact);
+};
+
+extern const struct Kernels kernels_avx2, kernels_avx512, kernels_avx512vnni;
+
+#endif

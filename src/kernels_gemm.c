@@ -1,0 +1,168 @@
+/* kernels_gemm.c - products of many rows with a stored weight matrix.
+ *
+ * A weight panel (64 outputs, all inputs) is decoded from its file blocks and packed into scratch, then
+ * run against all rows of the call: with thousands of rows the packing costs about 2%, and
+ * weights need neither load time nor a second copy in memory. What follows a product (bias, residual, SwiGLU)
+ * happens on the tile while it is in the first-level cache.
+ */
+#include "kernels_list.h"
+#include "kernels_tile.h"
+
+static int n_blocks(int cols) { return (cols + QBLOCK - 1) / QBLOCK; }
+
+static size_t value_bytes(bool exact) { return exact ? sizeof(float) : sizeof(int16_t); }
+
+/* 64 values of one row to their place. */
+static inline void act_put(struct Act *act, int row, int block, const float *x)
+{
+    size_t at = act_at(act, row, block);
+    if (act->exact)
+        memcpy((float *)act->v + at * QBLOCK, x, QBLOCK * sizeof *x);
+    else
+        act->scale[at] = quant_block(x, LIMIT_ACT, (int16_t *)act->v + at * QBLOCK);
+}
+
+void KERNEL(act_pack)(const float *x, int ld, int row0, int n_rows, struct Act *act)
+{
+    for (int r = 0; r < n_rows; r++) {
+        for (int b = 0; b < act->n_blocks; b++) {
+            float tail[QBLOCK] = {0};
+            const float *in = x + (size_t)r * ld + b * QBLOCK;
+            if ((b + 1) * QBLOCK > act->cols) {
+                memcpy(tail, in, sizeof(float) * (size_t)(act->cols - b * QBLOCK));
+                in = tail;
+            }
+            act_put(act, row0 + r, b, in);
+        }
+    }
+}
+
+/* ==== Weight panels ==== */
+
+static size_t panel_value_bytes(int cols, bool exact)
+{
+    return (size_t)n_blocks(cols) * PANEL_VALUES * value_bytes(exact);
+}
+
+static size_t one_panel_bytes(int cols, bool exact)
+{
+    return panel_value_bytes(cols, exact) + (size_t)n_blocks(cols) * PANEL_COLS * sizeof(float);
+}
+
+size_t KERNEL(panel_bytes)(int cols, bool exact)
+{
+    return 2 * one_panel_bytes(cols, exact) + (size_t)n_blocks(cols) * QBLOCK * sizeof(float);
+}
+
+struct Panel {
+    uint8_t *values; /* [n_blocks][PANEL_VALUES] */
+    float *scale;    /* [n_blocks][PANEL_COLS] */
+};
+
+static struct Panel panel_at(void *scratch, int idx, int cols, bool exact)
+{
+    uint8_t *p = (uint8_t *)scratch + (size_t)idx * one_panel_bytes(cols, exact);
+    return (struct Panel){p, (float *)(p + panel_value_bytes(cols, exact))};
+}
+
+/* Decodes and packs outputs [64 * idx, 64 * (idx + 1)) of w; outputs past the end are zero. */
+static void panel_pack(const struct Weight *w, int idx, bool exact, struct Panel out, float *row)
+{
+    int blocks = n_blocks(w->cols);
+    size_t row_bytes = dtype_row_bytes(w->type, w->cols);
+    size_t block_bytes = PANEL_VALUES * value_bytes(exact);
+    int first = idx * PANEL_COLS;
+    memset(row, 0, (size_t)blocks * QBLOCK * sizeof *row);
+    for (int c = 0; c < PANEL_COLS; c++) {
+        if (first + c < w->rows)
+            quant_decode(w->type, (const uint8_t *)w->data + (size_t)(first + c) * row_bytes, row, w->cols);
+        else
+            memset(row, 0, (size_t)blocks * QBLOCK * sizeof *row);
+        for (int b = 0; b < blocks; b++)
+            panel_put(row + b * QBLOCK, c, LIMIT_WEIGHT, exact, out.values + b * block_bytes,
+                      out.scale + b * PANEL_COLS);
+    }
+}
+
+/* ==== Tiles ==== */
+
+static void tile_run(const struct Act *a, int row, int n, struct Panel p, float *tile)
+{
+    size_t vb = value_bytes(a->exact);
+    memset(tile, 0, (size_t)TILE_ROWS * PANEL_COLS * sizeof *tile);
+    for (int b = 0; b < a->n_blocks; b++) {
+        size_t at = act_at(a, row, b);
+        struct TileRows t = {(const uint8_t *)a->v + at * QBLOCK * vb, a->exact ? NULL : a->scale + at, n};
+        tile_product(&t, p.values + b * PANEL_VALUES * vb, p.scale + b * PANEL_COLS, a->exact, tile);
+    }
+}
+
+static void tile_store(const struct MatmulArgs *m, int col, int row, int n, const float *tile)
+{
+    int cols = m->w->rows - col < PANEL_COLS ? m->w->rows - col : PANEL_COLS;
+    for (int r = 0; r < n; r++) {
+        float *out = m->out + (size_t)(row + r) * m->ld_out + col;
+        const float *in = tile + r * PANEL_COLS;
+        const float *bias = m->bias ? m->bias + col : NULL;
+        int c = 0;
+        for (; c + VL <= cols; c += VL) {
+            vf x = vf_load(in + c);
+            if (bias) x = vf_add(x, vf_load(bias + c));
+            if (m->mode == MATMUL_ADD) x = vf_add(x, vf_load(out + c));
+            vf_store(out + c, x);
+        }
+        for (; c < cols; c++)
+            out[c] = (m->mode == MATMUL_ADD ? out[c] : 0) + in[c] + (bias ? bias[c] : 0);
+    }
+}
+
+static inline vf vf_silu(vf x)
+{
+    const vf log2e = vf_set1(1.44269504f), one = vf_set1(1.0f);
+    /* 1 / (1 + e^-|x|), mirrored for negative x, so that the exponential never overflows */
+    vf e = vf_exp2(vf_mul(vf_sub(vf_zero(), vf_abs(x)), log2e));
+    vf s = vf_div(one, vf_add(one, e));
+    vf pos = vf_mul(vf_max(x, vf_zero()), s);
+    vf neg = vf_mul(vf_sub(x, vf_max(x, vf_zero())), vf_mul(e, s));
+    return vf_add(pos, neg);
+}
+
+static void tile_silu(const struct MatmulArgs *m, int col, int row, int n, float *gate, const float *up)
+{
+    for (int i = 0; i < n * PANEL_COLS; i += VL)
+        vf_store(gate + i, vf_mul(vf_silu(vf_load(gate + i)), vf_load(up + i)));
+    for (int r = 0; r < n; r++) act_put(m->act_out, row + r, col / QBLOCK, gate + r * PANEL_COLS);
+}
+
+void KERNEL(matmul_tile)(const struct MatmulArgs *m, int panel, int row0, int row1, void *scratch)
+{
+    bool exact = m->a->exact;
+    int cols = m->w->cols;
+    struct Panel p = panel_at(scratch, 0, cols, exact), p2 = panel_at(scratch, 1, cols, exact);
+    float *row = (float *)((uint8_t *)scratch + 2 * one_panel_bytes(cols, exact));
+    _Alignas(64) float tile[TILE_ROWS * PANEL_COLS];
+    _Alignas(64) float tile2[TILE_ROWS * PANEL_COLS];
+    panel_pack(m->w, panel, exact, p, row);
+    if (m->mode == MATMUL_SILU) panel_pack(m->w2, panel, exact, p2, row);
+    for (int r = row0; r < row1; r += TILE_ROWS) {
+        int n = row1 - r < TILE_ROWS ? row1 - r : TILE_ROWS;
+        tile_run(m->a, r, n, p, tile);
+        if (m->mode == MATMUL_SILU) {
+            tile_run(m->a, r, n, p2, tile2);
+            tile_silu(m, panel * PANEL_COLS, r, n, tile, tile2);
+        } else {
+            tile_store(m, panel * PANEL_COLS, r, n, tile);
+        }
+    }
+}
+
+void KERNEL(silu_mul)(float *gate, const float *up, int n)
+{
+    int i = 0;
+    for (; i + VL <= n; i += VL) vf_store(gate + i, vf_mul(vf_silu(vf_load(gate + i)), vf_load(up + i)));
+    for (; i < n; i++) {
+        float x[VL] = {gate[i]};
+        vf_store(x, vf_silu(vf_load(x)));
+        gate[i] = x[0] * up[i];
+    }
+}

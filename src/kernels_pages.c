@@ -1,0 +1,151 @@
+/* kernels_pages.c - KV pages: 64 tokens of one KV head of one layer, and attention of one position
+ * over them (decode).
+ *
+ * A page holds K transposed, [head_dim, 64], so that 64 logits grow in registers without horizontal
+ * sums, then V as [64, head_dim]; f16, or f32 in exact mode. Keys are stored rotated.
+ */
+#include "kernels_list.h"
+#include "kernels_simd.h"
+
+#include "quant.h"
+
+#include <math.h>
+
+enum {
+    KEY_VECS = QBLOCK / VL, /* vectors of a row of 64 keys */
+    GROUP = 4,              /* query heads per pass over a page: what the registers hold */
+    GROUP_WIDE = VL == 16 ? GROUP : 1,
+};
+
+void KERNEL(page_write)(void *page, int at, int head_dim, const float *k, const float *v, bool exact)
+{
+    if (exact) {
+        float *p = page;
+        for (int d = 0; d < head_dim; d++) p[d * QBLOCK + at] = k[d];
+        memcpy(p + (size_t)head_dim * QBLOCK + (size_t)at * head_dim, v, sizeof *v * (size_t)head_dim);
+        return;
+    }
+    uint16_t *p = page;
+    for (int d = 0; d < head_dim; d++) {
+        p[d * QBLOCK + at] = f32_to_f16(k[d]);
+        p[(size_t)head_dim * QBLOCK + (size_t)at * head_dim + d] = f32_to_f16(v[d]);
+    }
+}
+
+void KERNEL(page_read)(const void *page, int at, int head_dim, float *k, float *v, bool exact)
+{
+    size_t values = (size_t)head_dim * QBLOCK + (size_t)at * head_dim;
+    if (exact) {
+        const float *p = page;
+        for (int d = 0; d < head_dim; d++) k[d] = p[d * QBLOCK + at];
+        memcpy(v, p + values, sizeof *v * (size_t)head_dim);
+        return;
+    }
+    const uint16_t *p = page;
+    for (int d = 0; d < head_dim; d++) {
+        k[d] = f16_to_f32(p[d * QBLOCK + at]);
+        v[d] = f16_to_f32(p[values + d]);
+    }
+}
+
+static inline vf load_at(const void *p, size_t i, bool exact)
+{
+    return exact ? vf_load((const float *)p + i) : vf_load_f16((const uint16_t *)p + i);
+}
+
+/* Base-2 logits of n_q queries (scaled by the caller's factor) against a page's 64 keys: s [n_q][64]. */
+static inline __attribute__((always_inline)) void page_logits(const float *q, int ld_q, int n_q, int head_dim,
+                                                              const void *page, float factor, bool exact, float *s)
+{
+    for (int q0 = 0; q0 < n_q; q0 += GROUP_WIDE) {
+        int n = n_q - q0 < GROUP_WIDE ? n_q - q0 : GROUP_WIDE;
+        vf acc[GROUP_WIDE][KEY_VECS];
+        for (int g = 0; g < GROUP_WIDE; g++)
+            for (int v = 0; v < KEY_VECS; v++) acc[g][v] = vf_zero();
+        const float *row[GROUP_WIDE];
+        for (int g = 0; g < GROUP_WIDE; g++) row[g] = q + (size_t)(q0 + (g < n ? g : 0)) * ld_q;
+        for (int d = 0; d < head_dim; d++) {
+            vf k[KEY_VECS];
+            for (int v = 0; v < KEY_VECS; v++) k[v] = load_at(page, (size_t)d * QBLOCK + v * VL, exact);
+            for (int g = 0; g < GROUP_WIDE; g++) {
+                vf x = vf_set1(row[g][d]);
+                for (int v = 0; v < KEY_VECS; v++) acc[g][v] = vf_fma(x, k[v], acc[g][v]);
+            }
+        }
+        for (int g = 0; g < n; g++)
+            for (int v = 0; v < KEY_VECS; v++) vf_store(s + (q0 + g) * QBLOCK + v * VL, vf_mul(acc[g][v], vf_set1(factor)));
+    }
+}
+
+/* Logits of one query -> probabilities in place; updates the partial and rescales the output so far. */
+static void page_softmax(float *s, int len, int head_dim, struct Partial *part, float *out)
+{
+    vf top = vf_set1(-INFINITY);
+    for (int v = 0; v < QBLOCK; v += VL) {
+        int n = len - v;
+        vf x = vf_first(n < 0 ? 0 : n > VL ? VL : n, vf_load(s + v), vf_set1(-INFINITY));
+        vf_store(s + v, x);
+        top = vf_max(top, x);
+    }
+    float max = fmaxf(part->max, vf_hmax(top));
+    float alpha = exp2f(part->max - max);
+    vf sum = vf_zero();
+    for (int v = 0; v < QBLOCK; v += VL) {
+        vf p = vf_exp2(vf_sub(vf_load(s + v), vf_set1(max)));
+        vf_store(s + v, p);
+        sum = vf_add(sum, p);
+    }
+    part->sum = part->sum * alpha + vf_sum(sum);
+    part->max = max;
+    if (alpha != 1.0f)
+        for (int d = 0; d < head_dim; d++) out[d] *= alpha;
+}
+
+/* out [n_q][head_dim] += p [n_q][64] x V, four query heads and VL dims at a time. */
+static inline __attribute__((always_inline)) void page_values(const float *p, int n_q, int head_dim, int len,
+                                                              const void *page, bool exact, float *out)
+{
+    size_t base = (size_t)head_dim * QBLOCK;
+    for (int q0 = 0; q0 < n_q; q0 += GROUP) {
+        int n = n_q - q0 < GROUP ? n_q - q0 : GROUP;
+        for (int d = 0; d < head_dim; d += VL) {
+            vf acc[GROUP];
+            for (int g = 0; g < GROUP; g++) acc[g] = g < n ? vf_load(out + (size_t)(q0 + g) * head_dim + d) : vf_zero();
+            for (int t = 0; t < len; t++) {
+                vf v = load_at(page, base + (size_t)t * head_dim + d, exact);
+                for (int g = 0; g < GROUP; g++)
+                    acc[g] = vf_fma(vf_set1(p[(q0 + (g < n ? g : 0)) * QBLOCK + t]), v, acc[g]);
+            }
+            for (int g = 0; g < n; g++) vf_store(out + (size_t)(q0 + g) * head_dim + d, acc[g]);
+        }
+    }
+}
+
+void KERNEL(attn_pages)(const float *q, int ld_q, int n_q, int head_dim, const struct PageRun *runs, int n_runs,
+                        float bias, bool exact, struct Partial *part, float *out)
+{
+    enum { QUERIES_MAX = 16 };
+    _Alignas(64) float s[QUERIES_MAX * QBLOCK];
+    float factor = 1.44269504f / sqrtf((float)head_dim);
+    for (int g = 0; g < n_q; g++) part[g] = (struct Partial){-INFINITY, 0};
+    memset(out, 0, sizeof *out * (size_t)n_q * head_dim);
+    for (int i = 0; i < n_runs; i++) {
+        if (runs[i].len == 0) continue;
+        for (int q0 = 0; q0 < n_q; q0 += QUERIES_MAX) {
+            int n = n_q - q0 < QUERIES_MAX ? n_q - q0 : QUERIES_MAX;
+            const float *qs = q + (size_t)q0 * ld_q;
+            if (exact)
+                page_logits(qs, ld_q, n, head_dim, runs[i].page, factor, true, s);
+            else
+                page_logits(qs, ld_q, n, head_dim, runs[i].page, factor, false, s);
+            for (int g = 0; g < n; g++) {
+                for (int j = 0; j < runs[i].n_biased; j++) s[g * QBLOCK + j] += bias * 1.44269504f;
+                page_softmax(s + g * QBLOCK, runs[i].len, head_dim, part + q0 + g, out + (size_t)(q0 + g) * head_dim);
+            }
+            if (exact)
+                page_values(s, n, head_dim, runs[i].len, runs[i].page, true, out + (size_t)q0 * head_dim);
+            else
+                page_values(s, n, head_dim, runs[i].len, runs[i].page, false, out + (size_t)q0 * head_dim);
+        }
+    }
+}

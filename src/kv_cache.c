@@ -1,0 +1,163 @@
+/* kv_cache.c - see kv_cache.h. */
+#include "kv_cache.h"
+
+#include <string.h>
+
+size_t kv_pool_bytes(const struct Backend *be, const struct Device *dev, size_t n_pages)
+{
+    return n_pages * (be->page_bytes(dev) + sizeof(uint32_t));
+}
+
+int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev, const struct ModelConfig *m, size_t n_pages)
+{
+    memset(kv, 0, sizeof *kv);
+    kv->be = be;
+    kv->dev = dev;
+    kv->n_layers = m->n_layers;
+    kv->n_kv_heads = m->n_kv_heads;
+    struct PagePool *p = &kv->pool;
+    size_t bytes;
+    p->page_bytes = be->page_bytes(dev);
+    if (n_pages > UINT32_MAX || !size_mul(n_pages, p->page_bytes, &bytes))
+        return err_set(PC_ENOMEM, "the KV cache needs %zu pages: more than can be numbered; lower --keep or --kv-cap", n_pages);
+    p->free = mem_alloc(n_pages, sizeof *p->free);
+    if (!p->free) return PC_ENOMEM;
+    p->data = be->alloc(dev, bytes);
+    if (!p->data) return PC_ENOMEM;
+    p->n_pages = p->n_free = (uint32_t)n_pages;
+    for (uint32_t i = 0; i < p->n_free; i++) p->free[i] = p->n_free - 1 - i; /* low ids first */
+    return PC_OK;
+}
+
+void kv_close(struct KvCache *kv)
+{
+    if (kv->be && kv->pool.data) kv->be->release(kv->dev, kv->pool.data);
+    mem_free(kv->pool.free);
+    memset(kv, 0, sizeof *kv);
+}
+
+size_t kv_table_bytes(const struct ModelConfig *m, int max_refs)
+{
+    return (size_t)m->n_layers * m->n_kv_heads * (sizeof(struct PageRef) * (size_t)max_refs + 2 * sizeof(int));
+}
+
+int kv_table_open(struct HeadTable *t, const struct ModelConfig *m, int max_refs)
+{
+    memset(t, 0, sizeof *t);
+    int heads = m->n_layers * m->n_kv_heads;
+    t->refs = mem_alloc((size_t)heads * (size_t)max_refs, sizeof *t->refs);
+    t->n_refs = mem_alloc((size_t)heads, sizeof *t->n_refs);
+    t->n_tokens = mem_alloc((size_t)heads, sizeof *t->n_tokens);
+    t->n_heads = heads;
+    t->stride = max_refs;
+    if (t->refs && t->n_refs && t->n_tokens) return PC_OK;
+    kv_table_close(t);
+    return PC_ENOMEM;
+}
+
+void kv_table_close(struct HeadTable *t)
+{
+    mem_free(t->refs);
+    mem_free(t->n_refs);
+    mem_free(t->n_tokens);
+    memset(t, 0, sizeof *t);
+}
+
+int kv_writes_open(struct KvWrites *w, int cap)
+{
+    *w = (struct KvWrites){mem_alloc((size_t)cap, sizeof *w->list), 0, cap};
+    return w->list ? PC_OK : PC_ENOMEM;
+}
+
+void kv_writes_close(struct KvWrites *w)
+{
+    mem_free(w->list);
+    memset(w, 0, sizeof *w);
+}
+
+int kv_append(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, const struct KvRows *rows, struct KvWrites *w)
+{
+    int head = layer * kv->n_kv_heads + kv_head;
+    struct PageRef *refs = t->refs + (size_t)head * t->stride;
+    for (int done = 0; done < rows->n;) {
+        int n = t->n_refs[head];
+        if (n == 0 || refs[n - 1].len == PAGE_TOKENS) {
+            if (n == t->stride || kv->pool.n_free == 0)
+                return err_set(PC_EINTERNAL, "KV cache: no room in layer %d head %d (%d of %d pages, %u free)", layer, kv_head, n,
+                               t->stride, kv->pool.n_free);
+            refs[n] = (struct PageRef){kv->pool.free[--kv->pool.n_free], 0};
+            t->n_refs[head] = ++n;
+        }
+        struct PageRef *last = &refs[n - 1];
+        int room = PAGE_TOKENS - (int)last->len, left = rows->n - done, take = left < room ? left : room;
+        if (w->n == w->cap) TRY(kv_flush(kv, w));
+        w->list[w->n++] = (struct KvWrite){rows->k, rows->v, kv_head, rows->index ? rows->index + done : NULL, done, take,
+                                           *last, (int)last->len};
+        last->len += (uint32_t)take;
+        t->n_tokens[head] += take;
+        done += take;
+    }
+    return PC_OK;
+}
+
+int kv_append_all(struct KvCache *kv, struct HeadTable *t, int layer, const struct KvRows *rows, struct KvWrites *w)
+{
+    for (int h = 0; h < kv->n_kv_heads; h++) TRY(kv_append(kv, t, layer, h, rows, w));
+    return PC_OK;
+}
+
+int kv_flush(struct KvCache *kv, struct KvWrites *w)
+{
+    int n = w->n;
+    w->n = 0;
+    return kv->be->kv_write(kv->dev, &kv->pool, w->list, n);
+}
+
+int kv_move(struct HeadTable *dst, struct HeadTable *src)
+{
+    for (int h = 0; h < dst->n_heads; h++) {
+        int n = src->n_refs[h];
+        if (dst->n_refs[h] + n > dst->stride)
+            return err_set(PC_EINTERNAL, "KV cache: merged table has room for %d pages a head", dst->stride);
+        memcpy(dst->refs + (size_t)h * dst->stride + dst->n_refs[h], src->refs + (size_t)h * src->stride,
+               sizeof *dst->refs * (size_t)n);
+        dst->n_refs[h] += n;
+        dst->n_tokens[h] += src->n_tokens[h];
+        src->n_refs[h] = src->n_tokens[h] = 0;
+    }
+    return PC_OK;
+}
+
+void kv_clear(struct KvCache *kv, struct HeadTable *t)
+{
+    for (int h = 0; h < t->n_heads; h++) {
+        for (int i = t->n_refs[h]; i-- > 0;) kv->pool.free[kv->pool.n_free++] = t->refs[(size_t)h * t->stride + i].page;
+        t->n_refs[h] = t->n_tokens[h] = 0;
+    }
+}
+
+int kv_filter(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, const uint8_t *keep)
+{
+    enum { HEAD_DIM_MAX = 1024 };
+    float k[HEAD_DIM_MAX], v[HEAD_DIM_MAX];
+    int head = layer * kv->n_kv_heads + kv_head, n_refs = t->n_refs[head], kept = 0, token = 0;
+    struct PageRef *refs = t->refs + (size_t)head * t->stride;
+    for (int i = 0; i < n_refs; i++) {
+        struct PageRef from = refs[i];
+        for (int at = 0; at < (int)from.len; at++) {
+            if (!keep[token++]) continue;
+            /* survivors move forward only: the slot written was read before */
+            struct KvWrite w = {k, v, 0, NULL, 0, 1, refs[kept / PAGE_TOKENS], kept % PAGE_TOKENS};
+            TRY(kv->be->kv_read(kv->dev, &kv->pool, from, at, k, v));
+            TRY(kv->be->kv_write(kv->dev, &kv->pool, &w, 1));
+            kept++;
+        }
+    }
+    int used = (kept + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    for (int i = n_refs; i-- > used;) kv->pool.free[kv->pool.n_free++] = refs[i].page;
+    for (int i = 0; i < used; i++)
+        refs[i].len = (uint32_t)(i + 1 < used ? PAGE_TOKENS : kept - i * PAGE_TOKENS);
+    t->n_refs[head] = used;
+    t->n_tokens[head] = kept;
+    return PC_OK;
+}

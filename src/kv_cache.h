@@ -1,0 +1,56 @@
+/* kv_cache.h - the KV cache: pages of 64 tokens of one KV head of one layer, one pool, and per-head
+ * page lists (headwise.md D.2). The only place that gives pages out and takes them back.
+ *
+ * Heads of one table may hold different numbers of tokens. Chunks write tables of their own; keeping a chunk
+ * moves its page ids into the merged table, losing one frees them: K and V are never copied.
+ */
+#ifndef PCOMP_KV_CACHE_H
+#define PCOMP_KV_CACHE_H
+
+#include "backend.h"
+
+struct KvCache {
+    const struct Backend *be;
+    struct Device *dev;
+    struct PagePool pool; /* owned */
+    int n_layers, n_kv_heads;
+};
+
+/* Bytes kv_open takes for n_pages, page memory and free list. */
+size_t kv_pool_bytes(const struct Backend *be, const struct Device *dev, size_t n_pages);
+int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev, const struct ModelConfig *m, size_t n_pages);
+void kv_close(struct KvCache *kv);
+
+/* A table with room for max_refs pages a head. The caller owns it: kv_table_close (after kv_clear). */
+size_t kv_table_bytes(const struct ModelConfig *m, int max_refs);
+int kv_table_open(struct HeadTable *t, const struct ModelConfig *m, int max_refs);
+void kv_table_close(struct HeadTable *t);
+
+struct KvRows {
+    const float *k, *v; /* [.., n_kv_heads * head_dim] f32 at the sequence's first row */
+    const int *index;   /* [n] rows in order, or NULL for the first n */
+    int n;
+};
+
+/* Room for the writes of one layer, executed together by kv_flush. */
+struct KvWrites {
+    struct KvWrite *list; /* [cap] owned */
+    int n, cap;
+};
+int kv_writes_open(struct KvWrites *w, int cap);
+void kv_writes_close(struct KvWrites *w);
+
+/* Gives pages to rows behind the tokens of head (layer, kv_head), filling the last page first, and notes the writes.
+ * rows->index must stay until kv_flush. PC_EINTERNAL when pool or table are full: the plan was wrong. */
+int kv_append(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, const struct KvRows *rows, struct KvWrites *w);
+/* All KV heads of a layer: the same first n rows. */
+int kv_append_all(struct KvCache *kv, struct HeadTable *t, int layer, const struct KvRows *rows, struct KvWrites *w);
+int kv_flush(struct KvCache *kv, struct KvWrites *w);
+/* Moves all pages of src behind those of dst; src is empty afterwards. */
+int kv_move(struct HeadTable *dst, struct HeadTable *src);
+/* Gives all pages back to the pool. */
+void kv_clear(struct KvCache *kv, struct HeadTable *t);
+/* Keeps only the tokens of one head whose keep flag is set, [n_tokens]. */
+int kv_filter(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, const uint8_t *keep);
+
+#endif

@@ -1,0 +1,280 @@
+/* prefill.c - stage 1 of the method: the shared prefix once, then chunks in waves.
+ *
+ * A wave is one batch: each chunk's context followed by the question, positions restarting after the prefix
+ * (method.md 1.4). As soon as a layer's attention is done, the context tokens worth keeping go to pages
+ * (KV eviction, section 3), so a wave never holds more than one layer's K and V in full. After the
+ * last layer the question's mean NLL ranks the chunks, and losers give their pages back at once (section 2).
+ */
+#include "calib/attn_calib.h"
+#include "eviction/kv_evict.h"
+#include "session.h"
+
+#include <string.h>
+
+/* ==== The shared prefix ==== */
+
+static void fill_rows(struct Session *s, const int *ids, int n, int at, int pos0)
+{
+    for (int i = 0; i < n; i++) {
+        s->tokens[at + i] = ids[i];
+        s->pos[at + i] = pos0 + i;
+    }
+}
+
+/* Runs ids as one sequence after `past` and appends its K and V there. */
+static int prefill_segment(struct Session *s, const int *ids, int n, int pos0, struct HeadTable *past)
+{
+    int n_layers = s->e->model.cfg.n_layers;
+    s->seq_begin[0] = 0;
+    s->seq_begin[1] = n;
+    fill_rows(s, ids, n, 0, pos0);
+    struct Batch b = {.tokens = s->tokens, .pos = s->pos, .seq_begin = s->seq_begin, .n_seqs = 1, .pool = &s->kv.pool, .past = past};
+    TRY(tf_begin(&s->tf, &b));
+    for (int l = 0; l < n_layers; l++) {
+        struct AttnArgs args;
+        bool last = l == n_layers - 1; /* nothing reads this sequence's rows after its last K and V */
+        TRY(session_stop(s));
+        TRY(tf_attend(&s->tf, &b, l, last ? 1 : 0, &args));
+        struct KvRows rows = {s->tf.k, s->tf.v, NULL, n};
+        TRY(kv_append_all(&s->kv, past, l, &rows, &s->writes));
+        TRY(kv_flush(&s->kv, &s->writes));
+        if (!last) TRY(tf_ffn(&s->tf, l, n));
+    }
+    return PC_OK;
+}
+
+int prefill_prefix(struct Session *s)
+{
+    if (s->prompt.prefix.n == 0) return PC_OK;
+    return prefill_segment(s, s->prompt.prefix.ids, s->prompt.prefix.n, 0, &s->prefix);
+}
+
+/* Full attention: the context in segments, each seeing all before it. */
+int prefill_plain(struct Session *s)
+{
+    int n = s->prompt.context.n, p = s->prompt.prefix.n;
+    TRY(kv_move(&s->merged, &s->prefix));
+    for (int at = 0; at < n; at += s->batch_rows) {
+        int rows = n - at < s->batch_rows ? n - at : s->batch_rows;
+        TRY(prefill_segment(s, s->prompt.context.ids + at, rows, p + at, &s->merged));
+        session_progress(s, STAGE_PREFILL, at + rows == n ? 1 : 0, at + rows);
+    }
+    if (s->plan.n_chunks) s->out->chunks[0].kept = true;
+    return PC_OK;
+}
+
+/* ==== Waves ==== */
+
+static struct Slot *free_slot(struct Session *s)
+{
+    for (int i = 0; i < s->n_slots; i++)
+        if (s->slots[i].chunk < 0) return &s->slots[i];
+    return NULL;
+}
+
+/* The wave's chunks, their slots, and their rows. */
+struct Wave {
+    int first, n;
+    struct Slot *slot[WAVE_MAX];
+    struct Batch batch;
+};
+
+static int context_len(const struct Session *s, const struct Wave *w, int i)
+{
+    const struct Chunk *c = &s->chunks[w->first + i];
+    return c->end - c->begin;
+}
+
+static int wave_begin(struct Session *s, struct Wave *w)
+{
+    int row = 0, p = s->prompt.prefix.n, q = s->prompt.tail.n;
+    for (int i = 0; i < w->n; i++) {
+        const struct Chunk *c = &s->chunks[w->first + i];
+        int n = context_len(s, w, i);
+        w->slot[i] = free_slot(s);
+        if (!w->slot[i]) return err_set(PC_EINTERNAL, "no free slot for chunk %d", w->first + i);
+        w->slot[i]->chunk = w->first + i;
+        s->seq_begin[i] = row;
+        fill_rows(s, s->prompt.context.ids + c->begin, n, row, p);
+        fill_rows(s, s->prompt.tail.ids, q, row + n, p + n);
+        row += n + q;
+    }
+    s->seq_begin[w->n] = row;
+    w->batch = (struct Batch){.tokens = s->tokens, .pos = s->pos, .seq_begin = s->seq_begin, .n_seqs = w->n,
+                              .pool = &s->kv.pool, .past = &s->prefix};
+    return tf_begin(&s->tf, &w->batch);
+}
+
+/* ==== KV eviction of one layer ==== */
+
+static size_t mass_at(const struct Session *s, int seq, int kv_head)
+{
+    return ((size_t)seq * s->e->model.cfg.n_kv_heads + kv_head) * s->mass_stride;
+}
+
+/* Adds to s->drop what one stage-1 rule removes; s->mass holds the sums over the rule's rows. */
+static void apply_rule(struct Session *s, const struct Wave *w, int layer, const struct CalibRule *r)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    int q = s->prompt.tail.n, rows = r->rows == 0 || r->rows > q ? q : r->rows;
+    float per_row = 1.0f / (float)(rows * (m->n_heads / m->n_kv_heads));
+    float *prob = s->work, *mean = s->work + s->mass_stride;
+    uint8_t *drop = s->drop + mass_at(s, s->plan.wave, 0);
+    for (int i = 0; i < w->n; i++)
+        for (int h = 0; h < m->n_kv_heads; h++) {
+            int n = context_len(s, w, i);
+            const float *mass = s->mass + mass_at(s, i, h) + s->prompt.prefix.n;
+            uint8_t *all = s->drop + mass_at(s, i, h);
+            for (int j = 0; j < n; j++) prob[j] = mass[j] * per_row;
+            struct CalibAttention a = {.prob = prob, .n_heads = 1, .n_rows = 1, .n = n};
+            calib_drop(r, 1, layer, 1, &a, mean, drop);
+            for (int j = 0; j < n; j++) all[j] |= drop[j];
+        }
+}
+
+/* Stage-1 calibration: marks what rules of this layer drop. */
+static int calibrate(struct Session *s, const struct Wave *w, int layer, const struct AttnArgs *args)
+{
+    memset(s->drop, 0, mass_at(s, w->n, 0));
+    for (int i = 0; i < s->set.n_calib; i++) {
+        const struct CalibRule *r = &s->set.calib[i];
+        if (!calib_applies(r, layer, 1)) continue;
+        int rows = r->rows == 0 ? s->prompt.tail.n : r->rows;
+        TRY(s->tf.be->attn_mass(s->tf.dev, args, rows, s->mass, s->mass_stride));
+        apply_rule(s, w, layer, r);
+    }
+    return PC_OK;
+}
+
+/* The context tokens that one head keeps, ascending: calibration first, then the cap (method.md 4.2). */
+static int choose_tokens(struct Session *s, const struct Wave *w, int seq, int kv_head, int *keep)
+{
+    int n = context_len(s, w, seq), alive = 0;
+    const float *mass = s->mass + mass_at(s, seq, kv_head) + s->prompt.prefix.n;
+    const uint8_t *drop = s->drop + mass_at(s, seq, kv_head);
+    float *left = s->work, *pooled = s->work + s->mass_stride;
+    int *from = (int *)(s->work + 2 * (size_t)s->mass_stride);
+    for (int j = 0; j < n; j++)
+        if (!drop[j]) from[alive] = j, left[alive++] = mass[j];
+    struct KvEvict rule = {s->cap < s->plan.chunk_tokens ? s->cap : CAP_OFF, s->set.pool};
+    int kept = kv_evict(&rule, left, alive, pooled, keep);
+    for (int j = 0; j < kept; j++) keep[j] = from[keep[j]];
+    return kept;
+}
+
+/* Sends the surviving context tokens of this layer to the chunks' pages. */
+static int keep_tokens(struct Session *s, struct Wave *w, int layer, const struct AttnArgs *args)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    size_t kv_dim = (size_t)m->n_kv_heads * m->head_dim;
+    if (s->mass) {
+        TRY(calibrate(s, w, layer, args));
+        if (s->cap < s->plan.chunk_tokens)
+            TRY(s->tf.be->attn_mass(s->tf.dev, args, s->set.obs_rows, s->mass, s->mass_stride));
+    }
+    for (int i = 0; i < w->n; i++) {
+        size_t row = (size_t)s->seq_begin[i] * kv_dim;
+        struct KvRows rows = {s->tf.k + row, s->tf.v + row, NULL, context_len(s, w, i)};
+        for (int h = 0; h < m->n_kv_heads; h++) {
+            if (s->mass) {
+                int *keep = s->keep + mass_at(s, i, h);
+                rows.index = keep;
+                rows.n = choose_tokens(s, w, i, h, keep);
+                w->slot[i]->kept[layer * m->n_kv_heads + h] = rows.n;
+                memcpy(w->slot[i]->index + ((size_t)layer * m->n_kv_heads + h) * s->cap, keep, sizeof *keep * (size_t)rows.n);
+            }
+            TRY(kv_append(&s->kv, &w->slot[i]->table, layer, h, &rows, &s->writes));
+        }
+    }
+    return kv_flush(&s->kv, &s->writes);
+}
+
+/* ==== Chunk eviction ==== */
+
+/* After the last attention only the rows that predict question tokens matter: the last context row and the
+ * question's. Moves them to the front of x and out. */
+static int compact_tail(struct Session *s, const struct Wave *w)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    int per = s->prompt.tail.n + 1, n = 0;
+    for (int i = 0; i < w->n; i++)
+        for (int t = 0; t < per; t++) s->rows[n++] = s->seq_begin[i + 1] - per + t;
+    TRY(s->tf.be->compact(s->tf.dev, s->tf.x, m->dim, s->rows, n));
+    return s->tf.be->compact(s->tf.dev, s->tf.out, m->n_heads * m->head_dim, s->rows, n);
+}
+
+/* Mean NLL of the question under each chunk of the wave (method.md section 2). */
+static int score_wave(struct Session *s, const struct Wave *w)
+{
+    int q = s->prompt.tail.n, begin = s->prompt.score_begin, end = s->prompt.score_end, n = 0;
+    if (s->set.chunk_score == SCORE_PUBLISHED || begin >= end) begin = 0, end = q;
+    for (int i = 0; i < w->n; i++)
+        for (int t = begin; t < end; t++, n++) {
+            s->rows[n] = i * (q + 1) + t; /* the row before the token predicts it */
+            s->targets[n] = s->prompt.tail.ids[t];
+        }
+    TRY(s->tf.be->nll(s->tf.dev, s->tf.x, s->rows, s->targets, n, s->nll));
+    for (int i = 0; i < w->n; i++)
+        s->out->chunks[w->first + i].score = self_information(s->nll + i * (end - begin), end - begin, 0, end - begin);
+    return PC_OK;
+}
+
+/* The queue keeps the k most relevant chunks seen so far; a loser's pages are free at once. */
+static int evict_chunks(struct Session *s, const struct Wave *w)
+{
+    for (int i = 0; i < w->n; i++) {
+        int loser, chunk = w->first + i;
+        chunk_queue_push(&s->queue, chunk, s->out->chunks[chunk].score, &loser);
+        if (loser < 0) continue;
+        struct Slot *slot = session_slot(s, loser);
+        if (!slot) return err_set(PC_EINTERNAL, "chunk %d has no slot", loser);
+        kv_clear(&s->kv, &slot->table);
+        slot->chunk = -1;
+    }
+    return PC_OK;
+}
+
+int prefill_wave(struct Session *s, int first, int n)
+{
+    struct Wave w = {.first = first, .n = n};
+    int n_layers = s->e->model.cfg.n_layers, per = s->prompt.tail.n + 1;
+    int64_t before = s->chunks[first].begin, tokens = s->chunks[first + n - 1].end - before;
+    TRY(wave_begin(s, &w));
+    for (int l = 0; l < n_layers; l++) {
+        struct AttnArgs args;
+        bool last = l == n_layers - 1;
+        TRY(session_stop(s));
+        TRY(tf_attend(&s->tf, &w.batch, l, last ? per : 0, &args));
+        TRY(keep_tokens(s, &w, l, &args));
+        if (last) TRY(compact_tail(s, &w));
+        TRY(tf_ffn(&s->tf, l, last ? n * per : s->seq_begin[n]));
+        session_progress(s, STAGE_PREFILL, first, before + tokens * (l + 1) / n_layers);
+    }
+    TRY(score_wave(s, &w));
+    TRY(evict_chunks(s, &w));
+    session_progress(s, STAGE_PREFILL, first + n, before + tokens);
+    return PC_OK;
+}
+
+/* ==== Merge ==== */
+
+/* One cache of the prefix and the kept chunks in document order; pages move, nothing is copied. */
+int merge_kept(struct Session *s)
+{
+    int *kept = s->rows, n = chunk_queue_kept(&s->queue, kept), longest = 0;
+    TRY(kv_move(&s->merged, &s->prefix));
+    for (int i = 0; i < n; i++) {
+        const struct Chunk *c = &s->chunks[kept[i]];
+        struct Slot *slot = session_slot(s, kept[i]);
+        if (!slot) return err_set(PC_EINTERNAL, "kept chunk %d has no slot", kept[i]);
+        for (int h = 0; h < s->merged.n_heads; h++) {
+            s->out->kv_in[h] += c->end - c->begin;
+            s->out->kv_kept[h] += slot->table.n_tokens[h];
+        }
+        TRY(kv_move(&s->merged, &slot->table));
+        s->out->chunks[kept[i]].kept = true;
+        if (c->end - c->begin > longest) longest = c->end - c->begin;
+    }
+    s->plan.question_pos = s->prompt.prefix.n + longest;
+    return PC_OK;
+}

@@ -1,0 +1,223 @@
+/* prompt.c - see prompt.h. Texts that the user wrote never become control tokens; the template's own
+ * words do. Around the borders between the two, words merge as they would in one text.
+ */
+#include "prompt.h"
+
+#include "parts.h"
+
+#include <string.h>
+
+static const char BLANK_LINE[] = "\n\n";
+
+/* ==== Parts ==== */
+
+enum { PARTS_MAX = 6 };
+
+/* Parts gathered for one encoding; those without text are left out. */
+struct PartList {
+    struct TextPart parts[PARTS_MAX];
+    int n;
+};
+
+static void part_put(struct PartList *list, const char *text, size_t len, bool trusted)
+{
+    if (len) list->parts[list->n++] = (struct TextPart){text, len, trusted};
+}
+
+static void part_user(struct PartList *list, const char *text)
+{
+    if (text) part_put(list, text, strlen(text), false);
+}
+
+static void part_template(struct PartList *list, const struct Str *text)
+{
+    part_put(list, text->data, text->len, true);
+}
+
+/* ==== Checks ==== */
+
+static int context_check(const char *context, size_t len)
+{
+    size_t bad = utf8_invalid_at(context, len);
+    const char *nul = len ? memchr(context, '\0', len) : NULL;
+    if (nul && (size_t)(nul - context) < bad) {
+        return err_set(PC_EFORMAT, "byte %zu of the text is NUL: is it a text file? (take the text "
+                                   "out of it first, as with pdftotext)",
+                       (size_t)(nul - context));
+    }
+    if (bad == len) return PC_OK;
+    return err_set(PC_EFORMAT, "byte %zu of the text (0x%02X) is not UTF-8: convert it first, as "
+                               "with iconv -f LATIN1 -t UTF-8",
+                   bad, (uint8_t)context[bad]);
+}
+
+static int words_check(const char *name, const char *text)
+{
+    size_t len = text ? strlen(text) : 0, bad = len ? utf8_invalid_at(text, len) : 0;
+    if (bad == len) return PC_OK;
+    return err_set(PC_EFORMAT, "byte %zu of the %s (0x%02X) is not UTF-8", bad, name,
+                   (uint8_t)text[bad]);
+}
+
+/* ==== Places ==== */
+
+static const char SPACE_MARK[] = "\xe2\x96\x81"; /* U+2581, which SentencePiece takes for a space */
+
+static size_t char_end(struct Slice text, size_t at)
+{
+    do {
+        at++;
+    } while (at < text.len && ((uint8_t)text.data[at] & 0xc0) == 0x80);
+    return at;
+}
+
+/* Behind the run of characters that an unknown token stands for: those that are no token. */
+static size_t unknown_end(const struct Tokenizer *t, struct Slice text, size_t at)
+{
+    while (at < text.len) {
+        size_t end = char_end(text, at);
+        char spelling[8] = {0};
+        memcpy(spelling, text.data + at, end - at < 5 ? end - at : 4);
+        if (tokenizer_id(t, spelling[0] == ' ' ? SPACE_MARK : spelling) >= 0) break;
+        at = end;
+    }
+    return at;
+}
+
+/* Behind the text's bytes that become this byte of a SentencePiece piece; the space that is put in
+ * front of a text has none. */
+static size_t spm_byte_end(struct Slice text, size_t at, char byte)
+{
+    if (byte != ' ' || text.data[at] == ' ') return at + 1;
+    bool mark = text.len - at >= 3 && memcmp(text.data + at, SPACE_MARK, 3) == 0;
+    return mark ? at + 3 : at;
+}
+
+/* Where the token that follows on *at begins; *at becomes its end. Byte-level pieces are the text but
+ * for bytes that have no token, which are passed over. */
+static size_t token_span(const struct Tokenizer *t, int id, struct Slice text, size_t *at)
+{
+    struct Slice piece = tokenizer_piece(t, id);
+    const struct VocabSpec *spec = tokenizer_spec(t);
+    size_t begin = *at;
+    if (spec->kind == VOCAB_SPM) {
+        if (id == spec->unk_id) {
+            *at = unknown_end(t, text, *at);
+            return begin;
+        }
+        for (size_t i = 0; i < piece.len && *at < text.len; i++)
+            *at = spm_byte_end(text, *at, piece.data[i]);
+        return begin;
+    }
+    for (size_t i = 0; i < piece.len && *at < text.len; i++) {
+        while (*at < text.len && text.data[*at] != piece.data[i]) ++*at;
+        if (i == 0) begin = *at;
+        if (*at < text.len) ++*at;
+    }
+    return begin;
+}
+
+static int offsets_fill(const struct Tokenizer *t, struct Slice text, struct Prompt *p)
+{
+    p->context_offset = mem_alloc((size_t)p->context.n + 1, sizeof(*p->context_offset));
+    if (!p->context_offset) return PC_ENOMEM;
+    size_t at = 0;
+    for (int i = 0; i < p->context.n; i++)
+        p->context_offset[i] = token_span(t, p->context.ids[i], text, &at);
+    p->context_offset[p->context.n] = text.len;
+    return PC_OK;
+}
+
+/* The tail's tokens that have a byte of the question; it begins with a blank line and the question. */
+static int score_range(const struct Tokenizer *t, const char *question, struct Prompt *p)
+{
+    struct Str text = {0};
+    int status = str_append(&text, BLANK_LINE, 2);
+    if (status == PC_OK) status = str_append(&text, question, strlen(question));
+    size_t at = 0;
+    for (int i = 0; status == PC_OK && i < p->tail.n && at < text.len; i++) {
+        if (tokenizer_is_control(t, p->tail.ids[i])) break;
+        token_span(t, p->tail.ids[i], (struct Slice){text.data, text.len}, &at);
+        if (at <= 2) p->score_begin = i + 1;
+        p->score_end = i + 1;
+    }
+    str_free(&text);
+    return status;
+}
+
+/* ==== The prompt ==== */
+
+static int prefix_make(const struct Tokenizer *t, const struct PromptText *text,
+                       const struct ChatText *chat, struct Prompt *out)
+{
+    const struct VocabSpec *spec = tokenizer_spec(t);
+    if (spec->add_bos && spec->bos_id >= 0) TRY(tokens_push(&out->prefix, spec->bos_id));
+    struct PartList list = {0};
+    part_template(&list, &chat->lead);
+    part_put(&list, chat->system.data, chat->system.len, false);
+    part_template(&list, &chat->open);
+    part_user(&list, text->instruction);
+    if (text->instruction && *text->instruction) part_user(&list, BLANK_LINE);
+    return tokenizer_encode_parts(t, list.parts, list.n, true, &out->prefix);
+}
+
+static int tail_make(const struct Tokenizer *t, const struct PromptText *text,
+                     const struct ChatText *chat, struct Prompt *out)
+{
+    bool asks = text->question && *text->question;
+    struct PartList list = {0};
+    if (asks) part_user(&list, BLANK_LINE);
+    part_user(&list, text->question);
+    part_template(&list, &chat->close);
+    part_user(&list, text->answer_prefix);
+    TRY(tokenizer_encode_parts(t, list.parts, list.n, false, &out->tail));
+    return asks ? score_range(t, text->question, out) : PC_OK;
+}
+
+static int context_make(const struct Tokenizer *t, const struct PromptText *text,
+                        const struct ChatText *chat, struct Prompt *out)
+{
+    struct PartList list = {0};
+    part_put(&list, text->context, text->context_len, false);
+    bool instructed = text->instruction && *text->instruction;
+    bool begins = !chat->system.len && !chat->open.len && !instructed;
+    TRY(tokenizer_encode_parts(t, list.parts, list.n, begins, &out->context));
+    return offsets_fill(t, (struct Slice){text->context, text->context_len}, out);
+}
+
+/* The answer is read off the tail's last row, so a tail without tokens takes the context's last one. */
+static int tail_fill(struct Prompt *p)
+{
+    if (p->tail.n) return PC_OK;
+    if (!p->context.n) {
+        return err_set(PC_ECONFIG, "nothing to answer: give a text, a question or an answer prefix");
+    }
+    return tokens_push(&p->tail, p->context.ids[--p->context.n]);
+}
+
+int prompt_make(const struct Tokenizer *t, const struct PromptText *text, struct Prompt *out)
+{
+    *out = (struct Prompt){0};
+    TRY(context_check(text->context, text->context_len));
+    TRY(words_check("question", text->question));
+    TRY(words_check("instruction", text->instruction));
+    TRY(words_check("answer prefix", text->answer_prefix));
+    TRY(words_check("system message", text->system));
+    struct ChatText chat = {0};
+    int status = chat_wrap(text->chat, text->system, &chat);
+    if (status == PC_OK) status = prefix_make(t, text, &chat, out);
+    if (status == PC_OK) status = context_make(t, text, &chat, out);
+    if (status == PC_OK) status = tail_make(t, text, &chat, out);
+    if (status == PC_OK) status = tail_fill(out);
+    chat_text_free(&chat);
+    return status;
+}
+
+void prompt_free(struct Prompt *p)
+{
+    tokens_free(&p->prefix);
+    tokens_free(&p->context);
+    tokens_free(&p->tail);
+    mem_free(p->context_offset);
+    *p = (struct Prompt){0};
+}

@@ -1,0 +1,273 @@
+/* session.c - one request through the whole method. session_stages() reads like the paper.
+ *
+ * Everything a run needs is allocated in session_open from the plan; later stages only use it. The device's
+ * scratch is laid out twice, for the waves and for the answer, which is also where memory peaks.
+ */
+#include "session.h"
+
+#include "calib/attn_calib.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ==== The method ==== */
+
+int session_stages(struct Session *s, bool answer)
+{
+    const struct PlanInfo *p = &s->plan;
+    TRY(prefill_prefix(s)); /* once, shared by all chunks */
+    if (s->set.method == METHOD_PARALLELCOMP) {
+        for (int c = 0; c < p->n_chunks; c += p->wave) {
+            int n = p->n_chunks - c < p->wave ? p->n_chunks - c : p->wave;
+            TRY(prefill_wave(s, c, n)); /* KV eviction layer by layer, then chunk eviction */
+        }
+        TRY(merge_kept(s));
+    } else {
+        TRY(prefill_plain(s));
+    }
+    s->out->time.prefill = clock_seconds() - s->begun - s->out->time.tokenize;
+    TRY(s->e->be->reserve(s->e->dev, &s->answer_shape));
+    if (!answer) return PC_OK;
+    TRY(question_pass(s)); /* calibration of the merged cache, first answer row */
+    s->out->time.question = clock_seconds() - s->begun - s->out->time.tokenize - s->out->time.prefill;
+    return decode_answer(s);
+}
+
+/* ==== Open and close ==== */
+
+/* Carries preset rules over to this model's depth and checks them. */
+static int resolve_rules(struct Session *s)
+{
+    struct Settings *set = &s->set;
+    int layers = s->e->model.cfg.n_layers, n = 0;
+    for (int i = 0; i < set->n_calib; i++) {
+        struct CalibRule r = set->calib[i];
+        if (set->calib_layers != AUTO && !calib_scale(&r, set->calib_layers, layers)) continue;
+        TRY(calib_rule_check(&r, layers));
+        set->calib[n++] = r;
+    }
+    set->n_calib = n;
+    return PC_OK;
+}
+
+static int alloc_slots(struct Session *s)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    int pages = (s->cap + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    size_t heads = (size_t)m->n_layers * m->n_kv_heads;
+    s->slots = mem_alloc((size_t)s->n_slots, sizeof *s->slots);
+    if (!s->slots) return PC_ENOMEM;
+    for (int i = 0; i < s->n_slots; i++) {
+        s->slots[i].chunk = -1;
+        TRY(kv_table_open(&s->slots[i].table, m, pages));
+        if (!s->mass_stride) continue;
+        s->slots[i].index = mem_alloc(heads * (size_t)s->cap, sizeof *s->slots[i].index);
+        s->slots[i].kept = mem_alloc(heads, sizeof *s->slots[i].kept);
+        if (!s->slots[i].index || !s->slots[i].kept) return PC_ENOMEM;
+    }
+    return PC_OK;
+}
+
+static int alloc_policy(struct Session *s)
+{
+    size_t stride = (size_t)s->mass_stride, heads = (size_t)s->e->model.cfg.n_kv_heads, wave = (size_t)s->plan.wave;
+    if (stride == 0) return PC_OK;
+    s->mass = mem_alloc(wave * heads * stride, sizeof *s->mass);
+    s->keep = mem_alloc(wave * heads * stride, sizeof *s->keep);
+    s->work = mem_alloc(3 * stride, sizeof *s->work);
+    s->drop = mem_alloc((wave + 1) * heads * stride, 1);
+    return s->mass && s->keep && s->work && s->drop ? PC_OK : PC_ENOMEM;
+}
+
+static int alloc_rows(struct Session *s)
+{
+    size_t rows = (size_t)s->batch_rows;
+    s->tokens = mem_alloc(rows, sizeof(int));
+    s->pos = mem_alloc(rows, sizeof(int));
+    s->rows = mem_alloc(rows + (size_t)s->plan.n_chunks, sizeof(int));
+    s->targets = mem_alloc(rows, sizeof(int));
+    s->nll = mem_alloc(rows, sizeof(float));
+    s->seq_begin = mem_alloc((size_t)s->plan.wave + 1, sizeof(int));
+    s->logits = mem_alloc((size_t)s->e->model.cfg.vocab_size, sizeof(float));
+    return s->tokens && s->pos && s->rows && s->targets && s->nll && s->seq_begin && s->logits ? PC_OK : PC_ENOMEM;
+}
+
+static int alloc_cache(struct Session *s)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    const struct PlanInfo *p = &s->plan;
+    int heads = m->n_kv_heads, slots = s->set.method == METHOD_PARALLELCOMP ? p->keep : 0;
+    int prefix = p->n_prefix / PAGE_TOKENS + 1, tail = (p->n_question + p->max_tokens) / PAGE_TOKENS + 2;
+    int kept = slots ? slots * ((s->cap + PAGE_TOKENS - 1) / PAGE_TOKENS) : p->chunk_tokens / PAGE_TOKENS + 1;
+    TRY(kv_open(&s->kv, s->e->be, s->e->dev, m, s->n_pages));
+    TRY(kv_table_open(&s->prefix, m, prefix));
+    TRY(kv_table_open(&s->merged, m, prefix + kept + tail));
+    TRY(kv_writes_open(&s->writes, (p->wave * heads + 1) * (s->batch_rows / PAGE_TOKENS / p->wave + 2)));
+    return PC_OK;
+}
+
+static int alloc_result(struct Session *s)
+{
+    struct Result *r = s->out;
+    const struct ModelConfig *m = &s->e->model.cfg;
+    size_t heads = (size_t)m->n_layers * m->n_kv_heads;
+    r->plan = s->plan;
+    r->ids = mem_alloc((size_t)s->plan.max_tokens, sizeof *r->ids);
+    r->chunks = mem_alloc((size_t)s->plan.n_chunks, sizeof *r->chunks);
+    r->kv_in = mem_alloc(heads, sizeof *r->kv_in);
+    r->kv_kept = mem_alloc(heads, sizeof *r->kv_kept);
+    if (!r->ids || !r->chunks || !r->kv_in || !r->kv_kept) return PC_ENOMEM;
+    const size_t *offset = s->prompt.context_offset;
+    for (int i = 0; i < s->plan.n_chunks; i++) {
+        const struct Chunk *c = &s->chunks[i];
+        r->chunks[i] = (struct ChunkInfo){.begin = c->begin, .end = c->end, .score = NAN};
+        if (offset) r->chunks[i].byte_begin = offset[c->begin], r->chunks[i].byte_end = offset[c->end];
+    }
+    /* room for the answer's text now, so that decoding appends without allocating */
+    size_t longest = 0;
+    for (int i = 0; i < s->e->model.vocab.n_tokens; i++) {
+        size_t len = tokenizer_piece(s->e->tok, i).len;
+        if (len > longest) longest = len;
+    }
+    return str_reserve(&r->text, (longest + 4) * (size_t)s->plan.max_tokens + 16);
+}
+
+static int session_alloc(struct Session *s)
+{
+    TRY(alloc_rows(s));
+    TRY(alloc_result(s));
+    TRY(alloc_cache(s));
+    TRY(alloc_slots(s));
+    TRY(alloc_policy(s));
+    if (s->set.method == METHOD_PARALLELCOMP) TRY(chunk_queue_open(&s->queue, s->plan.keep ? s->plan.keep : 1, s->plan.n_chunks));
+    TRY(tf_open(&s->tf, s->e->be, s->e->dev, &s->e->model, s->batch_rows));
+    return s->e->be->reserve(s->e->dev, &s->wave_shape);
+}
+
+int session_open(struct Session *s, struct Engine *e, const struct Request *req, struct Prompt *prompt, struct Result *out)
+{
+    s->e = e;
+    s->req = req;
+    s->out = out;
+    s->set = e->settings;
+    s->prompt = *prompt;
+    memset(prompt, 0, sizeof *prompt);
+    TRY(resolve_rules(s));
+    TRY(plan_make(s));
+    if (!out) return PC_OK; /* planning only */
+    TRY(plan_check(&s->plan));
+    return session_alloc(s);
+}
+
+void session_close(struct Session *s)
+{
+    tf_close(&s->tf);
+    for (int i = 0; s->slots && i < s->n_slots; i++) {
+        kv_table_close(&s->slots[i].table);
+        mem_free(s->slots[i].index);
+        mem_free(s->slots[i].kept);
+    }
+    kv_table_close(&s->prefix);
+    kv_table_close(&s->merged);
+    kv_close(&s->kv);
+    kv_writes_close(&s->writes);
+    chunk_queue_close(&s->queue);
+    void *blocks[] = {s->slots, s->boundary, s->chunks, s->tokens, s->pos, s->rows, s->targets, s->seq_begin,
+                      s->nll, s->mass, s->work, s->keep, s->drop, s->logits};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
+    prompt_free(&s->prompt);
+    memset(s, 0, sizeof *s);
+}
+
+/* ==== What stages share ==== */
+
+struct Slot *session_slot(struct Session *s, int chunk)
+{
+    for (int i = 0; i < s->n_slots; i++)
+        if (s->slots[i].chunk == chunk) return &s->slots[i];
+    return NULL;
+}
+
+int session_stop(struct Session *s)
+{
+    if (s->req->stop && s->req->stop(s->req->user)) return err_set(PC_EINTR, "stopped");
+    return PC_OK;
+}
+
+void session_progress(struct Session *s, enum Stage stage, int chunks, int64_t tokens)
+{
+    if (!s->req->on_progress) return;
+    struct Progress p = {
+        .stage = stage, .chunks_done = chunks, .n_chunks = s->plan.n_chunks, .tokens_done = tokens,
+        .n_tokens = stage == STAGE_DECODE ? s->plan.max_tokens : s->plan.n_context,
+        .seconds = clock_seconds() - s->begun, .memory = mem_in_use(),
+    };
+    s->req->on_progress(s->req->user, &p);
+}
+
+/* ==== Requests ==== */
+
+static int make_prompt(struct Engine *e, const struct Request *req, struct Prompt *out)
+{
+    const struct Settings *set = &e->settings;
+    struct PromptText text = {req->context, req->context_len, req->question, set->instruction, set->answer_prefix, set->system, &e->chat};
+    TRY(prompt_make(e->tok, &text, out));
+    if (out->context.n == 0) return err_set(PC_ERANGE, "the context is empty: give a text with -f FILE or on standard input");
+    return PC_OK;
+}
+
+int session_plan(struct Engine *e, const struct Request *req, struct PlanInfo *out)
+{
+    struct Session s = {0};
+    struct Prompt prompt = {0};
+    int status = make_prompt(e, req, &prompt);
+    if (status == PC_OK) status = session_open(&s, e, req, &prompt, NULL);
+    *out = s.plan;
+    prompt_free(&prompt);
+    session_close(&s);
+    return status;
+}
+
+static void hash_request(struct Session *s)
+{
+    struct Str config = {0};
+    if (settings_json(&s->e->settings, &config) == PC_OK) s->out->config_hash = hash64(config.data, config.len, s->e->model.hash);
+    str_free(&config);
+    const char *q = s->req->question ? s->req->question : "";
+    s->out->input_hash = hash64(q, strlen(q), hash64(s->req->context, s->req->context_len, 0));
+}
+
+int session_run(struct Engine *e, const struct Request *req, struct Result *out)
+{
+    struct Session s = {0};
+    struct Prompt prompt = {0};
+    memset(out, 0, sizeof *out);
+    mem_peak_reset();
+    s.begun = clock_seconds();
+    int status = make_prompt(e, req, &prompt);
+    if (status == PC_OK) status = session_open(&s, e, req, &prompt, out);
+    out->time.tokenize = clock_seconds() - s.begun;
+    if (status == PC_OK) {
+        hash_request(&s);
+        status = session_stages(&s, true);
+        out->plan = s.plan;
+        session_progress(&s, STAGE_DONE, s.plan.n_chunks, out->n_ids);
+    }
+    out->time.total = clock_seconds() - s.begun;
+    double before = out->time.tokenize + out->time.prefill + out->time.question;
+    if (out->time.question > 0) out->time.decode = out->time.total - before;
+    out->peak_bytes = mem_peak();
+    prompt_free(&prompt);
+    session_close(&s);
+    return status;
+}
+
+void result_free(struct Result *r)
+{
+    str_free(&r->text);
+    mem_free(r->ids);
+    mem_free(r->chunks);
+    mem_free(r->kv_in);
+    mem_free(r->kv_kept);
+    memset(r, 0, sizeof *r);
+}

@@ -1,0 +1,43 @@
+/* transformer.h - the transformer, written once over the backend table.
+ *
+ * A layer comes in two halves, because the method acts between them: after tf_attend the layer's keys and
+ * values lie in the batch buffers, rotated, for eviction to choose from; tf_ffn goes on.
+ */
+#ifndef PCOMP_TRANSFORMER_H
+#define PCOMP_TRANSFORMER_H
+
+#include "backend.h"
+
+struct Transformer {
+    const struct Backend *be;
+    struct Device *dev;
+    const struct Model *model;
+    int max_rows;
+    float *x;         /* [max_rows, dim] f32 residual stream */
+    float *q, *out;   /* [max_rows, n_heads * head_dim] f32 */
+    float *k, *v;     /* [max_rows, n_kv_heads * head_dim] f32 */
+};
+
+/* Tokens of n_seqs sequences, one after another. */
+struct Batch {
+    const int *tokens, *pos; /* [seq_begin[n_seqs]] */
+    const int *seq_begin;    /* [n_seqs + 1] */
+    int n_seqs;
+    const struct PagePool *pool;
+    const struct HeadTable *past;
+    int n_biased;
+    float bias;
+};
+
+size_t tf_bytes(const struct ModelConfig *m, int max_rows);
+int tf_open(struct Transformer *t, const struct Backend *be, struct Device *dev, const struct Model *model, int max_rows);
+void tf_close(struct Transformer *t);
+
+/* Token rows into x, positions to the device. */
+int tf_begin(struct Transformer *t, const struct Batch *b);
+/* First half: norm, q k v, rotation, attention into out. last_rows as in AttnArgs; *args is what attn_mass needs. */
+int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_rows, struct AttnArgs *args);
+/* Second half for n_rows rows of x and out: output projection and feed-forward, each added to x. */
+int tf_ffn(struct Transformer *t, int layer, int n_rows);
+
+#endif

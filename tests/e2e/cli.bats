@@ -1,0 +1,514 @@
+#!/usr/bin/env bats
+# cli.bats - the command line as its users meet it: streams, exit codes, messages, files, signals.
+#
+# PCOMP is the program, TINY a tiny model file; a test that lacks one of them is skipped.
+
+bats_require_minimum_version 1.5.0
+
+setup() {
+    cd "$BATS_TEST_TMPDIR" || return 1
+    # Settings of whoever runs the tests must not decide them.
+    local name
+    for name in $(compgen -e PCOMP_); do unset "$name"; done
+    text 300 > text.txt
+}
+
+# text N: N lines of prose, all different.
+text() {
+    local i
+    for ((i = 1; i <= $1; i++)); do
+        echo "In the year $((1800 + i)) the miller of village number $i wrote letter $((i * 7)) to his aunt."
+    done
+}
+
+need_program() {
+    [ -n "${PCOMP:-}" ] || skip "PCOMP does not name the program"
+}
+
+need_model() {
+    need_program
+    [ -n "${TINY:-}" ] || skip "TINY does not name a model"
+}
+
+# ask ARGS: a short run on the tiny model; standard error is kept apart.
+ask() {
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -q 'Who wrote?' -n 4 "$@"
+}
+
+is() { # is STATUS PART: exit status, and a part of standard error; nothing went to standard output
+    [ "$status" -eq "$1" ] || { echo "status $status, stderr: $stderr" >&2; return 1; }
+    [[ "$stderr" == *"$2"* ]] || { echo "no '$2' in: $stderr" >&2; return 1; }
+    [ -z "$output" ]
+}
+
+# ==== Without a model ====
+
+@test "version names build and device" {
+    need_program
+    run --separate-stderr "$PCOMP" --version
+    [ "$status" -eq 0 ]
+    [[ "${lines[0]}" =~ ^pcomp\ [0-9]+\.[0-9]+\.[0-9]+\ \(commit\ .+\)$ ]]
+    [[ "$output" == *"build: "* && "$output" == *"device: "* ]]
+    [ -z "$stderr" ]
+}
+
+@test "help of every command has its usage and an example" {
+    need_program
+    run --separate-stderr "$PCOMP" --help
+    [ "$status" -eq 0 ]
+    local command
+    for command in run summarize demo plan bench inspect perplexity settings completion help; do
+        [[ "$output" == *"  $command "* ]]
+    done
+    for command in run summarize demo plan bench inspect perplexity settings completion help; do
+        run --separate-stderr "$PCOMP" help "$command"
+        [ "$status" -eq 0 ]
+        [[ "$output" == *"usage: pcomp $command"* && "$output" == *"Example: "*"pcomp $command"* ]]
+        local first=$output
+        run --separate-stderr "$PCOMP" "$command" --help
+        [ "$output" = "$first" ]
+    done
+}
+
+@test "usage errors exit 2 and name the nearest word" {
+    need_program
+    run --separate-stderr "$PCOMP"
+    [ "$status" -eq 2 ]
+    run --separate-stderr "$PCOMP" rnu
+    is 2 "unknown command 'rnu': did you mean 'run'?"
+    run --separate-stderr "$PCOMP" run --kepe 3
+    is 2 "unknown flag '--kepe' of \`pcomp run\`: did you mean '--keep'?"
+    run --separate-stderr "$PCOMP" run -Z
+    is 2 "unknown flag '-Z'"
+    run --separate-stderr "$PCOMP" run -f
+    is 2 "flag '-f' needs a value"
+    run --separate-stderr "$PCOMP" run --json=1
+    is 2 "takes no value"
+    run --separate-stderr "$PCOMP" run --json --jsonl
+    is 2 "not both"
+    run --separate-stderr "$PCOMP" run -f text.txt
+    is 2 "no question"
+    run --separate-stderr "$PCOMP" bench nothing
+    is 2 "accepted: prefill, decode, ops, all"
+    run --separate-stderr "$PCOMP" completion fish
+    is 2 "name the shell"
+    run --separate-stderr "$PCOMP" summarize
+    is 2 "nothing to summarise"
+}
+
+@test "settings are checked before a model is opened" {
+    need_program
+    run --separate-stderr "$PCOMP" plan -m none -f text.txt --keep 0
+    is 2 "setting 'keep': '0' is out of range; accepted: 1 to 65536, auto, all"
+    run --separate-stderr "$PCOMP" plan -m none -f text.txt --method best
+    is 2 "parallelcomp, full, truncate"
+    run --separate-stderr env PCOMP_KEEP=x "$PCOMP" plan -m none -f text.txt
+    is 2 "environment variable PCOMP_KEEP"
+    echo '{"kepe": 3}' > bad.json
+    run --separate-stderr "$PCOMP" plan -m none -f text.txt -c bad.json
+    is 2 "bad.json: unknown setting 'kepe': did you mean 'keep'?"
+    echo '{"keep": 3' > bad.json
+    run --separate-stderr "$PCOMP" plan -m none -f text.txt -c bad.json
+    is 2 "bad.json: not valid JSON at byte"
+}
+
+@test "the table of settings and the completions" {
+    need_program
+    run --separate-stderr "$PCOMP" settings --markdown
+    [ "$status" -eq 0 ]
+    [ "${lines[0]}" = "| setting | default | accepted | meaning |" ]
+    [ "$(grep -c '^| `' <<< "$output")" -eq "$(jq length "$BATS_TEST_DIRNAME/../../configs/default.json")" ]
+    [ "$(awk -F'|' '{ print NF }' <<< "$output" | sort -u)" = 6 ]
+    "$PCOMP" completion bash | bash -n
+    # shellcheck disable=SC1090
+    source <("$PCOMP" completion bash)
+    COMP_WORDS=(pcomp run --kv) COMP_CWORD=2
+    _pcomp
+    [ "${COMPREPLY[*]}" = "--kv-cap" ]
+    run --separate-stderr "$PCOMP" completion zsh
+    [[ "$output" == *bashcompinit* ]]
+}
+
+@test "a missing or bad model exits 3 and says where" {
+    need_program
+    run --separate-stderr "$PCOMP" run -m none.gguf -f text.txt -q x
+    is 3 "none.gguf: cannot open: No such file"
+    echo 'not a model' > bad.gguf
+    run --separate-stderr "$PCOMP" run -m bad.gguf -f text.txt -q x
+    is 3 "bad.gguf"
+    run --separate-stderr "$PCOMP" inspect bad.gguf
+    is 3 "bad.gguf"
+    : > empty.gguf
+    run --separate-stderr "$PCOMP" inspect empty.gguf
+    is 3 "empty.gguf"
+}
+
+# ==== run ====
+
+@test "run prints the answer and nothing else" {
+    need_model
+    ask
+    [ "$status" -eq 0 ]
+    [ -n "$output" ]
+    [ -z "$stderr" ]
+    local first=$output
+    ask # the same bytes again
+    [ "$output" = "$first" ]
+}
+
+@test "run takes files, standard input, several of both kinds" {
+    need_model
+    ask
+    local first=$output
+    run --separate-stderr bash -c '"$PCOMP" run -m "$TINY" -q "Who wrote?" -n 4 < text.txt'
+    [ "$output" = "$first" ]
+    run --separate-stderr bash -c 'cat text.txt | "$PCOMP" run --model="$TINY" -q"Who wrote?" -n4 -f -'
+    [ "$output" = "$first" ]
+    run --separate-stderr env PCOMP_MODEL="$TINY" "$PCOMP" run text.txt -q 'Who wrote?' --max-tokens 4
+    [ "$output" = "$first" ]
+    head -n 3 text.txt | tr -d '\n' > a.txt
+    tail -n 3 text.txt > b.txt
+    { cat a.txt; printf '\n\n'; cat b.txt; } > both.txt
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f a.txt -f b.txt -q x -n 2 --json
+    local hash
+    hash=$(jq -r .input_hash <<< "$output")
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f both.txt -q x -n 2 --json
+    [ "$(jq -r .input_hash <<< "$output")" = "$hash" ]
+}
+
+@test "several questions get one answer each" {
+    need_model
+    ask -q 'And when?'
+    [ "$status" -eq 0 ]
+    [ "$(grep -c '^## ' <<< "$output")" -eq 2 ]
+    [ "${lines[0]}" = "## Who wrote?" ]
+    printf 'One?\n\nTwo?\r\nThree?\n' > questions.txt
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -Q questions.txt -n 2 --json
+    [ "$status" -eq 0 ]
+    [ "$(wc -l <<< "$output")" -eq 3 ]
+    [ "$(jq -r .question <<< "$output" | tr '\n' ' ')" = "One? Two? Three? " ]
+}
+
+@test "--json is one object with its provenance" {
+    need_model
+    ask --json --keep 2 --kv-cap 16 --seed 7
+    [ "$status" -eq 0 ]
+    jq -e '.schema == "pcomp.run.v1" and .seed == 7 and .config.kv_cap == 16 and .plan.keep <= 2 and
+        .truncation.truncated == false and (.chunks | length) == .plan.n_chunks and
+        ([.chunks[] | select(.kept)] | length) == .plan.keep and
+        .kv_kept.total <= .kv_in.total and .kv_kept.total == (.kv_kept.by_layer_head | flatten | add) and
+        (.stop_reason | IN("eos", "length")) and .n_ids <= 4 and
+        (.model.hash | test("^[0-9a-f]{16}$")) and (.input_hash | test("^[0-9a-f]{16}$")) and
+        .chunks[0].begin == 0 and .chunks[-1].end == .plan.n_context and
+        (.seconds | keys) == ["decode", "prefill", "question", "tokenize", "total"]' <<< "$output"
+    ! grep -qi 'nan\|infinity' <<< "$output"
+    [ "$(jq -r .chunks[-1].byte_end <<< "$output")" -eq "$(stat -c %s text.txt)" ]
+}
+
+@test "--json and plain output carry the same answer" {
+    need_model
+    ask
+    local plain=$output
+    ask --json
+    [ "$(jq -r .text <<< "$output")" = "$plain" ]
+    ask --jsonl
+    [ "$(jq -j 'select(.event == "text") | .text' <<< "$output")" = "$plain" ]
+    [ "$(jq -r .event <<< "$output" | head -n 1)" = start ]
+    [ "$(tail -n 1 <<< "$output" | jq -r .event)" = result ]
+}
+
+@test "progress as JSON has the names that clients know" {
+    need_model
+    ask --progress json
+    [ "$status" -eq 0 ]
+    jq -e 'has("total") and has("cache") and has("processed") and has("time_ms")' <<< "${stderr%%$'\n'*}"
+    ask --progress sometimes
+    is 2 "accepted: auto, none, plain, json"
+}
+
+@test "settings: defaults < file < environment < flags" {
+    need_model
+    echo '{"obs_rows": 3, "pool": 3, "kv_cap": 33}' > set.json
+    run --separate-stderr env PCOMP_POOL=5 PCOMP_KV_CAP=55 "$PCOMP" run -m "$TINY" -f text.txt -q x -n 1 \
+        -c set.json --kv-cap 77 --json
+    [ "$status" -eq 0 ]
+    [ "$(jq -c '[.config | .obs_rows, .pool, .kv_cap, .overlap]' <<< "$output")" = "[3,5,77,0]" ]
+}
+
+@test "a shipped configuration file gives the defaults" {
+    need_model
+    ask --json
+    local first
+    first=$(jq -r .config_hash <<< "$output")
+    ask --json -c "$BATS_TEST_DIRNAME/../../configs/default.json" --max-tokens 4
+    [ "$(jq -r .config_hash <<< "$output")" = "$first" ]
+}
+
+@test "bad input is refused with the place of the fault" {
+    need_model
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f none.txt -q x
+    is 3 "none.txt: cannot open: No such file"
+    printf 'ab\0c' > nul.txt
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f nul.txt -q x
+    is 3 "nul.txt: NUL at byte 2"
+    printf 'ab\xff' > latin.txt
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -f latin.txt -q x
+    is 3 "latin.txt: byte 2 (0xff) is not UTF-8"
+    : > empty.txt
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f empty.txt -q x
+    is 3 "empty.txt is empty"
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f . -q x
+    is 3 "is a directory"
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -q ''
+    is 3 "the question is empty"
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -q $'\xff'
+    is 3 "not UTF-8"
+}
+
+@test "--explain writes one page for each question" {
+    need_model
+    ask --explain page.html
+    [ "$status" -eq 0 ]
+    grep -q '<!doctype html>' page.html
+    grep -q 'Who wrote?' page.html
+    ! grep -q 'http' page.html
+    ask -q 'Second?' --explain two.html
+    grep -q 'Who wrote?' two.html
+    grep -q 'Second?' two-2.html
+    ask --explain /nowhere/page.html
+    [ "$status" -eq 1 ]
+    [[ "$stderr" == *"/nowhere/page.html"* ]]
+}
+
+@test "a full disk or a closed pipe is an error" {
+    need_model
+    run --separate-stderr bash -c '"$PCOMP" run -m "$TINY" -f text.txt -q x -n 4 > /dev/full'
+    is 1 "could not be written"
+    run --separate-stderr bash -c '"$PCOMP" run -m "$TINY" -f text.txt -q x -n 4 --json > /dev/full'
+    is 1 "cannot write to standard output"
+}
+
+@test "--log-file takes standard error; errors still show" {
+    need_model
+    ask -v --log-file log.txt
+    [ "$status" -eq 0 ]
+    [ -z "$stderr" ]
+    grep -q 'tokens ' log.txt
+    run --separate-stderr "$PCOMP" run -m none -f text.txt -q x --log-file log.txt
+    is 3 "none: cannot open"
+    grep -q 'none: cannot open' log.txt
+}
+
+# ==== plan, inspect, perplexity, bench, demo ====
+
+@test "plan tells the need and exits 4 when it does not fit" {
+    need_model
+    run --separate-stderr "$PCOMP" plan -m "$TINY" -f text.txt -q x
+    [ "$status" -eq 0 ]
+    [[ "$output" == *"chunks "* && "$output" == *": fits"* ]]
+    text 3000 > long.txt
+    run --separate-stderr "$PCOMP" plan -m "$TINY" -f long.txt -q x --memory 1M --keep all --kv-cap off --wave 16
+    [ "$status" -eq 4 ]
+    [[ "$output" == *"does not fit"* ]]
+    [[ "$stderr" == *"try --kv-cap"* ]]
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f long.txt -q x --memory 1M --keep all --kv-cap off --wave 16
+    is 4 ""
+    ask --plan --json
+    [ "$status" -eq 0 ]
+    jq -e '.schema == "pcomp.plan.v1" and .plan.fits and .plan.n_context > 0' <<< "$output"
+}
+
+@test "inspect reads a model as text and as JSON" {
+    need_model
+    run --separate-stderr "$PCOMP" inspect "$TINY"
+    [ "$status" -eq 0 ]
+    [ -n "$output" ]
+    run --separate-stderr "$PCOMP" inspect --json "$TINY"
+    [ "$status" -eq 0 ]
+    jq -e type <<< "$output"
+}
+
+@test "perplexity under each method" {
+    need_model
+    local method
+    for method in full parallelcomp truncate; do
+        run --separate-stderr "$PCOMP" perplexity -m "$TINY" -f text.txt --method $method --tail 32 --json
+        [ "$status" -eq 0 ]
+        jq -e '.schema == "pcomp.perplexity.v1" and .ppl > 1 and .n_scored > 0' <<< "$output"
+    done
+    run --separate-stderr "$PCOMP" perplexity -m "$TINY" -f text.txt --tail 32
+    [[ "$output" =~ ^perplexity\ [0-9.]+\ \ nll ]]
+}
+
+@test "bench prints Markdown, CSV and JSON" {
+    need_model
+    run --separate-stderr "$PCOMP" bench all -m "$TINY" -r 2 --tokens 256 -n 4
+    [ "$status" -eq 0 ]
+    [[ "$output" == *"| prefill | 256 tokens |"* && "$output" == *" ± "* ]]
+    run --separate-stderr "$PCOMP" bench prefill -m "$TINY" -r 2 --tokens 256 -n 1 --format csv
+    [ "$(wc -l <<< "$output")" -eq 2 ]
+    [[ "${lines[0]}" == test,shape,repeats,* ]]
+    run --separate-stderr "$PCOMP" bench ops -m "$TINY" -r 2 --tokens 64 --format json
+    [ "$status" -eq 0 ]
+    jq -e '.schema == "pcomp.bench.v1" and (.rows | length) > 0 and .rows[0].repeats == 2' <<< "$output"
+}
+
+@test "demo hides its sentence, says so, and judges the answer" {
+    need_model
+    text 2000 > book.txt
+    run --separate-stderr "$PCOMP" demo -m "$TINY" -f book.txt --tokens 3000 -n 2
+    [ "$status" -eq 0 ]
+    [[ "$stderr" == *"first 3000 tokens"* && "$stderr" == *"Hidden at 50%"* ]]
+    [[ "$stderr" == *"The sentence stands in chunk "* && "$stderr" == *"The answer "*"contain"* ]]
+    run --separate-stderr "$PCOMP" demo -m "$TINY" -f book.txt --tokens 3000 -n 2 --json --depth 0.1
+    jq -e '.plan.n_context == 3000' <<< "$output"
+    run --separate-stderr "$PCOMP" demo -m "$TINY" -f book.txt --tokens 3000 --no-needle
+    is 2 "give your own question"
+    run --separate-stderr "$PCOMP" demo -m "$TINY" -f book.txt --tokens 3000 --no-needle -q 'Who?' -n 2
+    [ "$status" -eq 0 ]
+    [[ "$stderr" != *"Hidden"* ]]
+}
+
+# ==== Signals ====
+
+@test "Ctrl-C stops with 130 and a hint, SIGTERM with 143" {
+    need_model
+    text 60000 > long.txt
+    run --separate-stderr timeout --preserve-status -s INT 1 "$PCOMP" run -m "$TINY" -f long.txt -q x -n 4
+    is 130 "repeat the command"
+    run --separate-stderr timeout --preserve-status -s TERM 1 "$PCOMP" run -m "$TINY" -f long.txt -q x -n 4
+    is 143 "repeat the command"
+    run --separate-stderr timeout --preserve-status -s INT 1 \
+        "$PCOMP" run -m "$TINY" -f long.txt -q x -n 4 --json
+    [ "$status" -eq 130 ]
+    jq -e '.stop_reason == "interrupted"' <<< "$output"
+}
+
+# ==== summarize ====
+
+summarize() {
+    run --separate-stderr "$PCOMP" summarize -m "$TINY" -o out.jsonl -n 4 "$@"
+}
+
+make_texts() { # make_texts N: a folder of N texts
+    local i
+    mkdir -p texts
+    for ((i = 0; i < $1; i++)); do text $((20 + i)) > "texts/$(printf %03d "$i").txt"; done
+}
+
+# The results: every line whole and a JSON object, N different keys.
+has_results() {
+    [ "$(tail -c 1 out.jsonl | od -An -tx1 | tr -d ' ')" = 0a ]
+    jq -es "map(select(.error | not).key) | unique | length == $1" out.jsonl
+}
+
+@test "summarize makes one line a text and skips what is finished" {
+    need_model
+    make_texts 3
+    summarize texts --text-dir notes
+    [ "$status" -eq 0 ]
+    [ -z "$output" ]
+    has_results 3
+    [ "$(find notes -type f | wc -l)" -eq 3 ]
+    [ -s notes/texts_001.txt ]
+    jq -es 'all(.run.plan.keep == .run.plan.n_chunks and .run.schema == "pcomp.run.v1")' out.jsonl
+    cp out.jsonl before.jsonl
+    summarize texts
+    [ "$status" -eq 0 ]
+    [[ "$stderr" == *"0 written, 3 finished before"* ]]
+    cmp out.jsonl before.jsonl
+}
+
+@test "summarize repairs a torn last line" {
+    need_model
+    make_texts 3
+    summarize texts
+    truncate -s -9 out.jsonl
+    summarize texts
+    [ "$status" -eq 0 ]
+    [[ "$stderr" == *"a torn last line of"*"was cut off"* ]]
+    has_results 3
+    [ "$(wc -l < out.jsonl)" -eq 3 ]
+}
+
+@test "summarize refuses changed settings unless --fresh" {
+    need_model
+    make_texts 2
+    summarize texts
+    summarize texts --keep 1
+    is 2 "--fresh"
+    summarize texts --keep 1 --fresh
+    [ "$status" -eq 0 ]
+    has_results 4
+}
+
+@test "summarize: errors are lines, exit code 5, tried again" {
+    need_model
+    make_texts 1
+    printf '\xff' > texts/bad.txt
+    printf '{"id":"q","text":"some words","question":"Which?"}\n{"id":"gone","file":"texts/none.txt"}\nno\n' > l.jsonl
+    summarize texts l.jsonl
+    [ "$status" -eq 5 ]
+    has_results 2
+    [ "$(jq -c 'select(.error) | [.id, .error.code]' out.jsonl | tr '\n' ' ')" = \
+        '["texts/bad.txt","format"] ["gone","io"] ["line 3","format"] ' ]
+    text 5 > texts/none.txt
+    rm texts/bad.txt
+    summarize texts/000.txt l.jsonl
+    [ "$status" -eq 5 ]
+    has_results 3
+}
+
+@test "summarize survives SIGKILL at any moment" {
+    need_model
+    make_texts 40
+    local i
+    for i in 1 2 3 4; do
+        timeout -s KILL "0.$((i * 15))" "$PCOMP" summarize -m "$TINY" -o out.jsonl -n 4 texts 2> /dev/null || true
+    done
+    summarize texts
+    [ "$status" -eq 0 ]
+    has_results 40
+    [ "$(wc -l < out.jsonl)" -eq 40 ]
+}
+
+@test "summarize stopped by Ctrl-C goes on where it was" {
+    need_model
+    make_texts 3
+    text 60000 > texts/900.txt
+    run --separate-stderr timeout --preserve-status -s INT 2 "$PCOMP" summarize -m "$TINY" -o out.jsonl -n 4 texts
+    [ "$status" -eq 130 ]
+    [[ "$stderr" == *"run the same command again to go on"* ]]
+    has_results 3
+    rm texts/900.txt
+    summarize texts
+    [ "$status" -eq 0 ]
+    [[ "$stderr" == *"0 written, 3 finished before"* ]]
+}
+
+@test "summarize on a full disk stops and loses nothing" {
+    need_model
+    make_texts 8
+    run --separate-stderr bash -c 'ulimit -f 16; exec "$PCOMP" summarize -m "$TINY" -o out.jsonl -n 4 texts'
+    is 1 "finished results are kept"
+    [ "$(tail -c 1 out.jsonl | od -An -tx1 | tr -d ' ')" = 0a ]
+    jq -es 'length > 0 and length < 8' out.jsonl
+    summarize texts
+    [ "$status" -eq 0 ]
+    has_results 8
+    run --separate-stderr "$PCOMP" summarize -m "$TINY" -o /dev/full -n 4 texts
+    is 1 "No space left on device"
+}
+
+@test "two processes do not write one file" {
+    need_model
+    make_texts 2
+    : > out.jsonl
+    exec 9>> out.jsonl
+    flock 9
+    summarize texts
+    is 1 "another pcomp is writing to this file"
+    exec 9>&-
+    summarize texts
+    [ "$status" -eq 0 ]
+}
