@@ -1,4 +1,5 @@
-/* added.h - finds the spellings of added tokens in text: the longest of those that begin leftmost. */
+/* added.h - finds the spellings of added tokens in text: the longest of those that begin
+ * leftmost. */
 #ifndef PCOMP_ADDED_H
 #define PCOMP_ADDED_H
 
@@ -7,7 +8,7 @@
 struct Added {
     struct AddedNode *nodes; /* a trie over the spellings' bytes; node 0 is the root */
     int n_nodes, cap;
-    bool first[256];         /* bytes that some spelling begins with */
+    bool first[256]; /* bytes that some spelling begins with */
 };
 
 /* Takes the TOKEN_CONTROL and TOKEN_USER tokens, spelled as in pieces. */

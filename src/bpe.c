@@ -47,7 +47,7 @@ static int merge_error(const struct VocabSpec *spec, int rank, const char *what)
     return err_set(PC_EFORMAT, "vocabulary: merge %d ('%.*s') %s", rank, shown, merge->data, what);
 }
 
-/* Reads "left right"; joined is scratch of `room` bytes, enough for the longest token. */
+/* Reads "left right". scratch: writable room for the longest token. */
 static int merge_read(struct Bpe *bpe, const struct VocabSpec *spec, int rank,
                       const struct StrMap *tokens, struct Slice scratch)
 {

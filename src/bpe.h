@@ -13,8 +13,9 @@
 struct Bpe {
     struct Pretokenizer pre;
     struct MergeTable merges;
-    int byte_id[256];       /* token of a single byte; -1 when the vocabulary has none */
-    struct Slice *whole;    /* [n_tokens] pieces of ordinary tokens; NULL unless whole words go first */
+    int byte_id[256]; /* token of a single byte; -1 when the vocabulary has none */
+    struct Slice
+        *whole; /* [n_tokens] pieces of ordinary tokens; NULL unless whole words go first */
     struct StrMap whole_id; /* over `whole` */
 };
 
@@ -27,7 +28,8 @@ int bpe_open(struct Bpe *bpe, const struct VocabSpec *spec, const struct StrMap 
              const struct Slice *pieces);
 void bpe_close(struct Bpe *bpe);
 
-/* Appends the ids of the scan's text. A byte without a token is passed over, as HF tokenizers does. */
+/* Appends the ids of the scan's text. A byte without a token is passed over, as HF tokenizers
+ * does. */
 int bpe_encode(const struct Bpe *bpe, struct MergeWork *work, struct PreScan *scan,
                struct Tokens *out);
 

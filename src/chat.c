@@ -1,8 +1,9 @@
 /* chat.c - built-in chat templates, chosen by looking at the one stored in the model.
  *
- * A stored template is a jinja program. We do not run it: we recognise which family it is by the marks
- * it writes, take the few facts that differ within a family out of its string literals, and render with
- * the table below. What is not recognised is refused, for a wrong template costs quality silently.
+ * A stored template is a jinja program. We do not run it: we recognise which family it is by the
+ * marks it writes, take the few facts that differ within a family out of its string literals, and
+ * render with the table below. What is not recognised is refused, for a wrong template costs
+ * quality silently.
  */
 #include "prompt.h"
 
@@ -10,8 +11,9 @@
 
 /* ==== Families ==== */
 
-/* With a system message: lead, system, gap, user, close. Without one: bare, user, close. In the two
- * families with brackets the model's own user_lead stands before lead and bare, user_end before close. */
+/* With a system message: lead, system, gap, user, close. Without one: bare, user, close. In the
+ * two families with brackets the model's own user_lead stands before lead and bare, user_end
+ * before close. */
 static const struct {
     const char *name, *lead, *gap, *bare, *close;
 } FORMS[CHAT_COUNT] = {
@@ -31,12 +33,15 @@ static const struct {
 static const char USER_LEAD[] = "[INST] ", USER_END[] = " [/INST]";
 static const char QWEN_SYSTEM[] =
     "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.";
-/* Llama-3.1 to 3.3 write a cut-off date and today's. We write the day that the template falls back to
- * when it cannot ask for the date, so that runs repeat. */
+/* Llama-3.1 to 3.3 write a cut-off date and today's. We write the day that the template falls
+ * back to when it cannot ask for the date, so that runs repeat. */
 static const char LLAMA31_DATES[] =
     "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n";
 
-const char *chat_name(enum ChatTemplate t) { return t < CHAT_COUNT ? FORMS[t].name : "?"; }
+const char *chat_name(enum ChatTemplate t)
+{
+    return t < CHAT_COUNT ? FORMS[t].name : "?";
+}
 
 static void chat_init(struct Chat *chat, enum ChatTemplate kind)
 {
@@ -61,10 +66,11 @@ int chat_by_name(const char *name, struct Chat *out)
             nearest = kind;
         }
     }
-    return err_set(PC_ECONFIG,
-                   "no chat template '%s', did you mean '%s'? (raw, chatml, qwen, llama-2, llama-3, "
-                   "mistral)",
-                   name, FORMS[nearest].name);
+    return err_set(
+        PC_ECONFIG,
+        "no chat template '%s', did you mean '%s'? (raw, chatml, qwen, llama-2, llama-3, "
+        "mistral)",
+        name, FORMS[nearest].name);
 }
 
 /* ==== Reading a stored template ==== */
@@ -100,8 +106,8 @@ static int literal_copy(const char *at, const char *stop, char quote, char *out,
     return n;
 }
 
-/* The default system message of a ChatML template: the words that it writes itself between the system
- * header and the end mark. */
+/* The default system message of a ChatML template: the words that it writes itself between the
+ * system header and the end mark. */
 static int chatml_system(struct Slice stored, struct Chat *chat)
 {
     static const char HEADER[] = "<|im_start|>system";
@@ -181,7 +187,10 @@ int chat_detect(struct Slice stored, struct Chat *out)
 
 /* ==== Rendering ==== */
 
-static int text_add(struct Str *to, const char *text) { return str_append(to, text, strlen(text)); }
+static int text_add(struct Str *to, const char *text)
+{
+    return str_append(to, text, strlen(text));
+}
 
 int chat_wrap(const struct Chat *chat, const char *system, struct ChatText *out)
 {

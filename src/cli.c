@@ -18,7 +18,10 @@
 
 #define AT(field) offsetof(struct Cli, field)
 
-enum { ON_TEXT = ON_RUN | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY, ON_ANSWERS = ON_RUN | ON_DEMO };
+enum {
+    ON_TEXT = ON_RUN | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY,
+    ON_ANSWERS = ON_RUN | ON_DEMO
+};
 
 const struct Flag FLAGS[] = {
     {"model", 'm', FLAG_TEXT, AT(model), 0, 0, ON_ENGINE | ON_INSPECT, "FILE",
@@ -55,7 +58,8 @@ const struct Flag FLAGS[] = {
     {"fresh", 0, FLAG_SWITCH, AT(fresh), 0, 0, ON_SUMMARIZE, "",
      "keep results made with other settings in the file and make new ones"},
     {"repeats", 'r', FLAG_INT, AT(repeats), 1, 1000, ON_BENCH, "N", "repetitions (default 5)"},
-    {"format", 0, FLAG_TEXT, AT(format), 0, 0, ON_BENCH, "md|csv|json", "table to print (default md)"},
+    {"format", 0, FLAG_TEXT, AT(format), 0, 0, ON_BENCH, "md|csv|json",
+     "table to print (default md)"},
     {"tail", 0, FLAG_INT, AT(tail), 1, 1 << 24, ON_PERPLEXITY, "N",
      "last tokens that are scored (default 1024; not for --method full)"},
     {"progress", 0, FLAG_TEXT, AT(progress), 0, 0, ON_ENGINE, "auto|none|plain|json",
@@ -116,7 +120,8 @@ static int unknown_flag(const struct Cli *cli, const char *flag, size_t len)
     snprintf(given, sizeof given, "%.*s", (int)len, flag);
     for (int i = 0; i < N_FLAGS + N_SETTINGS; i++) {
         bool is_flag = i < N_FLAGS;
-        if (is_flag ? !(FLAGS[i].commands & cli->command->bit) : !(cli->command->bit & ON_ENGINE)) continue;
+        if (is_flag ? !(FLAGS[i].commands & cli->command->bit) : !(cli->command->bit & ON_ENGINE))
+            continue;
         snprintf(name, sizeof name, "%s", is_flag ? FLAGS[i].name : SETTINGS[i - N_FLAGS].name);
         for (char *c = name; *c; c++)
             if (*c == '_') *c = '-';
@@ -128,7 +133,8 @@ static int unknown_flag(const struct Cli *cli, const char *flag, size_t len)
     if (*best)
         return err_set(PC_ECONFIG, "unknown flag '--%s' of `pcomp %s`: did you mean '--%s'?", given,
                        cli->command->name, best);
-    return err_set(PC_ECONFIG, "unknown flag '--%s'; `pcomp help %s` lists all", given, cli->command->name);
+    return err_set(PC_ECONFIG, "unknown flag '--%s'; `pcomp help %s` lists all", given,
+                   cli->command->name);
 }
 
 static int flag_number(const struct Flag *flag, const char *value, double *out)
@@ -137,8 +143,8 @@ static int flag_number(const struct Flag *flag, const char *value, double *out)
     errno = 0;
     double number = flag->kind == FLAG_INT ? (double)strtoll(value, &end, 10) : strtod(value, &end);
     if (end == value || *end || errno || !(number >= flag->min && number <= flag->max))
-        return err_set(PC_ECONFIG, "flag '--%s': '%.64s' is not a number of %.0f to %.0f", flag->name,
-                       value, flag->min, flag->max);
+        return err_set(PC_ECONFIG, "flag '--%s': '%.64s' is not a number of %.0f to %.0f",
+                       flag->name, value, flag->min, flag->max);
     *out = number;
     return PC_OK;
 }
@@ -170,7 +176,8 @@ static int flag_take(struct Cli *cli, const struct Flag *flag, const char *value
     }
 }
 
-static const struct Flag *flag_find(const struct Cli *cli, const char *name, size_t len, char letter)
+static const struct Flag *flag_find(const struct Cli *cli, const char *name, size_t len,
+                                    char letter)
 {
     for (int i = 0; i < N_FLAGS; i++) {
         const struct Flag *flag = &FLAGS[i];
@@ -208,10 +215,11 @@ static int short_flag(struct Cli *cli, int argc, char **argv, int *at)
     const char *text = argv[*at];
     const struct Flag *flag = flag_find(cli, NULL, 0, text[1]);
     if (!flag)
-        return err_set(PC_ECONFIG, "unknown flag '-%c' of `pcomp %s`; `pcomp help %s` lists all", text[1],
-                       cli->command->name, cli->command->name);
+        return err_set(PC_ECONFIG, "unknown flag '-%c' of `pcomp %s`; `pcomp help %s` lists all",
+                       text[1], cli->command->name, cli->command->name);
     if (flag->kind == FLAG_SWITCH) {
-        if (text[2]) return err_set(PC_ECONFIG, "flag '-%c' takes no value: '%.64s'", text[1], text);
+        if (text[2])
+            return err_set(PC_ECONFIG, "flag '-%c' takes no value: '%.64s'", text[1], text);
         return flag_take(cli, flag, NULL);
     }
     const char *value = text[2] ? text + 2 : *at + 1 < argc ? argv[++*at] : NULL;
@@ -249,7 +257,8 @@ int cli_settings(struct Cli *cli)
 {
     struct Settings *s = &cli->settings;
     settings_default(s);
-    for (const char *const *d = cli->command->defaults; d && *d; d += 2) TRY(settings_set(s, d[0], d[1]));
+    for (const char *const *d = cli->command->defaults; d && *d; d += 2)
+        TRY(settings_set(s, d[0], d[1]));
     if (cli->config) TRY(settings_load(s, cli->config));
     TRY(settings_env(s));
     for (int i = 0; i < cli->assigned.n; i += 2)
@@ -285,15 +294,18 @@ int cli_model(struct Cli *cli)
     const char *named = cli->model ? cli->model : getenv("PCOMP_MODEL");
     if (named && *named) {
         if (strlen(named) >= sizeof cli->model_path)
-            return err_set(PC_ECONFIG, "the model's path is longer than %zu bytes", sizeof cli->model_path - 1);
+            return err_set(PC_ECONFIG, "the model's path is longer than %zu bytes",
+                           sizeof cli->model_path - 1);
         memcpy(cli->model_path, named, strlen(named) + 1);
         return PC_OK;
     }
     int n = default_model(cli->model_path, sizeof cli->model_path);
     if (n == 1) return PC_OK;
     if (n > 1)
-        return err_set(PC_ECONFIG, "no model named, and models/ holds %d that fit; give -m FILE", n);
-    return err_set(PC_ECONFIG, "no model named, and none in models/; `make model` fetches the default one, "
+        return err_set(PC_ECONFIG, "no model named, and models/ holds %d that fit; give -m FILE",
+                       n);
+    return err_set(PC_ECONFIG,
+                   "no model named, and none in models/; `make model` fetches the default one, "
                    "or give -m FILE or set PCOMP_MODEL");
 }
 
@@ -313,12 +325,16 @@ int text_check(const char *what, const char *data, size_t len)
     if (len == 0) return err_set(PC_EFORMAT, "%s is empty; give it a text", what);
     const char *nul = memchr(data, '\0', len);
     if (nul)
-        return err_set(PC_EFORMAT, "%s: NUL at byte %zu: this is binary data, not text; convert it to "
-                       "plain text first", what, (size_t)(nul - data));
+        return err_set(PC_EFORMAT,
+                       "%s: NUL at byte %zu: this is binary data, not text; convert it to "
+                       "plain text first",
+                       what, (size_t)(nul - data));
     size_t bad = utf8_invalid_at(data, len);
     if (bad < len)
-        return err_set(PC_EFORMAT, "%s: byte %zu (0x%02x) is not UTF-8; convert the text first, for "
-                       "example with `iconv -f latin1 -t utf-8`", what, bad, (unsigned char)data[bad]);
+        return err_set(PC_EFORMAT,
+                       "%s: byte %zu (0x%02x) is not UTF-8; convert the text first, for "
+                       "example with `iconv -f latin1 -t utf-8`",
+                       what, bad, (unsigned char)data[bad]);
     return PC_OK;
 }
 
@@ -335,7 +351,8 @@ int cli_context(struct Cli *cli, struct Str *out)
 {
     int n = cli->files.n + cli->args.n;
     for (int i = 0; i < n; i++)
-        TRY(add_file(out, i < cli->files.n ? cli->files.items[i] : cli->args.items[i - cli->files.n]));
+        TRY(add_file(out,
+                     i < cli->files.n ? cli->files.items[i] : cli->args.items[i - cli->files.n]));
     if (n > 0) return PC_OK;
     if (isatty(STDIN_FILENO))
         return err_set(PC_ECONFIG, "no text to read; give -f FILE, or pipe a text in");
@@ -385,9 +402,11 @@ int text_cut(const struct Tokenizer *t, const struct Str *text, int n, size_t *b
 
 int exit_code(int status)
 {
-    static const struct { int status, code; } table[] = {
-        {PC_OK, 0},      {PC_EINTERNAL, 1}, {PC_EDEVICE, 1}, {CLI_EOUTPUT, 1}, {PC_ECONFIG, 2},
-        {PC_EIO, 3},     {PC_EFORMAT, 3},   {PC_ERANGE, 3},  {PC_ENOMEM, 4},   {CLI_EPARTIAL, 5},
+    static const struct {
+        int status, code;
+    } table[] = {
+        {PC_OK, 0},  {PC_EINTERNAL, 1}, {PC_EDEVICE, 1}, {CLI_EOUTPUT, 1}, {PC_ECONFIG, 2},
+        {PC_EIO, 3}, {PC_EFORMAT, 3},   {PC_ERANGE, 3},  {PC_ENOMEM, 4},   {CLI_EPARTIAL, 5},
     };
     if (status == PC_EINTR) return 128 + (signals_got() ? signals_got() : SIGINT);
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
@@ -474,7 +493,10 @@ const char *bytes_text(size_t bytes, char text[32])
         value /= 1024;
         unit++;
     }
-    snprintf(text, 32, value < 10 && unit ? "%.2f %s" : value < 100 && unit ? "%.1f %s" : "%.0f %s", value,
-             units[unit]);
+    snprintf(text, 32,
+             value < 10 && unit    ? "%.2f %s"
+             : value < 100 && unit ? "%.1f %s"
+                                   : "%.0f %s",
+             value, units[unit]);
     return text;
 }

@@ -15,8 +15,16 @@
 enum { CLI_EOUTPUT = -100, CLI_EPARTIAL = -101 };
 
 enum {
-    ON_RUN = 1, ON_SUMMARIZE = 2, ON_DEMO = 4, ON_PLAN = 8, ON_BENCH = 16, ON_INSPECT = 32,
-    ON_PERPLEXITY = 64, ON_SETTINGS = 128, ON_COMPLETION = 256, ON_HELP = 512,
+    ON_RUN = 1,
+    ON_SUMMARIZE = 2,
+    ON_DEMO = 4,
+    ON_PLAN = 8,
+    ON_BENCH = 16,
+    ON_INSPECT = 32,
+    ON_PERPLEXITY = 64,
+    ON_SETTINGS = 128,
+    ON_COMPLETION = 256,
+    ON_HELP = 512,
     /* Commands that open a model with settings. */
     ON_ENGINE = ON_RUN | ON_SUMMARIZE | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY,
     ON_ALL = 1023,
@@ -26,12 +34,12 @@ enum FlagKind { FLAG_SWITCH, FLAG_TEXT, FLAG_LIST, FLAG_INT, FLAG_REAL, FLAG_SET
 
 struct Flag {
     const char *name;
-    char letter;          /* 0: none */
+    char letter; /* 0: none */
     enum FlagKind kind;
-    size_t offset;        /* in struct Cli */
-    double min, max;      /* FLAG_INT, FLAG_REAL */
-    int commands;         /* ON_… bits */
-    const char *arg;      /* what the value is called in --help; FLAG_SETTING: the setting */
+    size_t offset;   /* in struct Cli */
+    double min, max; /* FLAG_INT, FLAG_REAL */
+    int commands;    /* ON_… bits */
+    const char *arg; /* what the value is called in --help; FLAG_SETTING: the setting */
     const char *help;
 };
 
@@ -52,16 +60,16 @@ struct Command {
 
 struct Cli {
     const struct Command *command;
-    struct Settings settings;    /* effective once cli_settings() ran */
-    struct TextList assigned;    /* settings from flags: name, value, name, value, … */
+    struct Settings settings; /* effective once cli_settings() ran */
+    struct TextList assigned; /* settings from flags: name, value, name, value, … */
     struct TextList files, questions, args;
     const char *model, *config, *questions_file, *log_file, *progress, *explain;
     const char *output, *text_dir, *glob, *format;
     bool json, jsonl, plan, quiet, verbose, fresh, no_needle, markdown, help, version;
     int tokens, repeats, tail;
     double depth;
-    char model_path[4096];       /* set by cli_model() */
-    struct Str question_text;    /* owns the questions read from a file */
+    char model_path[4096];    /* set by cli_model() */
+    struct Str question_text; /* owns the questions read from a file */
 };
 
 extern const struct Flag FLAGS[];

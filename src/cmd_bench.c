@@ -14,10 +14,10 @@
 /* One case and the sums over its repeats. */
 struct BenchCase {
     char test[48], shape[64];
-    int n;                 /* repeats counted */
-    double sum, sum_sq;    /* of seconds */
-    double work;           /* per repeat: tokens, or operations */
-    double bytes;          /* per repeat, single operations only */
+    int n;              /* repeats counted */
+    double sum, sum_sq; /* of seconds */
+    double work;        /* per repeat: tokens, or operations */
+    double bytes;       /* per repeat, single operations only */
     double sum_rate, sum_rate_sq;
     const char *unit;
     size_t peak_bytes;
@@ -28,7 +28,7 @@ enum { CASES_MAX = 64 };
 struct Bench {
     struct Cli *cli;
     struct Engine *engine;
-    struct Str text;       /* as long as the longest case */
+    struct Str text; /* as long as the longest case */
     struct BenchCase cases[CASES_MAX];
     int n_cases;
 };
@@ -46,7 +46,8 @@ static double deviation(double sum, double sum_sq, int n)
     return variance > 0 ? sqrt(variance) : 0;
 }
 
-static struct BenchCase *case_new(struct Bench *b, const char *test, const char *shape, const char *unit)
+static struct BenchCase *case_new(struct Bench *b, const char *test, const char *shape,
+                                  const char *unit)
 {
     if (b->n_cases == CASES_MAX) return NULL;
     struct BenchCase *c = &b->cases[b->n_cases++];
@@ -73,18 +74,23 @@ static void case_add(struct BenchCase *c, double seconds, double work)
  * and attended to unlike any real one. */
 static int make_text(struct Str *out, int tokens)
 {
-    static const char *const who[] = {"The clerk", "A sailor", "My aunt", "The judge", "Our neighbour",
-                                      "An old miller", "The young doctor", "Nobody"};
-    static const char *const did[] = {"carried", "forgot", "described", "sold", "painted", "hid", "found"};
-    static const char *const what[] = {"the lantern", "a letter", "three keys", "the account book", "a map",
-                                       "an umbrella", "the silver spoon", "a basket of pears", "the clock"};
-    static const char *const where[] = {"near the bridge", "in the harbour", "behind the church",
-                                        "at the crossroads", "before the winter", "during the long storm"};
+    static const char *const who[] = {"The clerk",        "A sailor",      "My aunt",
+                                      "The judge",        "Our neighbour", "An old miller",
+                                      "The young doctor", "Nobody"};
+    static const char *const did[] = {"carried", "forgot", "described", "sold",
+                                      "painted", "hid",    "found"};
+    static const char *const what[] = {
+        "the lantern", "a letter",         "three keys",        "the account book", "a map",
+        "an umbrella", "the silver spoon", "a basket of pears", "the clock"};
+    static const char *const where[] = {"near the bridge",   "in the harbour",
+                                        "behind the church", "at the crossroads",
+                                        "before the winter", "during the long storm"};
     uint64_t state = 1;
     for (int n = 0; out->len < (size_t)tokens * 8; n++) {
         state = hash64(&n, sizeof n, state);
-        TRY(str_appendf(out, "%s %s %s %s.%s", who[state % 8], did[(state >> 8) % 7], what[(state >> 16) % 9],
-                        where[(state >> 24) % 6], n % 6 == 5 ? "\n\n" : " "));
+        TRY(str_appendf(out, "%s %s %s %s.%s", who[state % 8], did[(state >> 8) % 7],
+                        what[(state >> 16) % 9], where[(state >> 24) % 6],
+                        n % 6 == 5 ? "\n\n" : " "));
     }
     return PC_OK;
 }
@@ -92,19 +98,23 @@ static int make_text(struct Str *out, int tokens)
 /* Runs one request of the first `bytes` of the text. */
 static int run_once(struct Bench *b, size_t bytes, struct Result *r)
 {
-    struct Request req = {.context = b->text.data, .context_len = bytes, .stop = signals_stop,
+    struct Request req = {.context = b->text.data,
+                          .context_len = bytes,
+                          .stop = signals_stop,
                           .question = "What did the clerk carry?"};
     return session_run(b->engine, &req, r);
 }
 
 /* Repeats a run of n_tokens; prefill and decode are counted into either case when it is not NULL. */
-static int bench_runs(struct Bench *b, int n_tokens, struct BenchCase *prefill, struct BenchCase *decode)
+static int bench_runs(struct Bench *b, int n_tokens, struct BenchCase *prefill,
+                      struct BenchCase *decode)
 {
     size_t bytes;
     int n;
     TRY(text_cut(engine_tokenizer(b->engine), &b->text, n_tokens, &bytes, &n));
     if (n < n_tokens)
-        return err_set(PC_ERANGE, "the text has %d tokens, %d are needed; give a longer -f FILE", n, n_tokens);
+        return err_set(PC_ERANGE, "the text has %d tokens, %d are needed; give a longer -f FILE", n,
+                       n_tokens);
     for (int i = 0; i <= b->cli->repeats; i++) {
         struct Result r = {0};
         int status = run_once(b, bytes, &r);
@@ -127,8 +137,10 @@ static int bench_sessions(struct Bench *b, bool prefill, bool decode)
         lengths[0] = b->cli->tokens;
         n_lengths = 1;
     }
-    if (b->cli->files.n) TRY(cli_context(b->cli, &b->text));
-    else TRY(make_text(&b->text, lengths[n_lengths - 1]));
+    if (b->cli->files.n)
+        TRY(cli_context(b->cli, &b->text));
+    else
+        TRY(make_text(&b->text, lengths[n_lengths - 1]));
     for (int i = 0; i < n_lengths; i++) {
         char shape[64];
         snprintf(shape, sizeof shape, "%d tokens", lengths[i]);
@@ -169,21 +181,26 @@ static int row_csv(const struct BenchCase *c, bool markdown, struct Str *out)
     double rate_sd = deviation(c->sum_rate, c->sum_rate_sq, c->n);
     double gb = seconds > 0 ? c->bytes / seconds / 1e9 : 0;
     if (markdown)
-        return str_appendf(out, "| %s | %s | %.2f ± %.2f | %s | %.2f ± %.2f | %.1f | %.0f |\n", c->test, c->shape,
-                           rate, rate_sd, c->unit, 1e3 * seconds, 1e3 * deviation(c->sum, c->sum_sq, c->n), gb,
+        return str_appendf(out, "| %s | %s | %.2f ± %.2f | %s | %.2f ± %.2f | %.1f | %.0f |\n",
+                           c->test, c->shape, rate, rate_sd, c->unit, 1e3 * seconds,
+                           1e3 * deviation(c->sum, c->sum_sq, c->n), gb,
                            (double)c->peak_bytes / (1 << 20));
-    return str_appendf(out, "%s,\"%s\",%d,%.6g,%.6g,%s,%.6g,%.6g,%.6g,%zu\n", c->test, c->shape, c->n, rate,
-                       rate_sd, c->unit, seconds, deviation(c->sum, c->sum_sq, c->n), gb, c->peak_bytes);
+    return str_appendf(out, "%s,\"%s\",%d,%.6g,%.6g,%s,%.6g,%.6g,%.6g,%zu\n", c->test, c->shape,
+                       c->n, rate, rate_sd, c->unit, seconds, deviation(c->sum, c->sum_sq, c->n),
+                       gb, c->peak_bytes);
 }
 
 static int table_text(const struct Bench *b, bool markdown, struct Str *out)
 {
     if (markdown)
-        TRY(str_appendf(out, "%s, %s, %d repeats, mean ± sd\n\n| test | shape | rate | unit | ms | GB/s | MiB |\n"
-                        "|---|---|---:|---|---:|---:|---:|\n", engine_model(b->engine)->cfg.name,
-                        engine_device(b->engine), b->cli->repeats));
+        TRY(str_appendf(
+            out,
+            "%s, %s, %d repeats, mean ± sd\n\n| test | shape | rate | unit | ms | GB/s | MiB |\n"
+            "|---|---|---:|---|---:|---:|---:|\n",
+            engine_model(b->engine)->cfg.name, engine_device(b->engine), b->cli->repeats));
     else
-        TRY(str_appendf(out, "test,shape,repeats,rate,rate_sd,unit,seconds,seconds_sd,gb_per_s,peak_bytes\n"));
+        TRY(str_appendf(
+            out, "test,shape,repeats,rate,rate_sd,unit,seconds,seconds_sd,gb_per_s,peak_bytes\n"));
     for (int i = 0; i < b->n_cases; i++) TRY(row_csv(&b->cases[i], markdown, out));
     return PC_OK;
 }
@@ -217,13 +234,16 @@ static int table_json(const struct Bench *b, struct Str *out)
 int cmd_bench(struct Cli *cli)
 {
     static const char *const parts[] = {"prefill", "decode", "ops", "all"};
-    const char *part = cli->args.n ? cli->args.items[0] : "all", *format = cli->format ? cli->format : "md";
+    const char *part = cli->args.n ? cli->args.items[0] : "all",
+               *format = cli->format ? cli->format : "md";
     bool known = false, json = strcmp(format, "json") == 0, md = strcmp(format, "md") == 0;
     for (int i = 0; i < 4; i++) known |= strcmp(part, parts[i]) == 0;
     if (!known || cli->args.n > 1)
-        return err_set(PC_ECONFIG, "bench '%.32s' is not known; accepted: prefill, decode, ops, all", part);
+        return err_set(PC_ECONFIG,
+                       "bench '%.32s' is not known; accepted: prefill, decode, ops, all", part);
     if (!json && !md && strcmp(format, "csv") != 0)
-        return err_set(PC_ECONFIG, "flag '--format': '%.32s' is not known; accepted: md, csv, json", format);
+        return err_set(PC_ECONFIG, "flag '--format': '%.32s' is not known; accepted: md, csv, json",
+                       format);
     if (!cli->repeats) cli->repeats = 5;
     cli->args.n = 0; /* the part is no file */
     struct Bench *b = mem_alloc(1, sizeof *b);
@@ -237,7 +257,8 @@ int cmd_bench(struct Cli *cli)
     if (prefill || decode) status = bench_sessions(b, prefill, decode);
     if (status == PC_OK && ops) status = bench_ops(b);
     if (status < 0 && status != PC_EINTR) goto fail;
-    if (status == PC_EINTR) fprintf(stderr, "pcomp: stopped; the table holds what was measured until then\n");
+    if (status == PC_EINTR)
+        fprintf(stderr, "pcomp: stopped; the table holds what was measured until then\n");
     int wrote = json ? table_json(b, &table) : table_text(b, md, &table);
     if (wrote == PC_OK) wrote = out_write(table.data, table.len);
     if (wrote < 0) status = wrote;

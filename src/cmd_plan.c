@@ -17,52 +17,64 @@ static double prefill_flops(const struct Model *model, const struct PlanInfo *pl
     double weights = (double)model->n_params - (model->tied ? embedding : 2 * embedding);
     double chunk = plan->n_chunks ? (double)plan->n_context / plan->n_chunks : 0;
     double rows = chunk + plan->n_question;
-    double attention = 4.0 * cfg->n_layers * cfg->n_heads * cfg->head_dim * rows * (rows / 2 + plan->n_prefix);
+    double attention =
+        4.0 * cfg->n_layers * cfg->n_heads * cfg->head_dim * rows * (rows / 2 + plan->n_prefix);
     return plan->n_chunks * (2 * weights * rows + attention);
 }
 
-/* Seconds that the prefill may take at the rate of one measured matrix product; negative: not known. */
+/* Seconds that the prefill may take at the rate of one measured matrix product; negative: not known.
+ * The first of the repeats reads the weights from the disk; the best of them counts. */
 static double estimate_seconds(struct Engine *engine, const struct PlanInfo *plan)
 {
-    struct BenchRow row = {0};
-    if (plan->n_context == 0 || engine_bench_op(engine, 0, 256, &row) < 0) return -1;
-    if (!(row.seconds > 0 && row.flops > 0)) return -1;
-    return prefill_flops(engine_model(engine), plan) / (row.flops / row.seconds);
+    double best = 0;
+    int n_tokens = plan->chunk_tokens < 512 ? plan->chunk_tokens : 512;
+    for (int i = 0; i < 4 && plan->n_context > 0; i++) {
+        struct BenchRow row = {0};
+        if (engine_bench_op(engine, 0, n_tokens, &row) < 0) return -1;
+        if (row.seconds > 0) best = fmax(best, row.flops / row.seconds);
+    }
+    return best > 0 ? prefill_flops(engine_model(engine), plan) / best : -1;
 }
 
-static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double seconds, struct Str *out)
+static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double seconds,
+                     struct Str *out)
 {
     const struct ModelConfig *cfg = &engine_model(engine)->cfg;
     char a[32], b[32];
-    TRY(str_appendf(out, "model    %s, trained on %d positions, %s mapped\n", cfg->name, cfg->train_len,
-                    bytes_text(plan->model_bytes, a)));
+    TRY(str_appendf(out, "model    %s, trained on %d positions, %s mapped\n", cfg->name,
+                    cfg->train_len, bytes_text(plan->model_bytes, a)));
     TRY(str_appendf(out, "device   %s\n", engine_device(engine)));
     TRY(str_appendf(out, "tokens   %d text, %d before each chunk, %d question, up to %d answer\n",
                     plan->n_context, plan->n_prefix, plan->n_question, plan->max_tokens));
-    TRY(str_appendf(out, "chunks   %d of at most %d tokens, %d at a time, %d kept\n", plan->n_chunks,
-                    plan->chunk_tokens, plan->wave, plan->keep));
+    TRY(str_appendf(out, "chunks   %d of at most %d tokens, %d at a time, %d kept\n",
+                    plan->n_chunks, plan->chunk_tokens, plan->wave, plan->keep));
     if (plan->kv_cap > 0)
-        TRY(str_appendf(out, "KV       %d entries for each kept chunk, layer and head: %s\n", plan->kv_cap,
-                        bytes_text(plan->kv_bytes, a)));
+        TRY(str_appendf(out, "KV       %d entries for each kept chunk, layer and head: %s\n",
+                        plan->kv_cap, bytes_text(plan->kv_bytes, a)));
     else
-        TRY(str_appendf(out, "KV       all entries of the kept chunks: %s\n", bytes_text(plan->kv_bytes, a)));
-    TRY(str_appendf(out, "position question at %d, window %d, template %s\n", plan->question_pos, plan->window,
-                    plan->chat_template));
+        TRY(str_appendf(out, "KV       all entries of the kept chunks: %s\n",
+                        bytes_text(plan->kv_bytes, a)));
+    TRY(str_appendf(out, "position question at %d, window %d, template %s\n", plan->question_pos,
+                    plan->window, plan->chat_template));
     if (plan->n_truncated)
-        TRY(str_appendf(out, "cut      %d text tokens are left out of the middle\n", plan->n_truncated));
-    TRY(str_appendf(out, "memory   %s at the peak, %s available: %s\n", bytes_text(plan->peak_bytes, a),
-                    bytes_text(plan->available_bytes, b), plan->fits ? "fits" : "does not fit"));
+        TRY(str_appendf(out, "cut      %d text tokens are left out of the middle\n",
+                        plan->n_truncated));
+    TRY(str_appendf(out, "memory   %s at the peak, %s available: %s\n",
+                    bytes_text(plan->peak_bytes, a), bytes_text(plan->available_bytes, b),
+                    plan->fits ? "fits" : "does not fit"));
     if (seconds >= 0)
-        TRY(str_appendf(out, "time     about %.1f s of prefill, from one measured matrix product\n", seconds));
+        TRY(str_appendf(out, "time     about %.1f s of prefill, from one measured matrix product\n",
+                        seconds));
     return PC_OK;
 }
 
 static int does_not_fit(const struct PlanInfo *plan)
 {
     char need[32], have[32];
-    return err_set(PC_ENOMEM, "the run needs %s besides the model, %s available; try --kv-cap %d, --wave 1 or "
-                   "a smaller --keep", bytes_text(plan->peak_bytes, need),
-                   bytes_text(plan->available_bytes, have),
+    return err_set(PC_ENOMEM,
+                   "the run needs %s besides the model, %s available; try --kv-cap %d, --wave 1 or "
+                   "a smaller --keep",
+                   bytes_text(plan->peak_bytes, need), bytes_text(plan->available_bytes, have),
                    plan->kv_cap > 1 ? plan->kv_cap / 2 : plan->chunk_tokens / 2);
 }
 
@@ -91,11 +103,13 @@ int cmd_plan(struct Cli *cli)
     struct Engine *engine = NULL;
     struct Str context = {0};
     int status;
-    if (cli->questions.n > 1) return err_set(PC_ECONFIG, "a plan is for one question; %d are given", cli->questions.n);
+    if (cli->questions.n > 1)
+        return err_set(PC_ECONFIG, "a plan is for one question; %d are given", cli->questions.n);
     TRY_GOTO(cli_questions(cli));
     TRY_GOTO(cli_open(cli, &engine));
     TRY_GOTO(cli_context(cli, &context));
-    struct Request req = {.context = context.data, .context_len = context.len,
+    struct Request req = {.context = context.data,
+                          .context_len = context.len,
                           .question = cli->questions.n ? cli->questions.items[0] : ""};
     status = plan_show(cli, engine, &req);
 fail:
@@ -126,7 +140,8 @@ static void show_progress(void *user, const struct Progress *p)
     progress_show(user, p);
 }
 
-static int perplexity_report(const struct Cli *cli, struct Engine *engine, const struct PerplexityResult *r)
+static int perplexity_report(const struct Cli *cli, struct Engine *engine,
+                             const struct PerplexityResult *r)
 {
     struct Str text = {0};
     int status;
@@ -142,8 +157,9 @@ static int perplexity_report(const struct Cli *cli, struct Engine *engine, const
         cJSON_AddNumberToObject(object, "seconds", r->seconds);
         status = json_append(object, false, &text);
     } else {
-        status = str_appendf(&text, "perplexity %.4f  nll %.6f  scored %lld of %lld tokens  %.1f s\n", r->ppl,
-                             r->nll, (long long)r->n_scored, (long long)r->n_context, r->seconds);
+        status = str_appendf(
+            &text, "perplexity %.4f  nll %.6f  scored %lld of %lld tokens  %.1f s\n", r->ppl,
+            r->nll, (long long)r->n_scored, (long long)r->n_context, r->seconds);
     }
     if (status == PC_OK) status = out_write(text.data, text.len);
     str_free(&text);
@@ -160,8 +176,12 @@ int cmd_perplexity(struct Cli *cli)
     TRY(progress_open(&view, cli->progress, cli->quiet));
     TRY_GOTO(cli_open(cli, &engine));
     TRY_GOTO(cli_context(cli, &context));
-    struct Request req = {.context = context.data, .context_len = context.len, .question = "", .user = &view,
-                          .on_progress = show_progress, .stop = signals_stop};
+    struct Request req = {.context = context.data,
+                          .context_len = context.len,
+                          .question = "",
+                          .user = &view,
+                          .on_progress = show_progress,
+                          .stop = signals_stop};
     progress_begin(&view, 0);
     status = session_perplexity(engine, &req, cli->tail ? cli->tail : 1024, &result);
     progress_clear(&view);

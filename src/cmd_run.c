@@ -23,10 +23,10 @@ struct Run {
     struct Engine *engine;
     struct ProgressView view;
     struct Str context;
-    const char *source;              /* name of the text, for the page */
+    const char *source; /* name of the text, for the page */
     int index, n_questions;
-    int out_status;                  /* first failure to write the answer */
-    struct Progress last;            /* how far the present run came */
+    int out_status;       /* first failure to write the answer */
+    struct Progress last; /* how far the present run came */
     bool has_mark;
     size_t mark_begin, mark_end;
 };
@@ -55,16 +55,28 @@ static void on_progress(void *user, const struct Progress *p)
     run->out_status = out_write(text, len + 1);
 }
 
+/* Written piece by piece because this runs inside the decode loop, where nothing may be allocated. */
+static int text_event(int index, const char *piece, size_t len)
+{
+    printf("{\"event\":\"text\",\"index\":%d,\"text\":\"", index);
+    for (size_t i = 0; i < len; i++) {
+        unsigned char c = (unsigned char)piece[i];
+        if (c == '"' || c == '\\')
+            printf("\\%c", c);
+        else if (c < 0x20)
+            printf("\\u%04x", c);
+        else
+            putchar(c);
+    }
+    return out_write("\"}\n", 3);
+}
+
 static void on_text(void *user, const char *piece, size_t len)
 {
     struct Run *run = user;
     if (run->out_status < 0 || run->cli->json) return;
     if (run->cli->jsonl) {
-        cJSON *event = cJSON_CreateObject();
-        cJSON_AddStringToObject(event, "event", "text");
-        cJSON_AddNumberToObject(event, "index", run->index);
-        json_add_bytes(event, "text", piece, len);
-        run->out_status = event_line(event);
+        run->out_status = text_event(run->index, piece, len);
         return;
     }
     progress_clear(&run->view);
@@ -109,10 +121,12 @@ static void show_summary(const struct Run *run, const struct Result *r)
     fprintf(stderr, "\ntokens   %d text, %d question, %d answer (window %d)\n", r->plan.n_context,
             r->plan.n_question, r->n_ids, r->plan.window);
     show_chunks(r);
-    fprintf(stderr, "KV       %lld of %lld entries of the kept chunks stay (%.0f%%)\n", (long long)kept,
-            (long long)in, in ? 100.0 * (double)kept / (double)in : 0);
-    fprintf(stderr, "time     %.2f s: tokenize %.2f, prefill %.2f (%.0f tok/s), question %.2f, answer %.2f "
-            "(%.1f tok/s)\n", r->time.total, r->time.tokenize, r->time.prefill, prefill, r->time.question,
+    fprintf(stderr, "KV       %lld of %lld entries of the kept chunks stay (%.0f%%)\n",
+            (long long)kept, (long long)in, in ? 100.0 * (double)kept / (double)in : 0);
+    fprintf(stderr,
+            "time     %.2f s: tokenize %.2f, prefill %.2f (%.0f tok/s), question %.2f, answer %.2f "
+            "(%.1f tok/s)\n",
+            r->time.total, r->time.tokenize, r->time.prefill, prefill, r->time.question,
             r->time.decode, decode);
     fprintf(stderr, "memory   %s at the peak; %s\n", bytes_text(r->peak_bytes, peak),
             engine_device(run->engine));
@@ -122,32 +136,44 @@ static void show_summary(const struct Run *run, const struct Result *r)
 static void warn_result(const struct Run *run, const struct Result *r)
 {
     const struct ModelConfig *cfg = &engine_model(run->engine)->cfg;
+    if (r->text.len == 0) log_msg(LOG_WARN, "the model ended its answer at once: there is no text");
     if (r->plan.n_truncated > 0)
         log_msg(LOG_WARN, "%d of %d text tokens were cut out of the middle (--method truncate)",
                 r->plan.n_truncated, r->plan.n_context);
-    if (!cli_assigned(run->cli, "kv_cap") || !r->kv_in || !r->kv_kept || run->cli->settings.kv_cap < 0 ||
-        r->plan.chunk_tokens <= run->cli->settings.kv_cap)
+    if (!cli_assigned(run->cli, "kv_cap") || !r->kv_in || !r->kv_kept ||
+        run->cli->settings.kv_cap < 0 || r->plan.chunk_tokens <= run->cli->settings.kv_cap)
         return;
     for (int i = 0; i < cfg->n_layers * cfg->n_kv_heads; i++)
         if (r->kv_kept[i] < r->kv_in[i]) return;
-    log_msg(LOG_WARN, "--kv-cap %d was asked for, but every KV entry was kept", run->cli->settings.kv_cap);
+    log_msg(LOG_WARN, "--kv-cap %d was asked for, but every KV entry was kept",
+            run->cli->settings.kv_cap);
 }
 
-static int write_page(const struct Run *run, const struct Request *req, const struct Result *r, int status)
+static int write_page(const struct Run *run, const struct Request *req, const struct Result *r,
+                      int status)
 {
     const struct Model *model = engine_model(run->engine);
     struct Str page = {0}, path = {0};
     struct Explain e = {
-        .result = r, .context = req->context, .context_len = req->context_len, .question = req->question,
-        .model = model->cfg.name, .device = engine_device(run->engine), .source = run->source,
-        .stop = stop_reason(r, status), .n_layers = model->cfg.n_layers,
-        .n_kv_heads = model->cfg.n_kv_heads, .has_mark = run->has_mark, .mark_begin = run->mark_begin,
+        .result = r,
+        .context = req->context,
+        .context_len = req->context_len,
+        .question = req->question,
+        .model = model->cfg.name,
+        .device = engine_device(run->engine),
+        .source = run->source,
+        .stop = stop_reason(r, status),
+        .n_layers = model->cfg.n_layers,
+        .n_kv_heads = model->cfg.n_kv_heads,
+        .has_mark = run->has_mark,
+        .mark_begin = run->mark_begin,
         .mark_end = run->mark_end,
     };
     const char *name = run->cli->explain, *dot = strrchr(name, '.');
     int stem = dot && !strchr(dot, '/') ? (int)(dot - name) : (int)strlen(name);
-    int result = run->index == 0 ? str_appendf(&path, "%s", name)
-                                 : str_appendf(&path, "%.*s-%d%s", stem, name, run->index + 1, name + stem);
+    int result = run->index == 0
+                     ? str_appendf(&path, "%s", name)
+                     : str_appendf(&path, "%.*s-%d%s", stem, name, run->index + 1, name + stem);
     if (result == PC_OK) result = explain_page(&e, &page);
     if (result == PC_OK) result = out_file(path.data, page.data, page.len);
     str_free(&page);
@@ -155,7 +181,8 @@ static int write_page(const struct Run *run, const struct Request *req, const st
     return result;
 }
 
-static int write_object(const struct Run *run, const struct Request *req, const struct Result *r, int status)
+static int write_object(const struct Run *run, const struct Request *req, const struct Result *r,
+                        int status)
 {
     struct Str text = {0};
     cJSON *object = provenance_make(run->engine, run->cli->model_path, req, r, status);
@@ -173,10 +200,15 @@ static void interrupted(const struct Run *run)
     if (run->out_status < 0 && !signals_got()) return;
     const struct Progress *p = &run->last;
     if (p->stage == STAGE_PREFILL)
-        fprintf(stderr, "pcomp: stopped after %d of %d chunks; `run` stores nothing, so repeat the command to "
-                "start again\n", p->chunks_done, p->n_chunks);
+        fprintf(
+            stderr,
+            "pcomp: stopped after %d of %d chunks; `run` stores nothing, so repeat the command to "
+            "start again\n",
+            p->chunks_done, p->n_chunks);
     else
-        fprintf(stderr, "pcomp: stopped before the answer was complete; repeat the command to start again\n");
+        fprintf(
+            stderr,
+            "pcomp: stopped before the answer was complete; repeat the command to start again\n");
 }
 
 /* ==== One question ==== */
@@ -201,7 +233,8 @@ static int begin_answer(struct Run *run, const struct Request *req)
 }
 
 /* Writes all that a finished or stopped run leaves; the run's own status comes first. */
-static int end_answer(struct Run *run, const struct Request *req, const struct Result *r, int status)
+static int end_answer(struct Run *run, const struct Request *req, const struct Result *r,
+                      int status)
 {
     struct Cli *cli = run->cli;
     bool objects = cli->json || cli->jsonl;
@@ -217,16 +250,23 @@ static int end_answer(struct Run *run, const struct Request *req, const struct R
     if (status == PC_EINTR) interrupted(run);
     /* The engine's "stopped" has replaced the reason since. */
     if (run->out_status < 0)
-        err_set(wrote, "the answer could not be written to standard output: the disk is full or the reader "
-                "has gone");
+        err_set(
+            wrote,
+            "the answer could not be written to standard output: the disk is full or the reader "
+            "has gone");
     return wrote < 0 ? wrote : status;
 }
 
 static int answer(struct Run *run, const char *question, struct Result *r)
 {
     struct Request req = {
-        .context = run->context.data, .context_len = run->context.len, .question = question, .user = run,
-        .on_progress = on_progress, .on_text = on_text, .stop = on_stop,
+        .context = run->context.data,
+        .context_len = run->context.len,
+        .question = question,
+        .user = run,
+        .on_progress = on_progress,
+        .on_text = on_text,
+        .stop = on_stop,
     };
     if (run->cli->plan) return plan_show(run->cli, run->engine, &req);
     TRY(begin_answer(run, &req));
@@ -329,12 +369,14 @@ static int make_context(struct Run *run, const struct Str *book, int *n_tokens)
         }
         TRY(hide_needle(run, book, bytes));
         struct Tokens tokens = {0};
-        int status = tokenizer_encode(tokenizer, run->context.data, run->context.len, false, &tokens);
+        int status =
+            tokenizer_encode(tokenizer, run->context.data, run->context.len, false, &tokens);
         *n_tokens = tokens.n;
         tokens_free(&tokens);
         if (status < 0) return status;
         /* Less than wanted and the whole book used: it is too short. */
-        if (*n_tokens == cli->tokens || (*n_tokens < cli->tokens && bytes == book->len)) return PC_OK;
+        if (*n_tokens == cli->tokens || (*n_tokens < cli->tokens && bytes == book->len))
+            return PC_OK;
         want += cli->tokens - *n_tokens;
         if (want < 1) want = 1;
     }
@@ -348,7 +390,8 @@ static void say_demo(const struct Run *run, const char *book, int n_tokens, cons
     fprintf(stderr, "Reading the first %d tokens of %s with %s (trained on %d).\n", n_tokens, book,
             engine_model(run->engine)->cfg.name, engine_model(run->engine)->cfg.train_len);
     if (n_tokens < cli->tokens)
-        fprintf(stderr, "The text is shorter than the %d tokens asked for: it is read whole.\n", cli->tokens);
+        fprintf(stderr, "The text is shorter than the %d tokens asked for: it is read whole.\n",
+                cli->tokens);
     if (run->has_mark)
         fprintf(stderr, "Hidden at %.0f%% of it: \"%s\"\n", 100 * cli->depth, NEEDLE);
     fprintf(stderr, "Question: %s\n", question);
@@ -361,12 +404,12 @@ static void judge_demo(const struct Run *run, const struct Result *r)
     for (int i = 0; i < r->plan.n_chunks; i++) {
         const struct ChunkInfo *chunk = &r->chunks[i];
         if (run->mark_begin < chunk->byte_begin || run->mark_begin >= chunk->byte_end) continue;
-        fprintf(stderr, "The sentence stands in chunk %d of %d, which was %s.\n", i + 1, r->plan.n_chunks,
-                chunk->kept ? "kept" : "dropped");
+        fprintf(stderr, "The sentence stands in chunk %d of %d, which was %s.\n", i + 1,
+                r->plan.n_chunks, chunk->kept ? "kept" : "dropped");
         break;
     }
-    fprintf(stderr, "The answer %s \"%s\". Total time %.1f s.\n", said ? "contains" : "does not contain",
-            NEEDLE_VALUE, r->time.total);
+    fprintf(stderr, "The answer %s \"%s\". Total time %.1f s.\n",
+            said ? "contains" : "does not contain", NEEDLE_VALUE, r->time.total);
 }
 
 int cmd_demo(struct Cli *cli)

@@ -30,8 +30,8 @@ static const char *const WORDS_CHAT[] = {"auto",    "raw",     "chatml",  "qwen"
 static const char *const WORDS_BACKEND[] = {"auto", "cpu", NULL};
 static const char *const WORDS_ISA[] = {"auto", "avx2", "avx512", "avx512vnni", NULL};
 
-#define AT(field) offsetof(struct Settings, field)
-#define ROOM(field) sizeof(((struct Settings *)0)->field)
+#define AT(field)      offsetof(struct Settings, field)
+#define ROOM(field)    sizeof(((struct Settings *)0)->field)
 #define TEXT_AT(field) AT(field), ROOM(field), 0, 0
 #define ENUM_AT(field) AT(field), 0, 0, 0
 
@@ -63,8 +63,7 @@ const struct Setting SETTINGS[] = {
     {"chat_template", SET_TEXT, TEXT_AT(chat_template), WORDS_CHAT, "auto", "prompt",
      "how the prompt is wrapped; auto: by the template stored in the model"},
     {"instruction", SET_TEXT, TEXT_AT(instruction), NULL,
-     "Read the text and answer the question at its end.", "prompt",
-     "what stands before the text"},
+     "Read the text and answer the question at its end.", "prompt", "what stands before the text"},
     {"answer_prefix", SET_TEXT, TEXT_AT(answer_prefix), NULL, "", "prompt",
      "first words of the answer, put into the model's mouth"},
     {"system", SET_TEXT, TEXT_AT(system), NULL, "none", "prompt",
@@ -121,8 +120,7 @@ const char *settings_nearest(const char *name)
 static int unknown_setting(const char *name)
 {
     const char *best = settings_nearest(name);
-    if (best)
-        return err_set(PC_ECONFIG, "unknown setting '%.64s': did you mean '%s'?", name, best);
+    if (best) return err_set(PC_ECONFIG, "unknown setting '%.64s': did you mean '%s'?", name, best);
     return err_set(PC_ECONFIG, "unknown setting '%.64s'; `pcomp settings` lists all", name);
 }
 
@@ -158,7 +156,8 @@ static int bad_value(const struct Setting *set, const char *value, const char *w
 {
     char limits[256];
     setting_limits(set, limits, sizeof limits);
-    return err_set(PC_ECONFIG, "setting '%s': '%.64s' %s; accepted: %s", set->name, value, why, limits);
+    return err_set(PC_ECONFIG, "setting '%s': '%.64s' %s; accepted: %s", set->name, value, why,
+                   limits);
 }
 
 /* True when value is one of the special words; *out is what it stands for. */
@@ -186,8 +185,7 @@ static int set_int(const struct Setting *set, int *at, const char *value)
     if (end == value || *end) return bad_value(set, value, "is not a whole number");
     if (errno == ERANGE || number < set->min || number > set->max)
         return bad_value(set, value, "is out of range");
-    if (strcmp(set->name, "pool") == 0 && number % 2 == 0)
-        return bad_value(set, value, "is even");
+    if (strcmp(set->name, "pool") == 0 && number % 2 == 0) return bad_value(set, value, "is even");
     *at = (int)number;
     return PC_OK;
 }
@@ -197,7 +195,8 @@ static int set_float(const struct Setting *set, float *at, const char *value)
     char *end;
     double number = strtod(value, &end);
     if (end == value || *end) return bad_value(set, value, "is not a number");
-    if (!(number >= set->min && number <= set->max)) return bad_value(set, value, "is out of range");
+    if (!(number >= set->min && number <= set->max))
+        return bad_value(set, value, "is out of range");
     *at = (float)number;
     return PC_OK;
 }
@@ -235,7 +234,8 @@ static int set_size(const struct Setting *set, size_t *at, const char *value)
     }
     if (*end == 'B') end++;
     if (!digits || *end) return bad_value(set, value, "is not a size");
-    if (!(number >= set->min && number <= set->max)) return bad_value(set, value, "is out of range");
+    if (!(number >= set->min && number <= set->max))
+        return bad_value(set, value, "is out of range");
     *at = (size_t)number;
     return PC_OK;
 }
@@ -262,7 +262,8 @@ static int set_text(const struct Setting *set, char *at, const char *value)
                        set->name, len, set->room - 1);
     size_t bad = utf8_invalid_at(value, len);
     if (bad < len)
-        return err_set(PC_ECONFIG, "setting '%s': byte %zu of the text is not UTF-8", set->name, bad);
+        return err_set(PC_ECONFIG, "setting '%s': byte %zu of the text is not UTF-8", set->name,
+                       bad);
     bool known = !set->words;
     for (int i = 0; set->words && set->words[i]; i++)
         if (strcmp(set->words[i], value) == 0) known = true;
@@ -278,8 +279,9 @@ static int rule_int(const cJSON *item, int index, const int limits[2], int *out)
 {
     if (!cJSON_IsNumber(item) || item->valuedouble != floor(item->valuedouble) ||
         item->valuedouble < limits[0] || item->valuedouble > limits[1])
-        return err_set(PC_ECONFIG, "setting 'calib', rule %d: '%s' must be a whole number, %d to %d",
-                       index, item->string ? item->string : "layers", limits[0], limits[1]);
+        return err_set(PC_ECONFIG,
+                       "setting 'calib', rule %d: '%s' must be a whole number, %d to %d", index,
+                       item->string ? item->string : "layers", limits[0], limits[1]);
     *out = (int)item->valuedouble;
     return PC_OK;
 }
@@ -288,12 +290,14 @@ static int rule_layers(const cJSON *item, int index, struct CalibRule *rule)
 {
     static const int limits[2] = {0, 4095};
     if (!cJSON_IsArray(item) || cJSON_GetArraySize(item) != 2)
-        return err_set(PC_ECONFIG, "setting 'calib', rule %d: 'layers' must be [first, last]", index);
+        return err_set(PC_ECONFIG, "setting 'calib', rule %d: 'layers' must be [first, last]",
+                       index);
     TRY(rule_int(cJSON_GetArrayItem(item, 0), index, limits, &rule->layer_lo));
     TRY(rule_int(cJSON_GetArrayItem(item, 1), index, limits, &rule->layer_hi));
     if (rule->layer_lo > rule->layer_hi)
-        return err_set(PC_ECONFIG, "setting 'calib', rule %d: first layer %d is after last layer %d",
-                       index, rule->layer_lo, rule->layer_hi);
+        return err_set(PC_ECONFIG,
+                       "setting 'calib', rule %d: first layer %d is after last layer %d", index,
+                       rule->layer_lo, rule->layer_hi);
     return PC_OK;
 }
 
@@ -304,30 +308,47 @@ static int rule_class(const cJSON *item, int index, struct CalibRule *rule)
         rule->token_class = (enum TokenClass)i;
         return PC_OK;
     }
-    return err_set(PC_ECONFIG, "setting 'calib', rule %d: 'class' must be sink, middle or recent", index);
+    return err_set(PC_ECONFIG, "setting 'calib', rule %d: 'class' must be sink, middle or recent",
+                   index);
 }
 
 static int rule_lambda(const cJSON *item, int index, struct CalibRule *rule)
 {
     if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0 && item->valuedouble <= 1))
-        return err_set(PC_ECONFIG, "setting 'calib', rule %d: 'lambda' must be a number, 0 to 1", index);
+        return err_set(PC_ECONFIG, "setting 'calib', rule %d: 'lambda' must be a number, 0 to 1",
+                       index);
     rule->lambda = (float)item->valuedouble;
     return PC_OK;
 }
 
-enum RuleKey { RULE_CLASS, RULE_LAYERS, RULE_LAMBDA, RULE_REGION, RULE_ROWS, RULE_STAGE, RULE_KEYS };
-static const char *const RULE_NAMES[RULE_KEYS] = {"class", "layers", "lambda", "region", "rows", "stage"};
+enum RuleKey {
+    RULE_CLASS,
+    RULE_LAYERS,
+    RULE_LAMBDA,
+    RULE_REGION,
+    RULE_ROWS,
+    RULE_STAGE,
+    RULE_KEYS
+};
+static const char *const RULE_NAMES[RULE_KEYS] = {"class",  "layers", "lambda",
+                                                  "region", "rows",   "stage"};
 
 static int rule_value(const cJSON *item, int index, int key, struct CalibRule *rule)
 {
     static const int regions[2] = {1, 1 << 20}, rows[2] = {0, 4096}, stages[2] = {1, 2};
     switch (key) {
-    case RULE_CLASS: return rule_class(item, index, rule);
-    case RULE_LAYERS: return rule_layers(item, index, rule);
-    case RULE_LAMBDA: return rule_lambda(item, index, rule);
-    case RULE_REGION: return rule_int(item, index, regions, &rule->region);
-    case RULE_ROWS: return rule_int(item, index, rows, &rule->rows);
-    default: return rule_int(item, index, stages, &rule->stage);
+    case RULE_CLASS:
+        return rule_class(item, index, rule);
+    case RULE_LAYERS:
+        return rule_layers(item, index, rule);
+    case RULE_LAMBDA:
+        return rule_lambda(item, index, rule);
+    case RULE_REGION:
+        return rule_int(item, index, regions, &rule->region);
+    case RULE_ROWS:
+        return rule_int(item, index, rows, &rule->rows);
+    default:
+        return rule_int(item, index, stages, &rule->stage);
     }
 }
 
@@ -362,7 +383,8 @@ static int rule_parse(const cJSON *object, int index, struct CalibRule *rule)
 
 static int rules_parse(struct Settings *s, const cJSON *array)
 {
-    if (!cJSON_IsArray(array)) return err_set(PC_ECONFIG, "setting 'calib' must be a list of rules");
+    if (!cJSON_IsArray(array))
+        return err_set(PC_ECONFIG, "setting 'calib' must be a list of rules");
     int n = cJSON_GetArraySize(array);
     if (n > CALIB_RULES_MAX)
         return err_set(PC_ECONFIG, "setting 'calib' has %d rules; at most %d are accepted", n,
@@ -386,7 +408,8 @@ static int member_set(struct Settings *s, const struct Setting *set, const cJSON
         return rules_parse(s, item);
     case SET_TEXT:
     case SET_ENUM:
-        if (!cJSON_IsString(item)) return err_set(PC_ECONFIG, "setting '%s' must be a string", set->name);
+        if (!cJSON_IsString(item))
+            return err_set(PC_ECONFIG, "setting '%s' must be a string", set->name);
         return settings_set(s, set->name, item->valuestring);
     default:
         break;
@@ -398,9 +421,11 @@ static int member_set(struct Settings *s, const struct Setting *set, const cJSON
             return settings_set(s, set->name, item->valuestring);
         return bad_value(set, item->valuestring, "is a string");
     }
-    if (!cJSON_IsNumber(item)) return err_set(PC_ECONFIG, "setting '%s' must be a number", set->name);
+    if (!cJSON_IsNumber(item))
+        return err_set(PC_ECONFIG, "setting '%s' must be a number", set->name);
     if (set->type == SET_U64 && item->valuedouble > 9007199254740992.0)
-        return err_set(PC_ECONFIG, "setting '%s': JSON numbers above 2^53 lose digits; write a string",
+        return err_set(PC_ECONFIG,
+                       "setting '%s': JSON numbers above 2^53 lose digits; write a string",
                        set->name);
     bool whole = item->valuedouble == floor(item->valuedouble) && fabs(item->valuedouble) < 1e18;
     snprintf(number, sizeof number, whole ? "%.0f" : "%.17g", item->valuedouble);
@@ -418,7 +443,8 @@ static int object_set(struct Settings *s, const cJSON *root, bool calib_only)
         if (seen & bit) return err_set(PC_ECONFIG, "setting '%s' is given twice", set->name);
         seen |= bit;
         if (calib_only && strncmp(set->name, "calib", 5) != 0)
-            return err_set(PC_ECONFIG, "setting '%s' has no place in a calibration file; use --config",
+            return err_set(PC_ECONFIG,
+                           "setting '%s' has no place in a calibration file; use --config",
                            set->name);
         TRY(member_set(s, set, item));
     }
@@ -437,7 +463,8 @@ static int json_set(struct Settings *s, const char *json, size_t len, bool calib
         int line = 1;
         for (const char *c = json; c < end; c++) line += *c == '\n';
         cJSON_Delete(root);
-        return err_set(PC_ECONFIG, "not valid JSON at byte %zu, line %d", (size_t)(end - json), line);
+        return err_set(PC_ECONFIG, "not valid JSON at byte %zu, line %d", (size_t)(end - json),
+                       line);
     }
     struct Settings copy = *s;
     int status = object_set(&copy, root, calib_only);
@@ -489,13 +516,20 @@ int settings_set(struct Settings *s, const char *name, const char *value)
     if (!set) return unknown_setting(name);
     void *at = (char *)s + set->offset;
     switch (set->type) {
-    case SET_INT: return set_int(set, at, value);
-    case SET_FLOAT: return set_float(set, at, value);
-    case SET_U64: return set_u64(set, at, value);
-    case SET_SIZE: return set_size(set, at, value);
-    case SET_ENUM: return set_enum(set, at, value);
-    case SET_TEXT: return set_text(set, at, value);
-    default: return set_calib(s, value);
+    case SET_INT:
+        return set_int(set, at, value);
+    case SET_FLOAT:
+        return set_float(set, at, value);
+    case SET_U64:
+        return set_u64(set, at, value);
+    case SET_SIZE:
+        return set_size(set, at, value);
+    case SET_ENUM:
+        return set_enum(set, at, value);
+    case SET_TEXT:
+        return set_text(set, at, value);
+    default:
+        return set_calib(s, value);
     }
 }
 
@@ -508,11 +542,15 @@ void settings_default(struct Settings *s)
 int settings_check(const struct Settings *s)
 {
     if (s->chunk != AUTO && s->overlap >= s->chunk)
-        return err_set(PC_ECONFIG, "setting 'overlap': %d tokens do not fit into a chunk of %d; "
-                       "give less than half a chunk", s->overlap, s->chunk);
+        return err_set(PC_ECONFIG,
+                       "setting 'overlap': %d tokens do not fit into a chunk of %d; "
+                       "give less than half a chunk",
+                       s->overlap, s->chunk);
     if (s->chunk != AUTO && s->window != AUTO && s->chunk >= s->window)
-        return err_set(PC_ECONFIG, "setting 'chunk': %d tokens and a question do not fit into a window "
-                       "of %d; lower --chunk", s->chunk, s->window);
+        return err_set(PC_ECONFIG,
+                       "setting 'chunk': %d tokens and a question do not fit into a window "
+                       "of %d; lower --chunk",
+                       s->chunk, s->window);
     return PC_OK;
 }
 
@@ -540,7 +578,8 @@ int settings_env(struct Settings *s)
             continue;
         }
         int status = settings_set(&copy, name, equals + 1);
-        if (status < 0) return err_prefix(status, "environment variable PCOMP_%.*s", (int)len, *entry + 6);
+        if (status < 0)
+            return err_prefix(status, "environment variable PCOMP_%.*s", (int)len, *entry + 6);
     }
     *s = copy;
     return PC_OK;
@@ -618,7 +657,8 @@ int settings_json(const struct Settings *s, struct Str *out)
             cJSON_AddStringToObject(root, set->name, set->words[*(const int *)at]);
         } else if (set->type == SET_CALIB) {
             cJSON *rules = cJSON_AddArrayToObject(root, set->name);
-            for (int k = 0; k < s->n_calib; k++) cJSON_AddItemToArray(rules, rule_json(&s->calib[k]));
+            for (int k = 0; k < s->n_calib; k++)
+                cJSON_AddItemToArray(rules, rule_json(&s->calib[k]));
         } else {
             add_number(root, set, at);
         }
@@ -636,8 +676,9 @@ static int help_line(const struct Setting *set, bool markdown, struct Str *out)
     char limits[256], flag[64];
     setting_limits(set, limits, sizeof limits);
     if (markdown)
-        return str_appendf(out, "| `%s` | %s%s%s | %s | %s |\n", set->name, *set->def ? "`" : "(empty)",
-                           set->def, *set->def ? "`" : "", limits, set->help);
+        return str_appendf(out, "| `%s` | %s%s%s | %s | %s |\n", set->name,
+                           *set->def ? "`" : "(empty)", set->def, *set->def ? "`" : "", limits,
+                           set->help);
     int len = snprintf(flag, sizeof flag, "--%s", set->name);
     for (int i = 2; i < len; i++)
         if (flag[i] == '_') flag[i] = '-';
@@ -648,7 +689,8 @@ static int help_line(const struct Setting *set, bool markdown, struct Str *out)
 int settings_help(bool markdown, struct Str *out)
 {
     const char *group = "";
-    if (markdown) TRY(str_appendf(out, "| setting | default | accepted | meaning |\n|---|---|---|---|\n"));
+    if (markdown)
+        TRY(str_appendf(out, "| setting | default | accepted | meaning |\n|---|---|---|---|\n"));
     for (int i = 0; i < N_SETTINGS; i++) {
         if (!markdown && strcmp(group, SETTINGS[i].group) != 0) {
             group = SETTINGS[i].group;

@@ -73,9 +73,9 @@ static void *cut(struct Cut *c, size_t bytes)
     return p;
 }
 
-static struct Act cut_act(struct Cut *c, bool exact, int rows, int cols)
+static struct Act cut_act(struct Cut *c, bool exact, int rows, int cols, int group)
 {
-    struct Act a = {.exact = exact, .cols = cols, .n_blocks = (cols + QBLOCK - 1) / QBLOCK};
+    struct Act a = {.exact = exact, .cols = cols, .n_blocks = (cols + QBLOCK - 1) / QBLOCK, .group = group};
     size_t values = act_at(&a, (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS, 0);
     a.v = cut(c, values * QBLOCK * (exact ? sizeof(float) : sizeof(int16_t)));
     a.scale = cut(c, exact ? 0 : values * sizeof(float));
@@ -93,8 +93,8 @@ static size_t cut_scratch(struct Device *d, const struct BatchShape *s, uint8_t 
     size_t attn = d->kern->attn_scratch_bytes(m->head_dim, s->mass_keys, d->exact);
     size_t panel = d->kern->panel_bytes(widest, d->exact);
 
-    d->act = cut_act(&c, d->exact, max_int(s->rows, s->head_rows), wide);
-    d->act_ffn = cut_act(&c, d->exact, s->rows, m->hidden_dim);
+    d->act = cut_act(&c, d->exact, max_int(s->rows, s->head_rows), wide, GROUP_BLOCKS);
+    d->act_ffn = cut_act(&c, d->exact, s->rows, m->hidden_dim, 1); /* written a block at a time */
     d->angles = cut(&c, sizeof(float) * (size_t)s->rows * m->rope_dim);
     /* also a page, a block gathered from pages, and a normed row */
     size_t least = sizeof(float) * ((size_t)2 * PAGE_TOKENS * m->head_dim + (size_t)widest);

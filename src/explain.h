@@ -6,12 +6,12 @@
 
 struct Explain {
     const struct Result *result;
-    const char *context;       /* the text that was read; for the first words of each chunk */
+    const char *context; /* the text that was read; for the first words of each chunk */
     size_t context_len;
     const char *question, *model, *device, *source; /* source: the file's name, or "" */
-    const char *stop;          /* why the answer ended */
+    const char *stop;                               /* why the answer ended */
     int n_layers, n_kv_heads;
-    bool has_mark;             /* a place in the text to point at (the demo's hidden sentence) */
+    bool has_mark;               /* a place in the text to point at (the demo's hidden sentence) */
     size_t mark_begin, mark_end; /* bytes of context */
 };
 

@@ -27,7 +27,7 @@ enum {
 /* For "%.*s": long names are cut, or they would push the rest out of the message. */
 #define SHOW(text) (int)((text).len < 80 ? (text).len : 80), (text).data
 
-static const uint8_t magic[4] = { 'G', 'G', 'U', 'F' };
+static const uint8_t magic[4] = {'G', 'G', 'U', 'F'};
 
 struct Cursor {
     const uint8_t *start, *pos;
@@ -35,10 +35,12 @@ struct Cursor {
     const char *file;
 };
 
+/* clang-format off */
 static const struct { const char *name; int bytes; } types[GGUF_N_TYPES] = {
     { "u8", 1 }, { "i8", 1 }, { "u16", 2 }, { "i16", 2 }, { "u32", 4 }, { "i32", 4 }, { "f32", 4 },
     { "bool", 1 }, { "string", 0 }, { "array", 0 }, { "u64", 8 }, { "i64", 8 }, { "f64", 8 },
 };
+/* clang-format on */
 
 const char *gguf_type_name(enum GgufType type)
 {
@@ -59,7 +61,8 @@ static int bad(const struct Cursor *c, const char *what)
 
 static int cut(const struct Cursor *c, const char *what, uint64_t need)
 {
-    return err_set(PC_EFORMAT, "%s: offset %zu: %s needs %llu bytes, %zu are left (is the file whole?)",
+    return err_set(PC_EFORMAT,
+                   "%s: offset %zu: %s needs %llu bytes, %zu are left (is the file whole?)",
                    c->file, (size_t)(c->pos - c->start), what, (unsigned long long)need, c->left);
 }
 
@@ -87,7 +90,7 @@ static int read_u64(struct Cursor *c, uint64_t *out, const char *what)
 
 static int read_text(struct Cursor *c, struct GgufText *out, const char *what)
 {
-    uint64_t len;
+    uint64_t len = 0;
     TRY(read_u64(c, &len, what));
     out->data = (const char *)c->pos;
     out->len = (size_t)len;
@@ -113,7 +116,7 @@ static int read_name(struct Cursor *c, struct GgufText *out, size_t max, const c
 
 static int read_type(struct Cursor *c, enum GgufType *out)
 {
-    uint32_t type;
+    uint32_t type = 0;
     TRY(read_u32(c, &type, "a value type"));
     if (type >= GGUF_N_TYPES) {
         return err_set(PC_EFORMAT, "%s: offset %zu: value type %u is unknown (0 to %d are known)",
@@ -140,8 +143,8 @@ static int skip_values(struct Cursor *c, enum GgufType type, uint64_t n, int dep
     if (type == GGUF_ARRAY) {
         if (depth == MAX_NESTING) return bad(c, "arrays are nested too deeply");
         for (uint64_t i = 0; i < n; i++) {
-            enum GgufType item;
-            uint64_t len;
+            enum GgufType item = GGUF_U8;
+            uint64_t len = 0;
             TRY(read_array_head(c, &item, &len));
             TRY(skip_values(c, item, len, depth + 1));
         }
@@ -149,8 +152,9 @@ static int skip_values(struct Cursor *c, enum GgufType type, uint64_t n, int dep
     }
     uint64_t bytes = (uint64_t)types[type].bytes;
     if (n > c->left / bytes) {
-        return err_set(PC_EFORMAT, "%s: offset %zu: %llu values of type %s do not fit in the %zu bytes left",
-                       c->file, (size_t)(c->pos - c->start), (unsigned long long)n, types[type].name, c->left);
+        return err_set(
+            PC_EFORMAT, "%s: offset %zu: %llu values of type %s do not fit in the %zu bytes left",
+            c->file, (size_t)(c->pos - c->start), (unsigned long long)n, types[type].name, c->left);
     }
     return skip(c, n * bytes, "values");
 }
@@ -175,16 +179,17 @@ static int tensor_bytes(const struct Cursor *c, struct GgufTensor *t)
     size_t n = 1;
     for (int i = 0; i < t->n_dims; i++) {
         if (t->dims[i] == 0 || t->dims[i] > INT64_MAX || !size_mul(n, (size_t)t->dims[i], &n)) {
-            return err_set(PC_EFORMAT, "%s: tensor %.*s: dimension %d is %llu, which is zero or too large",
+            return err_set(PC_EFORMAT,
+                           "%s: tensor %.*s: dimension %d is %llu, which is zero or too large",
                            c->file, SHOW(t->name), i, (unsigned long long)t->dims[i]);
         }
     }
     int weights, bytes;
     if (!dtype_block(t->type, &weights, &bytes)) return 0;
     if (t->dims[0] % (uint64_t)weights != 0) {
-        return err_set(PC_EFORMAT, "%s: tensor %.*s: rows of %llu weights do not split into %s blocks of %d",
-                       c->file, SHOW(t->name), (unsigned long long)t->dims[0],
-                       dtype_name(t->type), weights);
+        return err_set(
+            PC_EFORMAT, "%s: tensor %.*s: rows of %llu weights do not split into %s blocks of %d",
+            c->file, SHOW(t->name), (unsigned long long)t->dims[0], dtype_name(t->type), weights);
     }
     if (!size_mul(n / (size_t)weights, (size_t)bytes, &t->bytes)) {
         return err_set(PC_EFORMAT, "%s: tensor %.*s: its size overflows", c->file, SHOW(t->name));
@@ -195,11 +200,11 @@ static int tensor_bytes(const struct Cursor *c, struct GgufTensor *t)
 static int read_tensor(struct Cursor *c, struct GgufTensor *t)
 {
     TRY(read_name(c, &t->name, MAX_TENSOR_NAME, "a tensor's name"));
-    uint32_t n_dims;
+    uint32_t n_dims = 0;
     TRY(read_u32(c, &n_dims, "a tensor's dimension count"));
     if (n_dims < 1 || n_dims > GGUF_MAX_DIMS) {
-        return err_set(PC_EFORMAT, "%s: offset %zu: tensor %.*s has %u dimensions, must be 1 to %d", c->file,
-                       (size_t)(c->pos - c->start) - 4, SHOW(t->name), n_dims,
+        return err_set(PC_EFORMAT, "%s: offset %zu: tensor %.*s has %u dimensions, must be 1 to %d",
+                       c->file, (size_t)(c->pos - c->start) - 4, SHOW(t->name), n_dims,
                        GGUF_MAX_DIMS);
     }
     t->n_dims = (int)n_dims;
@@ -216,17 +221,17 @@ static int place_tensors(struct Gguf *g)
     for (int i = 0; i < g->n_tensors; i++) {
         struct GgufTensor *t = &g->tensors[i];
         if (t->offset % g->alignment != 0) {
-            return err_set(PC_EFORMAT, "%s: tensor %.*s: offset %llu is not a multiple of the alignment %zu",
-                           g->name, SHOW(t->name), (unsigned long long)t->offset,
-                           g->alignment);
+            return err_set(PC_EFORMAT,
+                           "%s: tensor %.*s: offset %llu is not a multiple of the alignment %zu",
+                           g->name, SHOW(t->name), (unsigned long long)t->offset, g->alignment);
         }
         size_t room = g->len - g->data_start;
         if (t->offset > room || t->bytes > room - (size_t)t->offset) {
-            return err_set(PC_EFORMAT,
-                           "%s: tensor %.*s: %zu bytes at offset %llu of the data end beyond its %zu bytes "
-                           "(is the file whole?)",
-                           g->name, SHOW(t->name), t->bytes,
-                           (unsigned long long)t->offset, room);
+            return err_set(
+                PC_EFORMAT,
+                "%s: tensor %.*s: %zu bytes at offset %llu of the data end beyond its %zu bytes "
+                "(is the file whole?)",
+                g->name, SHOW(t->name), t->bytes, (unsigned long long)t->offset, room);
         }
         t->offset += g->data_start;
         t->data = g->data + t->offset;
@@ -251,15 +256,15 @@ static int compare_named(const void *a, const void *b)
 }
 
 /* Fills index with pointers to n items of `size` bytes, by name; refuses two of the same name. */
-static int index_names(const struct Gguf *g, const void *items, int n, size_t size, const void **index)
+static int index_names(const struct Gguf *g, const void *items, int n, size_t size,
+                       const void **index)
 {
     for (int i = 0; i < n; i++) index[i] = (const char *)items + (size_t)i * size;
     if (n > 0) qsort(index, (size_t)n, sizeof *index, compare_named);
     for (int i = 1; i < n; i++) {
         const struct GgufText *name = index[i];
         if (compare_named(&index[i - 1], &index[i]) == 0) {
-            return err_set(PC_EFORMAT, "%s: %.*s is there twice", g->name,
-                           SHOW(*name));
+            return err_set(PC_EFORMAT, "%s: %.*s is there twice", g->name, SHOW(*name));
         }
     }
     return 0;
@@ -267,7 +272,7 @@ static int index_names(const struct Gguf *g, const void *items, int n, size_t si
 
 static const void *find_named(const void **index, int n, const char *name)
 {
-    struct GgufText text = { name, strlen(name) };
+    struct GgufText text = {name, strlen(name)};
     const struct GgufText *key = &text;
     const void **hit = n > 0 ? bsearch(&key, index, (size_t)n, sizeof *index, compare_named) : NULL;
     return hit ? *hit : NULL;
@@ -287,11 +292,12 @@ const struct GgufTensor *gguf_tensor(const struct Gguf *g, const char *name)
 
 static int read_count(struct Cursor *c, size_t min_bytes, const char *what, int *out)
 {
-    uint64_t n;
+    uint64_t n = 0;
     TRY(read_u64(c, &n, what));
     if (n > MAX_COUNT || n > c->left / min_bytes) {
-        return err_set(PC_EFORMAT, "%s: offset %zu: %s %llu cannot fit in the %zu bytes left", c->file,
-                       (size_t)(c->pos - c->start) - 8, what, (unsigned long long)n, c->left);
+        return err_set(PC_EFORMAT, "%s: offset %zu: %s %llu cannot fit in the %zu bytes left",
+                       c->file, (size_t)(c->pos - c->start) - 8, what, (unsigned long long)n,
+                       c->left);
     }
     *out = (int)n;
     return 0;
@@ -299,15 +305,17 @@ static int read_count(struct Cursor *c, size_t min_bytes, const char *what, int 
 
 static int read_version(struct Cursor *c)
 {
-    if (!gguf_is(c->pos, c->left)) return bad(c, "not a GGUF file (it does not begin with \"GGUF\")");
+    if (!gguf_is(c->pos, c->left))
+        return bad(c, "not a GGUF file (it does not begin with \"GGUF\")");
     TRY(skip(c, sizeof magic, "the magic"));
-    uint32_t version;
+    uint32_t version = 0;
     TRY(read_u32(c, &version, "the version"));
     if (version == GGUF_VERSION) return 0;
     if (__builtin_bswap32(version) <= GGUF_VERSION) {
         return bad(c, "a big-endian GGUF file; convert it to little-endian");
     }
-    return err_set(PC_EFORMAT, "%s: GGUF version %u, only %d is read; convert the file with a current tool",
+    return err_set(PC_EFORMAT,
+                   "%s: GGUF version %u, only %d is read; convert the file with a current tool",
                    c->file, version, GGUF_VERSION);
 }
 
@@ -317,9 +325,10 @@ static int read_alignment(struct Gguf *g)
     const struct GgufKey *key = gguf_find(g, "general.alignment");
     if (!key) return 0;
     int64_t n;
-    if (!gguf_int(key, 0, &n) || key->is_array || n < 1 || n > MAX_ALIGNMENT || (n & (n - 1)) != 0) {
-        return err_set(PC_EFORMAT, "%s: general.alignment must be a power of two from 1 to %d", g->name,
-                       MAX_ALIGNMENT);
+    if (!gguf_int(key, 0, &n) || key->is_array || n < 1 || n > MAX_ALIGNMENT ||
+        (n & (n - 1)) != 0) {
+        return err_set(PC_EFORMAT, "%s: general.alignment must be a power of two from 1 to %d",
+                       g->name, MAX_ALIGNMENT);
     }
     g->alignment = (size_t)n;
     return 0;
@@ -344,14 +353,15 @@ static int read_directory(struct Cursor *c, struct Gguf *g)
 
     g->header_len = (size_t)(c->pos - c->start);
     size_t padding = (g->alignment - g->header_len % g->alignment) % g->alignment;
-    g->data_start = padding < c->left ? g->header_len + padding : g->len; /* no tensors: no padding */
+    g->data_start =
+        padding < c->left ? g->header_len + padding : g->len; /* no tensors: no padding */
     return place_tensors(g);
 }
 
 int gguf_parse(const uint8_t *data, size_t len, const char *name, struct Gguf *out)
 {
-    struct Cursor c = { data, data, len, name };
-    *out = (struct Gguf){ .name = name, .data = data, .len = len };
+    struct Cursor c = {data, data, len, name};
+    *out = (struct Gguf){.name = name, .data = data, .len = len};
     int status = read_directory(&c, out);
     if (status < 0) gguf_free(out);
     return status;
@@ -363,7 +373,7 @@ void gguf_free(struct Gguf *g)
     mem_free(g->keys_by_name);
     mem_free(g->tensors);
     mem_free(g->tensors_by_name);
-    *g = (struct Gguf){ 0 };
+    *g = (struct Gguf){0};
 }
 
 /* ==== Values ==== */
@@ -372,24 +382,29 @@ bool gguf_int(const struct GgufKey *key, uint64_t i, int64_t *out)
 {
     if (i >= key->n) return false;
     const uint8_t *p = key->data + i * (uint64_t)types[key->type].bytes;
+    /* clang-format off */
     union {
         uint8_t u8; int8_t i8; uint16_t u16; int16_t i16;
         uint32_t u32; int32_t i32; uint64_t u64; int64_t i64;
     } v;
+    /* clang-format on */
     memcpy(&v, p, (size_t)types[key->type].bytes);
     switch (key->type) {
+    /* clang-format off */
     case GGUF_U8: *out = v.u8; return true;
-    case GGUF_I8: *out = v.i8; return true;
+    case GGUF_I8: *out = (int64_t)v.i8; return true;
     case GGUF_U16: *out = v.u16; return true;
     case GGUF_I16: *out = v.i16; return true;
     case GGUF_U32: *out = v.u32; return true;
     case GGUF_I32: *out = v.i32; return true;
     case GGUF_I64: *out = v.i64; return true;
+    /* clang-format on */
     case GGUF_U64:
         if (v.u64 > INT64_MAX) return false;
         *out = (int64_t)v.u64;
         return true;
-    default: return false;
+    default:
+        return false;
     }
 }
 
@@ -423,7 +438,7 @@ struct GgufText gguf_next_text(const uint8_t **pos)
 {
     uint64_t len;
     memcpy(&len, *pos, sizeof len);
-    struct GgufText text = { (const char *)*pos + sizeof len, (size_t)len };
+    struct GgufText text = {(const char *)*pos + sizeof len, (size_t)len};
     *pos += sizeof len + len;
     return text;
 }

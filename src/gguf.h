@@ -8,10 +8,12 @@
 
 #include "base.h"
 
+/* clang-format off */
 enum GgufType {
     GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STRING,
     GGUF_ARRAY, GGUF_U64, GGUF_I64, GGUF_F64, GGUF_N_TYPES,
 };
+/* clang-format on */
 
 enum { GGUF_MAX_DIMS = 4 };
 
@@ -30,24 +32,24 @@ struct GgufKey {
 
 struct GgufTensor {
     struct GgufText name;
-    uint32_t type;                /* any id; see quant.h */
+    uint32_t type; /* any id; see quant.h */
     int n_dims;
     uint64_t dims[GGUF_MAX_DIMS]; /* fastest first, as stored; 1 beyond n_dims */
     uint64_t offset;              /* from the start of the file */
     const uint8_t *data;
-    size_t bytes;                 /* 0 when the type's size is not known to us */
+    size_t bytes; /* 0 when the type's size is not known to us */
 };
 
 struct Gguf {
     const char *name;    /* for messages; borrowed */
     const uint8_t *data; /* borrowed */
     size_t len;
-    size_t header_len;   /* bytes before the padding that precedes the tensor data */
+    size_t header_len; /* bytes before the padding that precedes the tensor data */
     size_t data_start;
     size_t alignment;
     int n_keys, n_tensors;
-    struct GgufKey *keys;       /* [n_keys] in file order */
-    struct GgufTensor *tensors; /* [n_tensors] in file order */
+    struct GgufKey *keys;         /* [n_keys] in file order */
+    struct GgufTensor *tensors;   /* [n_tensors] in file order */
     const void **keys_by_name;    /* [n_keys] struct GgufKey */
     const void **tensors_by_name; /* [n_tensors] struct GgufTensor */
 };

@@ -13,9 +13,9 @@
 #include <string.h>
 
 enum {
-    SHOWN_ITEMS = 4,    /* of a long array */
-    WHOLE_ITEMS = 8,    /* arrays up to this long are shown whole */
-    SHOWN_TEXT = 160,   /* bytes of a long string in the text form */
+    SHOWN_ITEMS = 4,  /* of a long array */
+    WHOLE_ITEMS = 8,  /* arrays up to this long are shown whole */
+    SHOWN_TEXT = 160, /* bytes of a long string in the text form */
     MAX_TYPES = 64,
 };
 
@@ -28,14 +28,19 @@ struct Report {
     struct Str *out;
     bool json;
     const struct ModelFile *f;
-    const struct Model *m;    /* NULL when refused */
+    const struct Model *m; /* NULL when refused */
     const char *refusal;
-    size_t *sizes;            /* [n_tensors] bytes in the file */
+    size_t *sizes; /* [n_tensors] bytes in the file */
     struct TypeTotal types[MAX_TYPES];
     int n_types;
 };
 
 /* ==== Writing ==== */
+
+static bool is_plain(char c)
+{
+    return c >= 32 && c < 127 && c != '"' && c != '\\';
+}
 
 /* A JSON string of at most `max` bytes of the text; bytes that are no UTF-8 become U+FFFD. */
 static int quote(struct Str *out, const char *data, size_t len, size_t max)
@@ -45,15 +50,18 @@ static int quote(struct Str *out, const char *data, size_t len, size_t max)
     TRY(str_append(out, "\"", 1));
     for (size_t i = 0; i < len;) {
         size_t plain = i;
-        while (plain < len && data[plain] >= 32 && data[plain] < 127 && data[plain] != '"' && data[plain] != '\\') plain++;
+        while (plain < len && is_plain(data[plain])) plain++;
         TRY(str_append(out, data + i, plain - i));
         i = plain;
         if (i == len) break;
         unsigned char c = (unsigned char)data[i];
         size_t width = c < 0xc0 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : 4;
-        if (c == '\n') TRY(str_append(out, "\\n", 2));
-        else if (c == '"' || c == '\\') TRY(str_appendf(out, "\\%c", c));
-        else if (c < 32 || c == 127 || (c == 0xc2 && i + 1 < len && (unsigned char)data[i + 1] < 0xa0)) {
+        if (c == '\n')
+            TRY(str_append(out, "\\n", 2));
+        else if (c == '"' || c == '\\')
+            TRY(str_appendf(out, "\\%c", c));
+        else if (c < 32 || c == 127 ||
+                 (c == 0xc2 && i + 1 < len && (unsigned char)data[i + 1] < 0xa0)) {
             /* C1 control characters are terminal commands too */
             unsigned code = c == 0xc2 ? (unsigned char)data[i + 1] : c;
             TRY(str_appendf(out, "\\u%04x", code));
@@ -78,14 +86,15 @@ static int quote_text(struct Report *r, const char *text)
 static int put_name(struct Report *r, const char *data, size_t len)
 {
     size_t plain = 0;
-    while (plain < len && (isalnum((unsigned char)data[plain]) || memchr("._-", data[plain], 3))) plain++;
+    while (plain < len && (isalnum((unsigned char)data[plain]) || memchr("._-", data[plain], 3)))
+        plain++;
     if (!r->json && plain == len) return str_append(r->out, data, len);
     return quote(r->out, data, len, SIZE_MAX);
 }
 
 static int human_bytes(struct Str *out, double n)
 {
-    static const char *const units[] = { "B", "KiB", "MiB", "GiB", "TiB" };
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
     int unit = 0;
     while (n >= 1024 && unit < 4) {
         n /= 1024;
@@ -108,7 +117,8 @@ static int put_item(struct Report *r, const struct GgufKey *key, uint64_t i)
     double real;
     if (key->type == GGUF_BOOL) return str_appendf(r->out, key->data[i] ? "true" : "false");
     if (gguf_int(key, i, &whole)) return str_appendf(r->out, "%lld", (long long)whole);
-    if (gguf_double(key, i, &real)) return number(r->out, real, key->type == GGUF_F32 ? 7 : 17, r->json);
+    if (gguf_double(key, i, &real))
+        return number(r->out, real, key->type == GGUF_F32 ? 7 : 17, r->json);
     if (key->type == GGUF_U64) {
         uint64_t large;
         memcpy(&large, key->data + i * sizeof large, sizeof large);
@@ -138,7 +148,8 @@ static int put_value(struct Report *r, const struct GgufKey *key)
     if (!key->is_array) return put_items(r, key, 1);
     bool whole = key->n <= WHOLE_ITEMS;
     uint64_t n = whole ? key->n : SHOWN_ITEMS;
-    if (r->json && !whole) TRY(str_appendf(r->out, "{\"n\": %llu, \"first\": ", (unsigned long long)key->n));
+    if (r->json && !whole)
+        TRY(str_appendf(r->out, "{\"n\": %llu, \"first\": ", (unsigned long long)key->n));
     TRY(str_append(r->out, "[", 1));
     TRY(put_items(r, key, n));
     if (!r->json && !whole) TRY(str_appendf(r->out, ", … %llu in all", (unsigned long long)key->n));
@@ -180,10 +191,12 @@ static int put_config_keys(struct Report *r)
 {
     const cJSON *item;
     bool first = true;
-    cJSON_ArrayForEach(item, r->f->config) {
+    cJSON_ArrayForEach(item, r->f->config)
+    {
         char *text = cJSON_PrintUnformatted(item);
         if (!text) return err_set(PC_ENOMEM, "out of memory");
-        int status = r->json ? (first ? 0 : str_append(r->out, ", ", 2)) : str_append(r->out, "  ", 2);
+        int status =
+            r->json ? (first ? 0 : str_append(r->out, ", ", 2)) : str_append(r->out, "  ", 2);
         if (status == 0) status = put_name(r, item->string, strlen(item->string));
         if (!r->json) hide_controls(text);
         if (status == 0) status = str_appendf(r->out, r->json ? ": %s" : " = %s\n", text);
@@ -197,7 +210,8 @@ static int put_config_keys(struct Report *r)
 static int put_metadata(struct Report *r)
 {
     int n = r->f->is_gguf ? r->f->gguf.n_keys : cJSON_GetArraySize(r->f->config);
-    TRY(r->json ? str_appendf(r->out, ",\n\"metadata\": {") : str_appendf(r->out, "\nMetadata (%d keys)\n", n));
+    TRY(r->json ? str_appendf(r->out, ",\n\"metadata\": {")
+                : str_appendf(r->out, "\nMetadata (%d keys)\n", n));
     TRY(r->f->is_gguf ? put_gguf_keys(r) : put_config_keys(r));
     return r->json ? str_append(r->out, "}", 1) : 0;
 }
@@ -216,8 +230,10 @@ static size_t gap_after(const struct ModelFile *f, const uint8_t *const *places,
     int low = 0, high = f->n_tensors;
     while (low < high) {
         int mid = (low + high) / 2;
-        if (places[mid] > p) high = mid;
-        else low = mid + 1;
+        if (places[mid] > p)
+            high = mid;
+        else
+            low = mid + 1;
     }
     const uint8_t *end = low < f->n_tensors ? places[low] : f->gguf.data + f->gguf.len;
     return (size_t)(end - p);
@@ -233,7 +249,8 @@ static int measure_tensors(struct Report *r)
         return PC_ENOMEM;
     }
     for (int i = 0; i < f->n_tensors; i++) places[i] = f->tensors[i].data;
-    if (f->is_gguf && f->n_tensors > 0) qsort(places, (size_t)f->n_tensors, sizeof *places, compare_places);
+    if (f->is_gguf && f->n_tensors > 0)
+        qsort(places, (size_t)f->n_tensors, sizeof *places, compare_places);
     for (int i = 0; i < f->n_tensors; i++) {
         const struct StoredTensor *t = &f->tensors[i];
         r->sizes[i] = t->bytes || !f->is_gguf ? t->bytes : gap_after(f, places, t->data);
@@ -254,7 +271,8 @@ static int put_types(struct Report *r)
     for (int i = 0; i < r->n_types; i++) {
         const struct TypeTotal *t = &r->types[i];
         if (r->json) {
-            TRY(str_appendf(r->out, "%s\"%s\": {\"n\": %zu, \"bytes\": %zu}", i ? ", " : "", t->name, t->n, t->bytes));
+            TRY(str_appendf(r->out, "%s\"%s\": {\"n\": %zu, \"bytes\": %zu}", i ? ", " : "",
+                            t->name, t->n, t->bytes));
             continue;
         }
         TRY(str_appendf(r->out, "  %-10s %6zu tensors  ", t->name, t->n));
@@ -272,11 +290,13 @@ static int put_tensors(struct Report *r)
         const struct StoredTensor *t = &r->f->tensors[i];
         TRY(str_appendf(r->out, r->json ? "%s{\"name\": " : "%s  ", r->json && i ? ",\n" : ""));
         TRY(put_name(r, t->name.data, t->name.len));
-        TRY(str_appendf(r->out, r->json ? ", \"type\": \"%s\", \"shape\": [" : " %s [", t->type_name));
+        TRY(str_appendf(r->out, r->json ? ", \"type\": \"%s\", \"shape\": [" : " %s [",
+                        t->type_name));
         for (int d = 0; d < t->n_dims; d++) {
             TRY(str_appendf(r->out, "%s%llu", d ? ", " : "", (unsigned long long)t->dims[d]));
         }
-        TRY(r->json ? str_appendf(r->out, "], \"bytes\": %zu}", r->sizes[i]) : str_append(r->out, "] ", 2));
+        TRY(r->json ? str_appendf(r->out, "], \"bytes\": %zu}", r->sizes[i])
+                    : str_append(r->out, "] ", 2));
         if (r->json) continue;
         TRY(human_bytes(r->out, (double)r->sizes[i]));
         TRY(str_append(r->out, "\n", 1));
@@ -308,13 +328,15 @@ static int text_shape(struct Report *r)
     const struct ModelConfig *c = &r->m->cfg;
     double bits = 8.0 * (double)r->m->weight_bytes / (double)r->m->n_params;
     TRY(str_appendf(r->out, "Architecture  %s, %d layers\n", c->arch, c->n_layers));
-    TRY(str_appendf(r->out, "Shape         width %d, feed-forward %d, vocabulary %d\n", c->dim, c->hidden_dim,
-                    c->vocab_size));
-    TRY(str_appendf(r->out, "Attention     %d query heads share %d key heads, each %d wide\n", c->n_heads,
-                    c->n_kv_heads, c->head_dim));
-    TRY(str_appendf(r->out, "Rotation      base %g, %d of %d elements, in %s, scaling %s", (double)c->rope_theta,
-                    c->rope_dim, c->head_dim, style_name(c), c->rope_scaling));
-    if (c->rope_scale != 1) TRY(str_appendf(r->out, ", cos and sin times %g", (double)c->rope_scale));
+    TRY(str_appendf(r->out, "Shape         width %d, feed-forward %d, vocabulary %d\n", c->dim,
+                    c->hidden_dim, c->vocab_size));
+    TRY(str_appendf(r->out, "Attention     %d query heads share %d key heads, each %d wide\n",
+                    c->n_heads, c->n_kv_heads, c->head_dim));
+    TRY(str_appendf(r->out, "Rotation      base %g, %d of %d elements, in %s, scaling %s",
+                    (double)c->rope_theta, c->rope_dim, c->head_dim, style_name(c),
+                    c->rope_scaling));
+    if (c->rope_scale != 1)
+        TRY(str_appendf(r->out, ", cos and sin times %g", (double)c->rope_scale));
     TRY(str_appendf(r->out, "\nTrained on    contexts of %d tokens\n", c->train_len));
     TRY(str_appendf(r->out, "Parameters    %.1f million, ", (double)r->m->n_params / 1e6));
     TRY(human_bytes(r->out, (double)r->m->weight_bytes));
@@ -337,8 +359,9 @@ static int text_vocab(struct Report *r)
 {
     const struct VocabSpec *v = &r->m->vocab;
     if (v->kind == VOCAB_BPE) {
-        TRY(str_appendf(r->out, "Tokenizer     byte-level BPE, words as in %s, %d tokens, %d merges\n", v->pre,
-                        v->n_tokens, v->n_merges));
+        TRY(str_appendf(r->out,
+                        "Tokenizer     byte-level BPE, words as in %s, %d tokens, %d merges\n",
+                        v->pre, v->n_tokens, v->n_merges));
     } else {
         TRY(str_appendf(r->out, "Tokenizer     SentencePiece, %d tokens\n", v->n_tokens));
     }
@@ -349,8 +372,9 @@ static int text_vocab(struct Report *r)
     TRY(put_special(r, "unk", v->unk_id));
     TRY(put_special(r, "pad", v->pad_id));
     TRY(str_appendf(r->out, "  (bos is %sput first)\n", v->add_bos ? "" : "not "));
-    TRY(str_appendf(r->out, "Facts         %s output, %s biases, %s q/k norms, ", r->m->tied ? "tied" : "separate",
-                    has_bias(r->m) ? "attention" : "no", r->m->layers[0].q_norm ? "with" : "no"));
+    TRY(str_appendf(r->out, "Facts         %s output, %s biases, %s q/k norms, ",
+                    r->m->tied ? "tied" : "separate", has_bias(r->m) ? "attention" : "no",
+                    r->m->layers[0].q_norm ? "with" : "no"));
     if (v->chat_template.len == 0) return str_appendf(r->out, "no chat template\n");
     return str_appendf(r->out, "chat template of %zu bytes\n", v->chat_template.len);
 }
@@ -377,34 +401,44 @@ static int json_model(struct Report *r)
     const struct VocabSpec *v = &r->m->vocab;
     TRY(str_appendf(r->out, ",\n\"name\": "));
     TRY(quote_text(r, c->name));
-    TRY(str_appendf(r->out, ",\n\"arch\": \"%s\", \"n_layers\": %d, \"dim\": %d, \"hidden_dim\": %d, \"n_heads\": %d, "
-                            "\"n_kv_heads\": %d, \"head_dim\": %d, \"vocab_size\": %d, \"train_len\": %d",
-                    c->arch, c->n_layers, c->dim, c->hidden_dim, c->n_heads, c->n_kv_heads, c->head_dim,
-                    c->vocab_size, c->train_len));
-    TRY(str_appendf(r->out, ",\n\"norm_eps\": %.7g, \"rope\": {\"theta\": %.7g, \"dim\": %d, \"style\": \"%s\", "
-                            "\"scaling\": \"%s\", \"scale\": %.7g}",
-                    (double)c->norm_eps, (double)c->rope_theta, c->rope_dim, style_name(c), c->rope_scaling,
-                    (double)c->rope_scale));
-    TRY(str_appendf(r->out, ",\n\"n_params\": %llu, \"weight_bytes\": %zu, \"kv_bytes_per_token_f16\": %.0f, "
-                            "\"hash\": \"%016llx\"",
-                    (unsigned long long)r->m->n_params, r->m->weight_bytes, kv_bytes(c),
-                    (unsigned long long)r->m->hash));
-    TRY(str_appendf(r->out, ",\n\"tied\": %s, \"biases\": %s, \"qk_norms\": %s", r->m->tied ? "true" : "false",
-                    has_bias(r->m) ? "true" : "false", r->m->layers[0].q_norm ? "true" : "false"));
-    TRY(str_appendf(r->out, ",\n\"tokenizer\": {\"kind\": \"%s\", \"pre\": ", v->kind == VOCAB_BPE ? "bpe" : "spm"));
+    TRY(str_appendf(
+        r->out,
+        ",\n\"arch\": \"%s\", \"n_layers\": %d, \"dim\": %d, \"hidden_dim\": %d, \"n_heads\": %d, "
+        "\"n_kv_heads\": %d, \"head_dim\": %d, \"vocab_size\": %d, \"train_len\": %d",
+        c->arch, c->n_layers, c->dim, c->hidden_dim, c->n_heads, c->n_kv_heads, c->head_dim,
+        c->vocab_size, c->train_len));
+    TRY(str_appendf(
+        r->out,
+        ",\n\"norm_eps\": %.7g, \"rope\": {\"theta\": %.7g, \"dim\": %d, \"style\": \"%s\", "
+        "\"scaling\": \"%s\", \"scale\": %.7g}",
+        (double)c->norm_eps, (double)c->rope_theta, c->rope_dim, style_name(c), c->rope_scaling,
+        (double)c->rope_scale));
+    TRY(str_appendf(
+        r->out,
+        ",\n\"n_params\": %llu, \"weight_bytes\": %zu, \"kv_bytes_per_token_f16\": %.0f, "
+        "\"hash\": \"%016llx\"",
+        (unsigned long long)r->m->n_params, r->m->weight_bytes, kv_bytes(c),
+        (unsigned long long)r->m->hash));
+    TRY(str_appendf(r->out, ",\n\"tied\": %s, \"biases\": %s, \"qk_norms\": %s",
+                    r->m->tied ? "true" : "false", has_bias(r->m) ? "true" : "false",
+                    r->m->layers[0].q_norm ? "true" : "false"));
+    TRY(str_appendf(r->out, ",\n\"tokenizer\": {\"kind\": \"%s\", \"pre\": ",
+                    v->kind == VOCAB_BPE ? "bpe" : "spm"));
     TRY(quote_text(r, v->pre));
-    return str_appendf(r->out, ", \"n_tokens\": %d, \"n_merges\": %d, \"bos_id\": %d, \"eos_id\": %d, \"eot_id\": %d, "
-                               "\"unk_id\": %d, \"pad_id\": %d, \"add_bos\": %s, \"chat_template_bytes\": %zu}",
-                       v->n_tokens, v->n_merges, v->bos_id, v->eos_id, v->eot_id, v->unk_id, v->pad_id,
-                       v->add_bos ? "true" : "false", v->chat_template.len);
+    return str_appendf(
+        r->out,
+        ", \"n_tokens\": %d, \"n_merges\": %d, \"bos_id\": %d, \"eos_id\": %d, \"eot_id\": %d, "
+        "\"unk_id\": %d, \"pad_id\": %d, \"add_bos\": %s, \"chat_template_bytes\": %zu}",
+        v->n_tokens, v->n_merges, v->bos_id, v->eos_id, v->eot_id, v->unk_id, v->pad_id,
+        v->add_bos ? "true" : "false", v->chat_template.len);
 }
 
 static int json_head(struct Report *r, size_t file_bytes)
 {
     TRY(str_appendf(r->out, "{\"file\": "));
     TRY(quote_text(r, r->f->path));
-    TRY(str_appendf(r->out, ", \"format\": \"%s\", \"file_bytes\": %zu", r->f->is_gguf ? "gguf" : "safetensors",
-                    file_bytes));
+    TRY(str_appendf(r->out, ", \"format\": \"%s\", \"file_bytes\": %zu",
+                    r->f->is_gguf ? "gguf" : "safetensors", file_bytes));
     if (r->m) return json_model(r);
     TRY(str_appendf(r->out, ",\n\"refused\": "));
     return quote_text(r, r->refusal);
@@ -425,9 +459,9 @@ static int put_report(struct Report *r)
 int model_inspect(const char *path, bool json, struct Str *out)
 {
     struct Model m;
-    struct ModelFile apart = { 0 };
-    struct Str refusal = { 0 };
-    struct Report r = { .out = out, .json = json };
+    struct ModelFile apart = {0};
+    struct Str refusal = {0};
+    struct Report r = {.out = out, .json = json};
     int status = model_open(path, &m);
     if (status == 0) {
         r.f = m.source;

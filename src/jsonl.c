@@ -62,12 +62,14 @@ static int message_content(const cJSON *message, struct Str *out)
 {
     const cJSON *content = cJSON_GetObjectItemCaseSensitive(message, "content");
     if (out->len) TRY(str_append(out, "\n\n", 2));
-    if (cJSON_IsString(content)) return str_append(out, content->valuestring, strlen(content->valuestring));
+    if (cJSON_IsString(content))
+        return str_append(out, content->valuestring, strlen(content->valuestring));
     if (!cJSON_IsArray(content)) return err_set(PC_EFORMAT, "a message has no 'content'");
     for (const cJSON *part = content->child; part; part = part->next) {
         const cJSON *type = cJSON_GetObjectItemCaseSensitive(part, "type");
         const cJSON *text = cJSON_GetObjectItemCaseSensitive(part, "text");
-        if (!cJSON_IsString(type) || strcmp(type->valuestring, "text") != 0 || !cJSON_IsString(text))
+        if (!cJSON_IsString(type) || strcmp(type->valuestring, "text") != 0 ||
+            !cJSON_IsString(text))
             return err_set(PC_EFORMAT, "a message has a part that is not text");
         TRY(str_append(out, text->valuestring, strlen(text->valuestring)));
     }
@@ -94,7 +96,9 @@ static int take_body(const cJSON *body, struct Item *out)
             }
             seen += user;
             bool question = user && n_user > 1 && seen == n_user;
-            TRY(message_content(message, system ? &out->instruction : question ? &out->question : &out->text));
+            TRY(message_content(message, system     ? &out->instruction
+                                         : question ? &out->question
+                                                    : &out->text));
         }
     }
     if (n_user == 0) return err_set(PC_EFORMAT, "there is no message of role 'user'");
@@ -134,7 +138,8 @@ int item_parse(const char *line, size_t len, long number, struct Item *out)
     } else {
         const char *key = cJSON_GetObjectItemCaseSensitive(root, "custom_id") ? "custom_id" : "id";
         const cJSON *id = cJSON_GetObjectItemCaseSensitive(root, key);
-        status = cJSON_IsNumber(id) ? take_number(root, key, &out->id) : take_text(root, key, &out->id);
+        status =
+            cJSON_IsNumber(id) ? take_number(root, key, &out->id) : take_text(root, key, &out->id);
         if (status == PC_OK) status = item_fill(root, out);
     }
     cJSON_Delete(root);
@@ -167,13 +172,15 @@ static int repair(struct Appender *a, const char *path, struct Str *old)
 int appender_open(const char *path, struct Appender *out, struct Str *old)
 {
     *out = (struct Appender){.fd = open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666)};
-    if (out->fd < 0) return err_set(PC_EIO, "%s: cannot open for results: %s", path, strerror(errno));
+    if (out->fd < 0)
+        return err_set(PC_EIO, "%s: cannot open for results: %s", path, strerror(errno));
     struct stat info;
     out->regular = fstat(out->fd, &info) == 0 && S_ISREG(info.st_mode);
     if (!out->regular) return PC_OK;
     if (flock(out->fd, LOCK_EX | LOCK_NB) != 0)
         return err_set(PC_EIO, "%s: %s; give another --output", path,
-                       errno == EWOULDBLOCK ? "another pcomp is writing to this file" : strerror(errno));
+                       errno == EWOULDBLOCK ? "another pcomp is writing to this file"
+                                            : strerror(errno));
     /* Read after the lock is held: another process may have added lines until then. */
     TRY(file_read(path, old));
     return repair(out, path, old);
@@ -196,9 +203,13 @@ int appender_line(struct Appender *a, const char *line, size_t len)
     struct Str text = {0};
     TRY(str_append(&text, line, len));
     int status = str_append(&text, "\n", 1);
-    if (status == PC_OK && (write_all(a->fd, text.data, text.len) < 0 || (a->regular && fsync(a->fd) != 0))) {
-        status = err_set(PC_EIO, "a result could not be written: %s; finished results are kept, so free some "
-                         "space and run the same command again", strerror(errno));
+    if (status == PC_OK &&
+        (write_all(a->fd, text.data, text.len) < 0 || (a->regular && fsync(a->fd) != 0))) {
+        status =
+            err_set(PC_EIO,
+                    "a result could not be written: %s; finished results are kept, so free some "
+                    "space and run the same command again",
+                    strerror(errno));
         if (a->regular && ftruncate(a->fd, (off_t)a->size) != 0)
             err_prefix(status, "the torn line will be cut at the next start");
     } else if (status == PC_OK) {

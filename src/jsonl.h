@@ -14,12 +14,14 @@
 
 /* One line of a work list. Texts are owned: item_free. */
 struct Item {
-    struct Str id;          /* "id" or "custom_id"; else the line's number */
-    struct Str file;        /* path, relative to the list's folder unless absolute; empty when text is given */
+    struct Str id; /* "id" or "custom_id"; else the line's number */
+    struct Str
+        file; /* path, relative to the list's folder unless absolute; empty when text is given */
     struct Str text;
     struct Str question;    /* empty: the default */
     struct Str instruction; /* system message of an OpenAI line; empty: the settings' */
-    struct Str max_tokens, temperature, top_p, seed; /* an OpenAI line's own, as text; empty: the settings' */
+    struct Str max_tokens, temperature, top_p,
+        seed; /* an OpenAI line's own, as text; empty: the settings' */
 };
 
 /* Reads one line ({"id","file"|"text","question"} or an OpenAI batch request). PC_EFORMAT tells what is
@@ -34,9 +36,9 @@ bool line_next(const char *text, size_t len, size_t *at, const char **line, size
 
 struct Appender {
     int fd;
-    bool regular;   /* a real file: it can be locked, read back and cut */
-    int64_t size;   /* bytes of whole lines */
-    int64_t torn;   /* bytes of a torn last line that were cut off */
+    bool regular; /* a real file: it can be locked, read back and cut */
+    int64_t size; /* bytes of whole lines */
+    int64_t torn; /* bytes of a torn last line that were cut off */
 };
 
 /* Opens or creates path and takes its lock (another process that holds it: PC_EIO), repairs a torn

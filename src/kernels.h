@@ -3,10 +3,10 @@
  * Every src/kernels_*.c is compiled once per instruction set (see Makefile); KERNEL(name) gives each
  * copy its own symbol, and kernels_table.c gathers them. cpu.c picks one table at start.
  *
- * Numbers. In the default precision a matrix product runs on block fixed point: 64 values share one
- * f32 scale and are stored as int16, the two sides' limits chosen so that 64 products sum exactly in an
- * int32 (see Q_LIMIT…); a block then costs one f32 multiply-add an output. That is as fast as bf16 on
- * VNNI machines, runs on AVX2 too, and errs about 8 times less.
+ * Numbers. In the default precision a matrix product runs on block fixed point: 64 to 256 values share one
+ * f32 scale and are stored as int16, the two sides' limits chosen so that their products sum exactly in an
+ * int32; a group then costs one f32 multiply-add an output. That is as fast as bf16 on VNNI machines, runs
+ * on AVX2 too, and errs several times less.
  */
 #ifndef PCOMP_KERNELS_H
 #define PCOMP_KERNELS_H
@@ -18,11 +18,13 @@
 #define KERNEL(name) KERNEL_CAT(name, PCOMP_ISA)
 
 enum {
-    QBLOCK = 64,     /* values that share a scale; also keys a block and tokens a page */
+    QBLOCK = 64,     /* values of a block; also keys a block and tokens a page */
+    GROUP_BLOCKS = 4, /* most blocks that share a scale */
     PANEL_COLS = 64, /* outputs of one weight panel */
     TILE_ROWS = 48,  /* rows of a product's tile: with 64 columns it stays in the first-level cache */
-    /* Limits of the two sides of a product: 64 * left * right < 2^31. Keys have the larger share
-     * because models with key biases put a few large values into every key. */
+    /* Limits of the two sides of a product: values summed * left * right < 2^31. LIMIT_ACT is for one block a
+     * group, for n blocks it is divided by n. Keys have the larger share because models with key biases put a few
+     * large values into every key. */
     LIMIT_ACT = 16383, LIMIT_WEIGHT = 2047,
     LIMIT_QUERY = 4095, LIMIT_KEY = 8191,
     LIMIT_PROB = 16383, LIMIT_VALUE = 2047,
@@ -35,8 +37,9 @@ struct Act {
     bool exact;   /* f32 mode: v points to float, scale is NULL */
     int cols;
     int n_blocks; /* cols / QBLOCK, rounded up */
+    int group;    /* blocks that share a scale: GROUP_BLOCKS, or 1 where blocks are written one by one */
     void *v;      /* [row tiles, n_blocks, TILE_ROWS, QBLOCK] int16 or f32 */
-    float *scale; /* [row tiles, n_blocks, TILE_ROWS] f32 */
+    float *scale; /* [row tiles, n_blocks, TILE_ROWS] f32; a group's stands at its first block */
 };
 
 /* Index of (row, block) among the blocks of an Act: times QBLOCK for values, times 1 for scales. */

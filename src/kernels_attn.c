@@ -24,6 +24,23 @@ size_t KERNEL(kv_pack_bytes)(int head_dim, bool exact, size_t *scale_floats)
     return (size_t)dim_blocks(head_dim) * PANEL_VALUES * value_bytes(exact);
 }
 
+/* Keys of 64 tokens in up to 64 dims: inputs are the dims, outputs the tokens. */
+static void key_panel(const float *k, int ld, int n, int dims, bool exact, void *panel, float *scale)
+{
+    _Alignas(64) int32_t words[VL * QBLOCK];
+    for (int t0 = 0; t0 < QBLOCK; t0 += VL) {
+        for (int t = 0; t < VL; t++) {
+            float x[QBLOCK] = {0};
+            if (t0 + t < n) memcpy(x, k + (size_t)(t0 + t) * ld, sizeof(float) * (size_t)dims);
+            if (exact)
+                memcpy(words + t * QBLOCK, x, sizeof x);
+            else
+                scale[t0 + t] = quant_block(x, LIMIT_KEY, (int16_t *)(words + t * (QBLOCK / 2)));
+        }
+        panel_put(words, exact ? QBLOCK : QBLOCK / 2, t0, panel);
+    }
+}
+
 /* Values of 64 tokens for up to 64 dims: inputs are the tokens, outputs the dims. */
 static void value_panel(const float *v, int ld, int n, int dims, bool exact, void *panel, float *scale)
 {
@@ -64,11 +81,7 @@ void KERNEL(kv_pack)(const float *k, const float *v, int ld, int n, int head_dim
         int dims = head_dim - b * QBLOCK < QBLOCK ? head_dim - b * QBLOCK : QBLOCK;
         uint8_t *kp = (uint8_t *)out->k + (first + b) * bytes, *vp = (uint8_t *)out->v + (first + b) * bytes;
         float *ks = out->k_scale + (first + b) * PANEL_COLS, *vs = out->v_scale + (first + b) * PANEL_COLS;
-        for (int t = 0; t < QBLOCK; t++) {
-            float x[QBLOCK] = {0};
-            if (t < n) memcpy(x, k + (size_t)t * ld + b * QBLOCK, sizeof(float) * (size_t)dims);
-            panel_put(x, t, LIMIT_KEY, exact, kp, ks);
-        }
+        key_panel(k + b * QBLOCK, ld, n, dims, exact, kp, ks);
         value_panel(v + b * QBLOCK, ld, n, dims, exact, vp, vs);
     }
 }
@@ -131,10 +144,9 @@ static void logits(const struct AttnTile *t, const struct Scratch *s, int kb, fl
 {
     int blocks = dim_blocks(t->head_dim);
     size_t vb = value_bytes(t->exact);
-    memset(out, 0, sizeof(float) * TILE_ROWS * PANEL_COLS);
     for (int b = 0; b < blocks; b++) {
         size_t panel = (size_t)kb * blocks + b;
-        struct TileRows rows = {s->q + (size_t)b * TILE_ROWS * QBLOCK * vb, s->q_scale + b * TILE_ROWS, t->n_rows};
+        struct TileRows rows = {s->q + (size_t)b * TILE_ROWS * QBLOCK * vb, s->q_scale + b * TILE_ROWS, t->n_rows, 1, b == 0};
         tile_product(&rows, (const uint8_t *)t->kv.k + panel * PANEL_VALUES * vb, t->kv.k_scale + panel * PANEL_COLS,
                      t->exact, out);
     }
@@ -214,7 +226,7 @@ static void add_values(const struct AttnTile *t, struct Scratch *s, int kb)
 {
     int blocks = dim_blocks(t->head_dim);
     size_t vb = value_bytes(t->exact);
-    struct TileRows rows = {s->p, s->p_scale, t->n_rows};
+    struct TileRows rows = {s->p, s->p_scale, t->n_rows, 1, kb == 0};
     for (int b = 0; b < blocks; b++) {
         size_t panel = (size_t)kb * blocks + b;
         tile_product(&rows, (const uint8_t *)t->kv.v + panel * PANEL_VALUES * vb, t->kv.v_scale + panel * PANEL_COLS,
@@ -225,10 +237,8 @@ static void add_values(const struct AttnTile *t, struct Scratch *s, int kb)
 void KERNEL(attn_tile)(const struct AttnTile *t, void *scratch)
 {
     struct Scratch s;
-    int blocks = dim_blocks(t->head_dim);
     scratch_cut(t->head_dim, 0, t->exact, scratch, &s);
     query_pack(t, &s);
-    memset(s.o, 0, sizeof(float) * TILE_ROWS * PANEL_COLS * (size_t)blocks);
     memset(s.sums, 0, sizeof(float) * TILE_ROWS * VL);
     for (int r = 0; r < TILE_ROWS; r++) s.max[r] = s.block_max[r] = MASKED;
     int key_blocks = (t->first_visible + t->n_rows - 1 + QBLOCK - 1) / QBLOCK;

@@ -12,27 +12,38 @@ static int n_blocks(int cols) { return (cols + QBLOCK - 1) / QBLOCK; }
 
 static size_t value_bytes(bool exact) { return exact ? sizeof(float) : sizeof(int16_t); }
 
-/* 64 values of one row to their place. */
-static inline void act_put(struct Act *act, int row, int block, const float *x)
+/* One group of one row, n_blocks blocks from `block` on, to its place. */
+static inline void act_put(struct Act *act, int row, int block, int n_blocks, const float *x)
 {
-    size_t at = act_at(act, row, block);
-    if (act->exact)
-        memcpy((float *)act->v + at * QBLOCK, x, QBLOCK * sizeof *x);
-    else
-        act->scale[at] = quant_block(x, LIMIT_ACT, (int16_t *)act->v + at * QBLOCK);
+    float max = act->exact ? 0 : abs_max(x, n_blocks * QBLOCK);
+    for (int b = 0; b < n_blocks; b++, x += QBLOCK) {
+        size_t at = act_at(act, row, block + b);
+        if (act->exact) {
+            memcpy((float *)act->v + at * QBLOCK, x, QBLOCK * sizeof *x);
+            continue;
+        }
+        float scale = quant_values(x, QBLOCK, max, (float)LIMIT_ACT / act->group, (int16_t *)act->v + at * QBLOCK);
+        if (b == 0) act->scale[at] = scale;
+    }
+}
+
+static int group_blocks(const struct Act *a, int block)
+{
+    return a->n_blocks - block < a->group ? a->n_blocks - block : a->group;
 }
 
 void KERNEL(act_pack)(const float *x, int ld, int row0, int n_rows, struct Act *act)
 {
     for (int r = 0; r < n_rows; r++) {
-        for (int b = 0; b < act->n_blocks; b++) {
-            float tail[QBLOCK] = {0};
+        for (int b = 0; b < act->n_blocks; b += act->group) {
+            float tail[GROUP_BLOCKS * QBLOCK] = {0};
             const float *in = x + (size_t)r * ld + b * QBLOCK;
-            if ((b + 1) * QBLOCK > act->cols) {
+            int n = group_blocks(act, b);
+            if ((b + n) * QBLOCK > act->cols) {
                 memcpy(tail, in, sizeof(float) * (size_t)(act->cols - b * QBLOCK));
                 in = tail;
             }
-            act_put(act, row0 + r, b, in);
+            act_put(act, row0 + r, b, n, in);
         }
     }
 }
@@ -51,7 +62,7 @@ static size_t one_panel_bytes(int cols, bool exact)
 
 size_t KERNEL(panel_bytes)(int cols, bool exact)
 {
-    return 2 * one_panel_bytes(cols, exact) + (size_t)n_blocks(cols) * QBLOCK * sizeof(float);
+    return 2 * one_panel_bytes(cols, exact) + (size_t)n_blocks(cols) * QBLOCK * VL * sizeof(float);
 }
 
 struct Panel {
@@ -65,22 +76,44 @@ static struct Panel panel_at(void *scratch, int idx, int cols, bool exact)
     return (struct Panel){p, (float *)(p + panel_value_bytes(cols, exact))};
 }
 
-/* Decodes and packs outputs [64 * idx, 64 * (idx + 1)) of w; outputs past the end are zero. */
-static void panel_pack(const struct Weight *w, int idx, bool exact, struct Panel out, float *row)
+/* Decoded rows of VL outputs, one group of n_blocks each, to their columns of the panel. */
+static void put_group(const float *rows, int stride, int n_blocks, int col, int group, struct Panel out, float *scale)
 {
-    int blocks = n_blocks(w->cols);
-    size_t row_bytes = dtype_row_bytes(w->type, w->cols);
-    size_t block_bytes = PANEL_VALUES * value_bytes(exact);
-    int first = idx * PANEL_COLS;
-    memset(row, 0, (size_t)blocks * QBLOCK * sizeof *row);
-    for (int c = 0; c < PANEL_COLS; c++) {
-        if (first + c < w->rows)
-            quant_decode(w->type, (const uint8_t *)w->data + (size_t)(first + c) * row_bytes, row, w->cols);
-        else
-            memset(row, 0, (size_t)blocks * QBLOCK * sizeof *row);
-        for (int b = 0; b < blocks; b++)
-            panel_put(row + b * QBLOCK, c, LIMIT_WEIGHT, exact, out.values + b * block_bytes,
-                      out.scale + b * PANEL_COLS);
+    _Alignas(64) int32_t words[VL * QBLOCK];
+    for (int b = 0; b < n_blocks; b++, rows += QBLOCK) {
+        if (group == 0) {
+            for (int r = 0; r < VL; r++) memcpy(words + r * QBLOCK, rows + (size_t)r * stride, QBLOCK * sizeof *rows);
+            panel_put(words, QBLOCK, col, out.values + (size_t)b * PANEL_VALUES * sizeof(float));
+            continue;
+        }
+        for (int r = 0; r < VL; r++) {
+            const float *x = rows + (size_t)r * stride;
+            float max = b == 0 ? abs_max(x, n_blocks * QBLOCK) : scale[col + r] * LIMIT_WEIGHT;
+            float s = quant_values(x, QBLOCK, max, LIMIT_WEIGHT, (int16_t *)(words + r * (QBLOCK / 2)));
+            if (b == 0) scale[col + r] = s;
+        }
+        panel_put(words, QBLOCK / 2, col, out.values + (size_t)b * PANEL_VALUES * sizeof(int16_t));
+    }
+}
+
+/* Decodes and packs outputs [64 * idx, 64 * (idx + 1)) of w for activations like a; outputs past the end are zero. */
+static void panel_pack(const struct Weight *w, int idx, const struct Act *a, struct Panel out, float *rows)
+{
+    int stride = a->n_blocks * QBLOCK, first = idx * PANEL_COLS;
+    size_t row_bytes = dtype_row_bytes(w->type, w->cols), block_bytes = PANEL_VALUES * value_bytes(a->exact);
+    memset(rows, 0, sizeof *rows * (size_t)stride * VL);
+    for (int c = 0; c < PANEL_COLS; c += VL) {
+        for (int r = 0; r < VL; r++) {
+            int row = first + c + r;
+            if (row < w->rows)
+                quant_decode(w->type, (const uint8_t *)w->data + (size_t)row * row_bytes, rows + (size_t)r * stride, w->cols);
+            else
+                memset(rows + (size_t)r * stride, 0, sizeof *rows * (size_t)stride);
+        }
+        for (int b = 0; b < a->n_blocks; b += a->group) {
+            struct Panel at = {out.values + b * block_bytes, NULL};
+            put_group(rows + b * QBLOCK, stride, group_blocks(a, b), c, a->exact ? 0 : a->group, at, out.scale + b * PANEL_COLS);
+        }
     }
 }
 
@@ -89,10 +122,9 @@ static void panel_pack(const struct Weight *w, int idx, bool exact, struct Panel
 static void tile_run(const struct Act *a, int row, int n, struct Panel p, float *tile)
 {
     size_t vb = value_bytes(a->exact);
-    memset(tile, 0, (size_t)TILE_ROWS * PANEL_COLS * sizeof *tile);
-    for (int b = 0; b < a->n_blocks; b++) {
+    for (int b = 0; b < a->n_blocks; b += a->group) {
         size_t at = act_at(a, row, b);
-        struct TileRows t = {(const uint8_t *)a->v + at * QBLOCK * vb, a->exact ? NULL : a->scale + at, n};
+        struct TileRows t = {(const uint8_t *)a->v + at * QBLOCK * vb, a->exact ? NULL : a->scale + at, n, group_blocks(a, b), b == 0};
         tile_product(&t, p.values + b * PANEL_VALUES * vb, p.scale + b * PANEL_COLS, a->exact, tile);
     }
 }
@@ -131,7 +163,7 @@ static void tile_silu(const struct MatmulArgs *m, int col, int row, int n, float
 {
     for (int i = 0; i < n * PANEL_COLS; i += VL)
         vf_store(gate + i, vf_mul(vf_silu(vf_load(gate + i)), vf_load(up + i)));
-    for (int r = 0; r < n; r++) act_put(m->act_out, row + r, col / QBLOCK, gate + r * PANEL_COLS);
+    for (int r = 0; r < n; r++) act_put(m->act_out, row + r, col / QBLOCK, 1, gate + r * PANEL_COLS);
 }
 
 void KERNEL(matmul_tile)(const struct MatmulArgs *m, int panel, int row0, int row1, void *scratch)
@@ -139,11 +171,11 @@ void KERNEL(matmul_tile)(const struct MatmulArgs *m, int panel, int row0, int ro
     bool exact = m->a->exact;
     int cols = m->w->cols;
     struct Panel p = panel_at(scratch, 0, cols, exact), p2 = panel_at(scratch, 1, cols, exact);
-    float *row = (float *)((uint8_t *)scratch + 2 * one_panel_bytes(cols, exact));
+    float *rows = (float *)((uint8_t *)scratch + 2 * one_panel_bytes(cols, exact));
     _Alignas(64) float tile[TILE_ROWS * PANEL_COLS];
     _Alignas(64) float tile2[TILE_ROWS * PANEL_COLS];
-    panel_pack(m->w, panel, exact, p, row);
-    if (m->mode == MATMUL_SILU) panel_pack(m->w2, panel, exact, p2, row);
+    panel_pack(m->w, panel, m->a, p, rows);
+    if (m->mode == MATMUL_SILU) panel_pack(m->w2, panel, m->a, p2, rows);
     for (int r = row0; r < row1; r += TILE_ROWS) {
         int n = row1 - r < TILE_ROWS ? row1 - r : TILE_ROWS;
         tile_run(m->a, r, n, p, tile);

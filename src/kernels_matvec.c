@@ -2,8 +2,8 @@
  *
  * Generating a token reads every weight once, so the aim is to read at the speed of memory. The vector
  * is turned once into int16 with one scale for 32 values (32767 steps a side); quants are widened to
- * int16 and multiplied exactly (kernels_quants.h), then a block costs one f32 multiply-add. What a format adds to or subtracts from its quants (Q4_1's minimum, Q6_K's 32)
- * is applied to sums of the vector, once a block.
+ * int16 and multiplied exactly (kernels_quants.h), and then scaled in f32. What a format adds to or
+ * subtracts from its quants (Q4_1's minimum, Q6_K's 32) is applied to sums of the vector, once a block.
  *
  * Four rows go together: they share the loads of the vector and the unpacking of scales. Each row is
  * summed in an order that depends on its length only, so that any split of the rows among calls gives

@@ -53,6 +53,11 @@ static inline vf load_at(const void *p, size_t i, bool exact)
     return exact ? vf_load((const float *)p + i) : vf_load_f16((const uint16_t *)p + i);
 }
 
+static inline float value_at(const void *p, size_t i, bool exact)
+{
+    return exact ? ((const float *)p)[i] : f16_to_f32(((const uint16_t *)p)[i]);
+}
+
 /* Base-2 logits of n_q queries (scaled by the caller's factor) against a page's 64 keys: s [n_q][64]. */
 static inline __attribute__((always_inline)) void page_logits(const float *q, int ld_q, int n_q, int head_dim,
                                                               const void *page, float factor, bool exact, float *s)
@@ -108,7 +113,8 @@ static inline __attribute__((always_inline)) void page_values(const float *p, in
     size_t base = (size_t)head_dim * QBLOCK;
     for (int q0 = 0; q0 < n_q; q0 += GROUP) {
         int n = n_q - q0 < GROUP ? n_q - q0 : GROUP;
-        for (int d = 0; d < head_dim; d += VL) {
+        int d = 0;
+        for (; d + VL <= head_dim; d += VL) {
             vf acc[GROUP];
             for (int g = 0; g < GROUP; g++) acc[g] = g < n ? vf_load(out + (size_t)(q0 + g) * head_dim + d) : vf_zero();
             for (int t = 0; t < len; t++) {
@@ -118,6 +124,10 @@ static inline __attribute__((always_inline)) void page_values(const float *p, in
             }
             for (int g = 0; g < n; g++) vf_store(out + (size_t)(q0 + g) * head_dim + d, acc[g]);
         }
+        for (; d < head_dim; d++) /* head widths that are no multiple of VL */
+            for (int g = q0; g < q0 + n; g++)
+                for (int t = 0; t < len; t++)
+                    out[(size_t)g * head_dim + d] += p[g * QBLOCK + t] * value_at(page, base + (size_t)t * head_dim + d, exact);
     }
 }
 

@@ -44,6 +44,28 @@ static inline vf vf_first(int n, vf a, vf b)
 static inline vi vi_zero(void) { return _mm512_setzero_si512(); }
 static inline vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
 static inline vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
+static inline void vi_store(void *p, vi x) { _mm512_storeu_si512(p, x); }
+/* 16 x 16 int32: first within 128-bit lanes, then the lanes themselves, in two halvings */
+static inline void vi_transpose(vi r[VL])
+{
+    vi t[VL];
+    for (int i = 0; i < VL; i += 4) {
+        vi a = _mm512_unpacklo_epi32(r[i], r[i + 1]), b = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+        vi c = _mm512_unpacklo_epi32(r[i + 2], r[i + 3]), d = _mm512_unpackhi_epi32(r[i + 2], r[i + 3]);
+        t[i] = _mm512_unpacklo_epi64(a, c);
+        t[i + 1] = _mm512_unpackhi_epi64(a, c);
+        t[i + 2] = _mm512_unpacklo_epi64(b, d);
+        t[i + 3] = _mm512_unpackhi_epi64(b, d);
+    }
+    for (int i = 0; i < 4; i++) {
+        vi a = _mm512_shuffle_i32x4(t[i], t[i + 4], 0x88), b = _mm512_shuffle_i32x4(t[i], t[i + 4], 0xdd);
+        vi c = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0x88), d = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0xdd);
+        r[i] = _mm512_shuffle_i32x4(a, c, 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
+        r[i + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
+        r[i + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+}
 static inline vf vi_to_f32(vi a) { return _mm512_cvtepi32_ps(a); }
 /* 16 floats, rounded to nearest even, to 16 int16 */
 static inline void vf_store_i16(int16_t *p, vf a)
@@ -110,6 +132,23 @@ static inline vf vf_first(int n, vf a, vf b)
 static inline vi vi_zero(void) { return _mm256_setzero_si256(); }
 static inline vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 static inline vi vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
+static inline void vi_store(void *p, vi x) { _mm256_storeu_si256((__m256i *)p, x); }
+static inline void vi_transpose(vi r[VL])
+{
+    vi t[VL];
+    for (int i = 0; i < VL; i += 4) {
+        vi a = _mm256_unpacklo_epi32(r[i], r[i + 1]), b = _mm256_unpackhi_epi32(r[i], r[i + 1]);
+        vi c = _mm256_unpacklo_epi32(r[i + 2], r[i + 3]), d = _mm256_unpackhi_epi32(r[i + 2], r[i + 3]);
+        t[i] = _mm256_unpacklo_epi64(a, c);
+        t[i + 1] = _mm256_unpackhi_epi64(a, c);
+        t[i + 2] = _mm256_unpacklo_epi64(b, d);
+        t[i + 3] = _mm256_unpackhi_epi64(b, d);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2x128_si256(t[i], t[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2x128_si256(t[i], t[i + 4], 0x31);
+    }
+}
 static inline vf vi_to_f32(vi a) { return _mm256_cvtepi32_ps(a); }
 static inline void vf_store_i16(int16_t *p, vf a)
 {

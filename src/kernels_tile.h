@@ -17,56 +17,74 @@ enum {
     PANEL_VALUES = QBLOCK * PANEL_COLS, /* of one block */
 };
 
-/* Rows of one block of inputs. The product rounds n up to MICRO_ROWS, so storage reaches TILE_ROWS. */
+/* Rows of n_blocks (1 .. GROUP_BLOCKS) blocks of inputs that share a scale. The product rounds n up to MICRO_ROWS, so
+ * storage reaches TILE_ROWS. */
 struct TileRows {
-    const void *a;   /* [TILE_ROWS, QBLOCK] int16 or f32 */
+    const void *a;   /* [n_blocks, TILE_ROWS, QBLOCK] int16 or f32 */
     const float *sa; /* [TILE_ROWS] f32 scales (int16 only) */
-    int n;
+    int n, n_blocks;
+    bool first;      /* the tile holds nothing yet: set instead of add */
 };
 
-static inline __attribute__((always_inline)) void micro_int16(const int16_t *a, const float *sa, const int16_t *panel,
-                                                              const float *sw, float *c)
+enum { ROWS_STEP = TILE_ROWS * QBLOCK }; /* values from one block of rows to the next */
+
+static inline __attribute__((always_inline)) void flush_int16(vi acc[MICRO_ROWS][PANEL_VECS], const float *sa, const float *sw, bool first, float *c)
 {
-    vi acc[MICRO_ROWS][PANEL_VECS];
-    for (int r = 0; r < MICRO_ROWS; r++)
-        for (int v = 0; v < PANEL_VECS; v++) acc[r][v] = vi_zero();
-    for (int p = 0; p < QBLOCK / 2; p++) {
-        vi b[PANEL_VECS];
-        for (int v = 0; v < PANEL_VECS; v++) b[v] = vi_load(panel + (p * SUB_COLS + v * VL) * 2);
-        for (int r = 0; r < MICRO_ROWS; r++) {
-            int32_t pair;
-            memcpy(&pair, a + r * QBLOCK + 2 * p, sizeof pair);
-            vi x = vi_set1(pair);
-            for (int v = 0; v < PANEL_VECS; v++) acc[r][v] = vi_dot(acc[r][v], x, b[v]);
-        }
-    }
     for (int r = 0; r < MICRO_ROWS; r++) {
         vf s = vf_set1(sa[r]);
         for (int v = 0; v < PANEL_VECS; v++) {
             float *out = c + r * PANEL_COLS + v * VL;
-            vf_store(out, vf_fma(vi_to_f32(acc[r][v]), vf_mul(s, vf_load(sw + v * VL)), vf_load(out)));
+            vf scale = vf_mul(s, vf_load(sw + v * VL)), x = vi_to_f32(acc[r][v]);
+            vf_store(out, first ? vf_mul(x, scale) : vf_fma(x, scale, vf_load(out)));
         }
     }
 }
 
-static inline __attribute__((always_inline)) void micro_f32(const float *a, const float *panel, float *c)
+static inline __attribute__((always_inline)) void micro_int16(const struct TileRows *t, int row, const int16_t *panel, const float *sw, float *c)
 {
+    const int16_t *a = (const int16_t *)t->a + row * QBLOCK;
+    vi acc[MICRO_ROWS][PANEL_VECS];
+    for (int r = 0; r < MICRO_ROWS; r++)
+        for (int v = 0; v < PANEL_VECS; v++) acc[r][v] = vi_zero();
+    for (int b = 0; b < t->n_blocks; b++, a += ROWS_STEP, panel += PANEL_VALUES) {
+        for (int p = 0; p < QBLOCK / 2; p++) {
+            vi w[PANEL_VECS];
+            for (int v = 0; v < PANEL_VECS; v++) w[v] = vi_load(panel + (p * SUB_COLS + v * VL) * 2);
+            for (int r = 0; r < MICRO_ROWS; r++) {
+                int32_t pair;
+                memcpy(&pair, a + r * QBLOCK + 2 * p, sizeof pair);
+                vi x = vi_set1(pair);
+                for (int v = 0; v < PANEL_VECS; v++) acc[r][v] = vi_dot(acc[r][v], x, w[v]);
+            }
+        }
+    }
+    if (t->first)
+        flush_int16(acc, t->sa + row, sw, true, c);
+    else
+        flush_int16(acc, t->sa + row, sw, false, c);
+}
+
+static inline __attribute__((always_inline)) void micro_f32(const struct TileRows *t, int row, const float *panel, float *c)
+{
+    const float *a = (const float *)t->a + row * QBLOCK;
     vf acc[MICRO_ROWS][PANEL_VECS];
     for (int r = 0; r < MICRO_ROWS; r++)
-        for (int v = 0; v < PANEL_VECS; v++) acc[r][v] = vf_load(c + r * PANEL_COLS + v * VL);
-    for (int p = 0; p < QBLOCK; p++) {
-        vf b[PANEL_VECS];
-        for (int v = 0; v < PANEL_VECS; v++) b[v] = vf_load(panel + p * SUB_COLS + v * VL);
-        for (int r = 0; r < MICRO_ROWS; r++) {
-            vf x = vf_set1(a[r * QBLOCK + p]);
-            for (int v = 0; v < PANEL_VECS; v++) acc[r][v] = vf_fma(x, b[v], acc[r][v]);
+        for (int v = 0; v < PANEL_VECS; v++) acc[r][v] = t->first ? vf_zero() : vf_load(c + r * PANEL_COLS + v * VL);
+    for (int b = 0; b < t->n_blocks; b++, a += ROWS_STEP, panel += PANEL_VALUES) {
+        for (int p = 0; p < QBLOCK; p++) {
+            vf w[PANEL_VECS];
+            for (int v = 0; v < PANEL_VECS; v++) w[v] = vf_load(panel + p * SUB_COLS + v * VL);
+            for (int r = 0; r < MICRO_ROWS; r++) {
+                vf x = vf_set1(a[r * QBLOCK + p]);
+                for (int v = 0; v < PANEL_VECS; v++) acc[r][v] = vf_fma(x, w[v], acc[r][v]);
+            }
         }
     }
     for (int r = 0; r < MICRO_ROWS; r++)
         for (int v = 0; v < PANEL_VECS; v++) vf_store(c + r * PANEL_COLS + v * VL, acc[r][v]);
 }
 
-/* c [rows][64] += rows x panel, for one block of inputs; panel_scale [64] f32 (int16 only). */
+/* c [rows][64] (+)= rows x panels [n_blocks][PANEL_VALUES]; panel_scale [64] f32 (int16 only). */
 static inline void tile_product(const struct TileRows *t, const void *panel, const float *panel_scale, bool exact,
                                 float *c)
 {
@@ -74,40 +92,46 @@ static inline void tile_product(const struct TileRows *t, const void *panel, con
         for (int r = 0; r < t->n; r += MICRO_ROWS) {
             float *out = c + r * PANEL_COLS + s * SUB_COLS;
             if (exact)
-                micro_f32((const float *)t->a + r * QBLOCK, (const float *)panel + s * QBLOCK * SUB_COLS, out);
+                micro_f32(t, r, (const float *)panel + s * QBLOCK * SUB_COLS, out);
             else
-                micro_int16((const int16_t *)t->a + r * QBLOCK, t->sa + r, (const int16_t *)panel + s * QBLOCK * SUB_COLS,
-                            panel_scale + s * SUB_COLS, out);
+                micro_int16(t, r, (const int16_t *)panel + s * QBLOCK * SUB_COLS, panel_scale + s * SUB_COLS, out);
         }
     }
 }
 
-/* 64 floats to int16 within +-limit; returns the scale. */
-static inline float quant_block(const float *x, float limit, int16_t *q)
+/* Largest magnitude of n values, n a multiple of QBLOCK. */
+static inline float abs_max(const float *x, int n)
 {
     vf top = vf_zero();
-    for (int i = 0; i < QBLOCK; i += VL) top = vf_max(top, vf_abs(vf_load(x + i)));
-    float max = vf_hmax(top);
+    for (int i = 0; i < n; i += VL) top = vf_max(top, vf_abs(vf_load(x + i)));
+    return vf_hmax(top);
+}
+
+/* n floats of magnitude at most max to int16 within +-limit; returns the scale. */
+static inline float quant_values(const float *x, int n, float max, float limit, int16_t *q)
+{
     vf inv = vf_set1(max > 0 ? limit / max : 0);
-    for (int i = 0; i < QBLOCK; i += VL) vf_store_i16(q + i, vf_mul(vf_load(x + i), inv));
+    for (int i = 0; i < n; i += VL) vf_store_i16(q + i, vf_mul(vf_load(x + i), inv));
     return max / limit;
 }
 
-/* Puts one output's 64 values (column `col` of the panel) in place; int16 scales go to scale[col]. */
-static inline void panel_put(const float *x, int col, float limit, bool exact, void *panel, float *scale)
+static inline float quant_block(const float *x, float limit, int16_t *q)
+{
+    return quant_values(x, QBLOCK, abs_max(x, QBLOCK), limit, q);
+}
+
+/* Puts 64 values of each of VL outputs, columns col .. col + VL - 1, in place: int32 pairs (or f32 values)
+ * [VL][n] become [n][VL], by square transposes in registers. */
+static inline void panel_put(const int32_t *words, int n, int col, void *panel)
 {
     int sub = col / SUB_COLS, at = col % SUB_COLS;
-    if (exact) {
-        float *dst = (float *)panel + sub * QBLOCK * SUB_COLS + at;
-        for (int i = 0; i < QBLOCK; i++) dst[i * SUB_COLS] = x[i];
-        return;
+    int32_t *dst = (int32_t *)panel + sub * n * SUB_COLS + at;
+    for (int i = 0; i < n; i += VL) {
+        vi square[VL];
+        for (int r = 0; r < VL; r++) square[r] = vi_load(words + r * n + i);
+        vi_transpose(square);
+        for (int r = 0; r < VL; r++) vi_store(dst + (i + r) * SUB_COLS, square[r]);
     }
-    int16_t q[QBLOCK];
-    int32_t pair[QBLOCK / 2];
-    scale[col] = quant_block(x, limit, q);
-    memcpy(pair, q, sizeof pair);
-    int32_t *dst = (int32_t *)panel + sub * (QBLOCK / 2) * SUB_COLS + at;
-    for (int i = 0; i < QBLOCK / 2; i++) dst[i * SUB_COLS] = pair[i];
 }
 
 #endif

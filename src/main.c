@@ -38,12 +38,13 @@ static const struct Command COMMANDS[] = {
      "Exits 4 when the run does not fit into memory.", "pcomp plan -f book.txt --memory 2G", NULL},
     {"bench", ON_BENCH, cmd_bench, "measure prefill, decode and single operations",
      "pcomp bench [prefill|decode|ops|all] [-r REPEATS] [--tokens N] [--format md|csv|json]",
-     "Prints the mean and standard deviation over the repeats.", "pcomp bench prefill -r 3 --format csv",
-     NULL},
+     "Prints the mean and standard deviation over the repeats.",
+     "pcomp bench prefill -r 3 --format csv", NULL},
     {"inspect", ON_INSPECT, cmd_inspect, "what is in a model file", "pcomp inspect [--json] MODEL",
      "Prints metadata, shapes, tensor types and facts about the vocabulary.",
      "pcomp inspect models/SmolLM2-135M-Instruct.Q4_1.gguf", NULL},
-    {"perplexity", ON_PERPLEXITY, cmd_perplexity, "how well a model predicts a text under each method",
+    {"perplexity", ON_PERPLEXITY, cmd_perplexity,
+     "how well a model predicts a text under each method",
      "pcomp perplexity [-m MODEL] -f FILE [--method full|parallelcomp|truncate] [--tail N]",
      "full: every token, in windows. Otherwise the last N tokens given the compressed rest.",
      "pcomp perplexity -f book.txt --method full --window 2048", NULL},
@@ -51,9 +52,11 @@ static const struct Command COMMANDS[] = {
      "pcomp settings [--markdown]",
      "A setting is a key of a --config file, a flag (--kv-cap) and a variable (PCOMP_KV_CAP).",
      "pcomp settings --markdown", NULL},
-    {"completion", ON_COMPLETION, cmd_completion, "completions for a shell", "pcomp completion bash|zsh",
-     "Prints a script for the shell to read.", "source <(pcomp completion bash)", NULL},
-    {"help", ON_HELP, cmd_help, "help on a command", "pcomp help [COMMAND]", "", "pcomp help run", NULL},
+    {"completion", ON_COMPLETION, cmd_completion, "completions for a shell",
+     "pcomp completion bash|zsh", "Prints a script for the shell to read.",
+     "source <(pcomp completion bash)", NULL},
+    {"help", ON_HELP, cmd_help, "help on a command", "pcomp help [COMMAND]", "", "pcomp help run",
+     NULL},
 };
 enum { N_COMMANDS = sizeof COMMANDS / sizeof COMMANDS[0] };
 
@@ -69,15 +72,20 @@ static int print_str(struct Str *text, int status)
 static int help_overview(void)
 {
     struct Str text = {0};
-    int status = str_appendf(&text, "pcomp %s: answers over texts longer than the model was trained for\n\n"
-                             "usage: pcomp COMMAND [FLAGS]\n\n", PCOMP_VERSION);
+    int status =
+        str_appendf(&text,
+                    "pcomp %s: answers over texts longer than the model was trained for\n\n"
+                    "usage: pcomp COMMAND [FLAGS]\n\n",
+                    PCOMP_VERSION);
     for (int i = 0; i < N_COMMANDS && status == PC_OK; i++)
         status = str_appendf(&text, "  %-11s %s\n", COMMANDS[i].name, COMMANDS[i].summary);
     if (status == PC_OK)
-        status = str_appendf(&text, "\n`pcomp help COMMAND` tells more; `pcomp --version` shows build and "
-                             "device.\nExample: %s\n\nExit codes: 0 done, 1 failed, 2 usage, 3 bad model or "
-                             "data, 4 does not fit,\n5 some of many failed, 130 and 143 stopped.\n",
-                             COMMANDS[0].example);
+        status = str_appendf(
+            &text,
+            "\n`pcomp help COMMAND` tells more; `pcomp --version` shows build and "
+            "device.\nExample: %s\n\nExit codes: 0 done, 1 failed, 2 usage, 3 bad model or "
+            "data, 4 does not fit,\n5 some of many failed, 130 and 143 stopped.\n",
+            COMMANDS[0].example);
     return print_str(&text, status);
 }
 
@@ -86,8 +94,10 @@ static int help_flag(const struct Flag *flag, struct Str *out)
     char left[64];
     int len = flag->letter ? snprintf(left, sizeof left, "-%c, --%s", flag->letter, flag->name)
                            : snprintf(left, sizeof left, "    --%s", flag->name);
-    if (flag->kind == FLAG_SETTING) len = snprintf(left, sizeof left, "-%c N", flag->letter);
-    else if (*flag->arg) snprintf(left + len, sizeof left - (size_t)len, " %s", flag->arg);
+    if (flag->kind == FLAG_SETTING)
+        snprintf(left, sizeof left, "-%c N", flag->letter);
+    else if (*flag->arg)
+        snprintf(left + len, sizeof left - (size_t)len, " %s", flag->arg);
     return str_appendf(out, "  %-30s %s\n", left, flag->help);
 }
 
@@ -102,8 +112,9 @@ static int help_command(const struct Command *command)
         if (status == PC_OK) status = settings_help(false, &text);
     }
     for (const char *const *d = command->defaults; status == PC_OK && d && *d; d += 2)
-        status = str_appendf(&text, "%s  %s: %s\n", d == command->defaults ? "\nDefaults of this command:\n" : "",
-                             d[0], d[1]);
+        status =
+            str_appendf(&text, "%s  %s: %s\n",
+                        d == command->defaults ? "\nDefaults of this command:\n" : "", d[0], d[1]);
     if (status == PC_OK) status = str_appendf(&text, "\nExample: %s\n", command->example);
     return print_str(&text, status);
 }
@@ -184,8 +195,8 @@ static const char *cpu_isa(void)
 static int print_version(void)
 {
     struct Str text = {0};
-    int status = str_appendf(&text, "pcomp %s (commit %s)\nbuild: %s, %s\ndevice: cpu, %s\n", PCOMP_VERSION,
-                             PCOMP_COMMIT, COMPILER, BUILD, cpu_isa());
+    int status = str_appendf(&text, "pcomp %s (commit %s)\nbuild: %s, %s\ndevice: cpu, %s\n",
+                             PCOMP_VERSION, PCOMP_COMMIT, COMPILER, BUILD, cpu_isa());
     return print_str(&text, status);
 }
 
@@ -193,7 +204,8 @@ static int print_version(void)
 
 static int words_commands(struct Str *out)
 {
-    for (int i = 0; i < N_COMMANDS; i++) TRY(str_appendf(out, "%s%s", i ? " " : "", COMMANDS[i].name));
+    for (int i = 0; i < N_COMMANDS; i++)
+        TRY(str_appendf(out, "%s%s", i ? " " : "", COMMANDS[i].name));
     return PC_OK;
 }
 
@@ -215,7 +227,7 @@ static int words_flags(const struct Command *command, struct Str *out)
 static int completion_text(struct Str *out)
 {
     TRY(str_appendf(out, "_pcomp() {\n  local cur=\"${COMP_WORDS[COMP_CWORD]}\" words=\"\"\n"
-                    "  if [ \"$COMP_CWORD\" -eq 1 ]; then words=\""));
+                         "  if [ \"$COMP_CWORD\" -eq 1 ]; then words=\""));
     TRY(words_commands(out));
     TRY(str_appendf(out, " --help --version\"\n  else case \"${COMP_WORDS[1]}\" in\n"));
     for (int i = 0; i < N_COMMANDS; i++) {
@@ -227,7 +239,7 @@ static int completion_text(struct Str *out)
         TRY(str_appendf(out, "\" ;;\n"));
     }
     return str_appendf(out, "  esac; fi\n  COMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n}\n"
-                       "complete -o default -F _pcomp pcomp\n");
+                            "complete -o default -F _pcomp pcomp\n");
 }
 
 static int cmd_completion(struct Cli *cli)
@@ -235,11 +247,13 @@ static int cmd_completion(struct Cli *cli)
     const char *shell = cli->args.n == 1 ? cli->args.items[0] : "";
     bool zsh = strcmp(shell, "zsh") == 0;
     if (!zsh && strcmp(shell, "bash") != 0)
-        return err_set(PC_ECONFIG, "name the shell: `pcomp completion bash` or `pcomp completion zsh`");
+        return err_set(PC_ECONFIG,
+                       "name the shell: `pcomp completion bash` or `pcomp completion zsh`");
     struct Str text = {0};
     /* zsh runs bash's completions through its own adapter. */
     int status = zsh ? str_appendf(&text, "autoload -U +X compinit && compinit\n"
-                                   "autoload -U +X bashcompinit && bashcompinit\n") : PC_OK;
+                                          "autoload -U +X bashcompinit && bashcompinit\n")
+                     : PC_OK;
     if (status == PC_OK) status = completion_text(&text);
     return print_str(&text, status);
 }

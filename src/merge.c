@@ -13,7 +13,7 @@ struct MergeSlot {
     int merged;
 };
 
-#define MERGE_FREE UINT64_MAX
+#define MERGE_FREE   UINT64_MAX
 #define GOLDEN_RATIO 0x9e3779b97f4a7c15u /* 2^64 / phi: spreads keys over the upper bits */
 
 int merges_alloc(struct MergeTable *table, size_t n_max)
@@ -68,7 +68,8 @@ static const struct MergeSlot *merges_find(const struct MergeTable *table, int l
 
 enum { SHORT_WORD = 24 };
 
-/* Scans for the lowest rank each time: quadratic, but faster than a heap for a handful of symbols. */
+/* Scans for the lowest rank each time: quadratic, but faster than a heap for a handful of
+ * symbols. */
 static size_t merge_short(const struct MergeTable *table, int *ids, size_t n)
 {
     const struct MergeSlot *pair[SHORT_WORD]; /* pair[i]: merge of ids[i] and ids[i + 1], or NULL */
@@ -100,7 +101,8 @@ static size_t merge_short(const struct MergeTable *table, int *ids, size_t n)
 
 struct MergeSymbol {
     int id;
-    uint32_t prev, next; /* NO_SYMBOL at the ends; a merged-away symbol has prev == next == itself */
+    uint32_t prev,
+        next; /* NO_SYMBOL at the ends; a merged-away symbol has prev == next == itself */
 };
 
 static void heap_push(struct MergeWork *work, uint64_t entry)
@@ -141,8 +143,8 @@ static void heap_free(struct MergeWork *work)
     work->n_cap = 0;
 }
 
-/* Room for a word of n symbols. There are fewer than n pairs at first and fewer than n merges, each of
- * which takes one entry off the heap and adds two at most, so 2n entries suffice. */
+/* Room for a word of n symbols. There are fewer than n pairs at first and fewer than n merges,
+ * each of which takes one entry off the heap and adds two at most, so 2n entries suffice. */
 static int heap_reserve(struct MergeWork *work, size_t n)
 {
     if (n <= work->n_cap) return PC_OK;
@@ -192,8 +194,8 @@ int merge_word(const struct MergeTable *table, struct MergeWork *work, int *ids,
     TRY(heap_reserve(work, *n));
     uint32_t len = (uint32_t)*n;
     for (uint32_t i = 0; i < len; i++) {
-        work->symbols[i] = (struct MergeSymbol){
-            ids[i], i ? i - 1 : NO_SYMBOL, i + 1 < len ? i + 1 : NO_SYMBOL};
+        work->symbols[i] =
+            (struct MergeSymbol){ids[i], i ? i - 1 : NO_SYMBOL, i + 1 < len ? i + 1 : NO_SYMBOL};
     }
     work->n_heap = 0;
     for (uint32_t i = 0; i + 1 < len; i++) push_pair(table, work, i);

@@ -50,8 +50,8 @@ struct MergeWork {
     struct MergeSymbol *symbols; /* [n_cap] */
     uint64_t *heap;              /* [2 * n_cap] rank in the upper, position in the lower half */
     size_t n_cap, n_heap;
-    size_t n_pushed;             /* heap pushes so far: shows the work done, for tests */
-    int *ids;                    /* [ids_cap] the word at hand */
+    size_t n_pushed; /* heap pushes so far: shows the work done, for tests */
+    int *ids;        /* [ids_cap] the word at hand */
     size_t ids_cap;
     struct WordCache words;
 };

@@ -16,7 +16,7 @@ struct Keys {
 
 static struct Slice slice(struct GgufText t)
 {
-    return (struct Slice){ t.data, t.len };
+    return (struct Slice){t.data, t.len};
 }
 
 static bool text_is(struct GgufText t, const char *word)
@@ -39,12 +39,14 @@ static int read_int(const struct Keys *k, const char *name, int max, int *out)
     const struct GgufKey *key = arch_key(k, name, full);
     if (!key) return 1;
     if (key->is_array) {
-        return err_set(PC_EFORMAT, "%s: %s differs from layer to layer; only models with one value are read",
+        return err_set(PC_EFORMAT,
+                       "%s: %s differs from layer to layer; only models with one value are read",
                        k->f->path, full);
     }
     int64_t value;
     if (!gguf_int(key, 0, &value) || value < 0 || value > max) {
-        return err_set(PC_EFORMAT, "%s: %s must be a whole number from 0 to %d", k->f->path, full, max);
+        return err_set(PC_EFORMAT, "%s: %s must be a whole number from 0 to %d", k->f->path, full,
+                       max);
     }
     *out = (int)value;
     return 0;
@@ -54,7 +56,8 @@ static int need_int(const struct Keys *k, const char *name, int max, int *out)
 {
     int status = read_int(k, name, max, out);
     if (status == 0 && *out == 0) status = 1;
-    if (status == 1) return err_set(PC_EFORMAT, "%s: %s.%s is missing or 0", k->f->path, k->arch, name);
+    if (status == 1)
+        return err_set(PC_EFORMAT, "%s: %s.%s is missing or 0", k->f->path, k->arch, name);
     return status;
 }
 
@@ -72,7 +75,7 @@ static int read_double(const struct Keys *k, const char *name, double *out)
 
 static int read_arch(const struct ModelFile *f, char arch[16])
 {
-    static const char *const known[] = { "llama", "qwen2", "qwen3" };
+    static const char *const known[] = {"llama", "qwen2", "qwen3"};
     const struct GgufKey *key = gguf_find(&f->gguf, "general.architecture");
     struct GgufText text;
     if (!key || !gguf_text(key, &text)) {
@@ -84,13 +87,15 @@ static int read_arch(const struct ModelFile *f, char arch[16])
             return 0;
         }
     }
-    return err_set(PC_EFORMAT, "%s: architecture \"%.*s\" is not supported (llama, qwen2 and qwen3 are)",
+    return err_set(PC_EFORMAT,
+                   "%s: architecture \"%.*s\" is not supported (llama, qwen2 and qwen3 are)",
                    f->path, (int)(text.len < 64 ? text.len : 64), text.data);
 }
 
 /* Keys that ask for arithmetic we do not do, unless their value is 0, false or `harmless`. */
 static int refuse_extras(const struct Keys *k)
 {
+    /* clang-format off */
     static const struct { const char *name; double harmless; } extras[] = {
         { "expert_count", 0 },              { "expert_used_count", 0 },
         { "logit_scale", 1 },               { "residual_scale", 1 },
@@ -100,21 +105,26 @@ static int refuse_extras(const struct Keys *k)
         { "final_logit_softcapping", 0 },   { "use_parallel_residual", 0 },
         { "attention.sliding_window_pattern", 0 }, { "rope.dimension_sections", 0 },
     };
+    /* clang-format on */
     for (size_t i = 0; i < sizeof extras / sizeof extras[0]; i++) {
         char full[96];
         const struct GgufKey *key = arch_key(k, extras[i].name, full);
         double value;
         bool flag;
         if (!key) continue;
-        if (!key->is_array && gguf_double(key, 0, &value) && (value == 0 || value == extras[i].harmless)) continue;
+        if (!key->is_array && gguf_double(key, 0, &value) &&
+            (value == 0 || value == extras[i].harmless))
+            continue;
         if (gguf_bool(key, &flag) && !flag) continue;
-        return err_set(PC_EFORMAT, "%s: the model uses %s, which is not supported", k->f->path, full);
+        return err_set(PC_EFORMAT, "%s: the model uses %s, which is not supported", k->f->path,
+                       full);
     }
     char full[96];
     const struct GgufKey *causal = arch_key(k, "attention.causal", full);
     bool on;
     if (causal && (!gguf_bool(causal, &on) || !on)) {
-        return err_set(PC_EFORMAT, "%s: %s is false; only causal models are supported", k->f->path, full);
+        return err_set(PC_EFORMAT, "%s: %s is false; only causal models are supported", k->f->path,
+                       full);
     }
     return 0;
 }
@@ -124,7 +134,9 @@ static int refuse_split(const struct ModelFile *f)
     const struct GgufKey *key = gguf_find(&f->gguf, "split.count");
     int64_t n;
     if (!key || (gguf_int(key, 0, &n) && n <= 1)) return 0;
-    return err_set(PC_EFORMAT, "%s: one part of a split GGUF file; merge the parts into one file first", f->path);
+    return err_set(PC_EFORMAT,
+                   "%s: one part of a split GGUF file; merge the parts into one file first",
+                   f->path);
 }
 
 /* ==== Shape ==== */
@@ -139,14 +151,18 @@ static int read_heads(const struct Keys *k, struct ModelConfig *cfg)
     TRY(read_int(k, "attention.value_length", MAX_HEAD_DIM, &value_dim));
     if (cfg->head_dim == 0) {
         if (cfg->dim % cfg->n_heads != 0) {
-            return err_set(PC_EFORMAT, "%s: width %d does not split into %d heads, and %s.attention.key_length "
-                           "is missing", k->f->path, cfg->dim, cfg->n_heads, k->arch);
+            return err_set(PC_EFORMAT,
+                           "%s: width %d does not split into %d heads, and %s.attention.key_length "
+                           "is missing",
+                           k->f->path, cfg->dim, cfg->n_heads, k->arch);
         }
         cfg->head_dim = cfg->dim / cfg->n_heads;
     }
     if (value_dim != 0 && value_dim != cfg->head_dim) {
-        return err_set(PC_EFORMAT, "%s: heads of keys and values differ in width (%d, %d), which is not supported",
-                       k->f->path, cfg->head_dim, value_dim);
+        return err_set(
+            PC_EFORMAT,
+            "%s: heads of keys and values differ in width (%d, %d), which is not supported",
+            k->f->path, cfg->head_dim, value_dim);
     }
     cfg->rope_dim = cfg->head_dim;
     TRY(read_int(k, "rope.dimension_count", MAX_HEAD_DIM, &cfg->rope_dim));
@@ -177,12 +193,15 @@ static int read_yarn(const struct Keys *k, struct RopeSpec *rope)
     double ext_factor = 1;
     TRY(read_double(k, "rope.scaling.yarn_ext_factor", &ext_factor));
     if (ext_factor != 1) {
-        return err_set(PC_EFORMAT, "%s: %s.rope.scaling.yarn_ext_factor %g is not supported (only 1)",
+        return err_set(PC_EFORMAT,
+                       "%s: %s.rope.scaling.yarn_ext_factor %g is not supported (only 1)",
                        k->f->path, k->arch, ext_factor);
     }
     /* In GGUF the key multiplies the rule's own factor; 1, the usual value, leaves it. */
     double log_scale = rope->factor > 1 ? 0.1 * log(rope->factor) + 1 : 1;
-    double log_all = rope->factor > 1 && rope->mscale_all > 0 ? 0.1 * rope->mscale_all * log(rope->factor) + 1 : 1;
+    double log_all = rope->factor > 1 && rope->mscale_all > 0
+                         ? 0.1 * rope->mscale_all * log(rope->factor) + 1
+                         : 1;
     rope->attn_factor = attn_factor * log_scale / log_all;
     return 0;
 }
@@ -191,8 +210,9 @@ static int read_scaling(const struct Keys *k, const struct ModelConfig *cfg, str
 {
     char full[96];
     const struct GgufKey *key = arch_key(k, "rope.scaling.type", full);
-    struct GgufText type = { "", 0 };
-    if (key && !gguf_text(key, &type)) return err_set(PC_EFORMAT, "%s: %s must be a string", k->f->path, full);
+    struct GgufText type = {"", 0};
+    if (key && !gguf_text(key, &type))
+        return err_set(PC_EFORMAT, "%s: %s must be a string", k->f->path, full);
     double legacy = 0, original = cfg->train_len;
     TRY(read_double(k, "rope.scale_linear", &legacy));
     TRY(read_double(k, "rope.scaling.factor", &rope->factor));
@@ -205,26 +225,30 @@ static int read_scaling(const struct Keys *k, const struct ModelConfig *cfg, str
     }
     if (text_is(type, "none")) return 0;
     if (rope->factor == 0) {
-        return err_set(PC_EFORMAT, "%s: %s is given without %s.rope.scaling.factor", k->f->path, full, k->arch);
+        return err_set(PC_EFORMAT, "%s: %s is given without %s.rope.scaling.factor", k->f->path,
+                       full, k->arch);
     }
     if (text_is(type, "linear")) {
         rope->scaling = ROPE_LINEAR;
         return 0;
     }
     if (text_is(type, "yarn")) return read_yarn(k, rope);
-    return err_set(PC_EFORMAT, "%s: %s \"%.*s\" is not supported (none, linear and yarn are)", k->f->path, full,
-                   (int)(type.len < 64 ? type.len : 64), type.data);
+    return err_set(PC_EFORMAT, "%s: %s \"%.*s\" is not supported (none, linear and yarn are)",
+                   k->f->path, full, (int)(type.len < 64 ? type.len : 64), type.data);
 }
 
 static int read_factors(struct ModelFile *f, struct RopeSpec *rope)
 {
     struct StoredTensor *t = model_tensor(f, "rope_freqs.weight");
     if (model_tensor(f, "rope_factors_long.weight")) {
-        return err_set(PC_EFORMAT, "%s: longrope scaling (rope_factors_long.weight) is not supported", f->path);
+        return err_set(PC_EFORMAT,
+                       "%s: longrope scaling (rope_factors_long.weight) is not supported", f->path);
     }
     if (!t) return 0;
     if (t->n_dims != 1 || t->dims[0] > MAX_HEAD_DIM / 2) {
-        return err_set(PC_EFORMAT, "%s: tensor rope_freqs.weight is not a vector of one factor a pair", f->path);
+        return err_set(PC_EFORMAT,
+                       "%s: tensor rope_freqs.weight is not a vector of one factor a pair",
+                       f->path);
     }
     t->used = true;
     rope->n_factors = (int)t->dims[0];
@@ -233,7 +257,7 @@ static int read_factors(struct ModelFile *f, struct RopeSpec *rope)
 
 int model_gguf_config(struct ModelFile *f, struct ModelConfig *cfg, struct RopeSpec *rope)
 {
-    struct Keys k = { .f = f };
+    struct Keys k = {.f = f};
     TRY(refuse_split(f));
     TRY(read_arch(f, k.arch));
     TRY(refuse_extras(&k));
@@ -252,7 +276,8 @@ int model_gguf_config(struct ModelFile *f, struct ModelConfig *cfg, struct RopeS
     TRY(read_double(&k, "rope.freq_base", &theta));
     TRY(read_double(&k, "attention.layer_norm_rms_epsilon", &eps));
     if (!(eps > 0)) {
-        return err_set(PC_EFORMAT, "%s: %s.attention.layer_norm_rms_epsilon is missing or 0", f->path, k.arch);
+        return err_set(PC_EFORMAT, "%s: %s.attention.layer_norm_rms_epsilon is missing or 0",
+                       f->path, k.arch);
     }
     cfg->rope_theta = (float)theta;
     cfg->norm_eps = (float)eps;
@@ -263,12 +288,14 @@ int model_gguf_config(struct ModelFile *f, struct ModelConfig *cfg, struct RopeS
 
 /* ==== Vocabulary ==== */
 
-static int need_array(const struct ModelFile *f, const char *name, enum GgufType type, const struct GgufKey **out)
+static int need_array(const struct ModelFile *f, const char *name, enum GgufType type,
+                      const struct GgufKey **out)
 {
     const struct GgufKey *key = gguf_find(&f->gguf, name);
     if (!key) return err_set(PC_EFORMAT, "%s: %s is missing", f->path, name);
     if (!key->is_array || key->type != type) {
-        return err_set(PC_EFORMAT, "%s: %s must be an array of %s", f->path, name, gguf_type_name(type));
+        return err_set(PC_EFORMAT, "%s: %s must be an array of %s", f->path, name,
+                       gguf_type_name(type));
     }
     *out = key;
     return 0;
@@ -291,14 +318,14 @@ static int read_token_types(struct ModelFile *f, struct VocabSpec *v)
     const struct GgufKey *key = gguf_find(&f->gguf, "tokenizer.ggml.token_type");
     if (!key) return 0;
     if (!key->is_array || key->n != (uint64_t)v->n_tokens) {
-        return err_set(PC_EFORMAT, "%s: tokenizer.ggml.token_type has %llu entries for %d tokens", f->path,
-                       (unsigned long long)key->n, v->n_tokens);
+        return err_set(PC_EFORMAT, "%s: tokenizer.ggml.token_type has %llu entries for %d tokens",
+                       f->path, (unsigned long long)key->n, v->n_tokens);
     }
     for (int i = 0; i < v->n_tokens; i++) {
         int64_t type;
         if (!gguf_int(key, (uint64_t)i, &type) || type < 0 || type > TOKEN_BYTE) {
-            return err_set(PC_EFORMAT, "%s: tokenizer.ggml.token_type of token %d is not 0 to %d", f->path, i,
-                           TOKEN_BYTE);
+            return err_set(PC_EFORMAT, "%s: tokenizer.ggml.token_type of token %d is not 0 to %d",
+                           f->path, i, TOKEN_BYTE);
         }
         if (type != 0) v->types[i] = (uint8_t)type;
     }
@@ -307,17 +334,18 @@ static int read_token_types(struct ModelFile *f, struct VocabSpec *v)
 
 static int read_scores(struct ModelFile *f, struct VocabSpec *v)
 {
-    const struct GgufKey *key;
+    const struct GgufKey *key = NULL;
     TRY(need_array(f, "tokenizer.ggml.scores", GGUF_F32, &key));
     if (key->n != (uint64_t)v->n_tokens) {
-        return err_set(PC_EFORMAT, "%s: tokenizer.ggml.scores has %llu entries for %d tokens", f->path,
-                       (unsigned long long)key->n, v->n_tokens);
+        return err_set(PC_EFORMAT, "%s: tokenizer.ggml.scores has %llu entries for %d tokens",
+                       f->path, (unsigned long long)key->n, v->n_tokens);
     }
     v->scores = model_keep(f, key->n, sizeof *v->scores);
     if (!v->scores) return PC_ENOMEM;
     memcpy(v->scores, key->data, key->n * sizeof *v->scores);
     for (int i = 0; i < v->n_tokens; i++) {
-        if (isnan(v->scores[i])) return err_set(PC_EFORMAT, "%s: tokenizer.ggml.scores[%d] is NaN", f->path, i);
+        if (isnan(v->scores[i]))
+            return err_set(PC_EFORMAT, "%s: tokenizer.ggml.scores[%d] is NaN", f->path, i);
     }
     return 0;
 }
@@ -328,11 +356,12 @@ static int read_id(const struct ModelFile *f, const char *name, int n_tokens, in
     const struct GgufKey *key = gguf_find(&f->gguf, name);
     if (!key) return 0;
     int64_t id;
-    if (key->is_array || !gguf_int(key, 0, &id)) return err_set(PC_EFORMAT, "%s: %s must be a token id", f->path, name);
+    if (key->is_array || !gguf_int(key, 0, &id))
+        return err_set(PC_EFORMAT, "%s: %s must be a token id", f->path, name);
     if (id == -1 || id == UINT32_MAX) return 0; /* converters write "none" so */
     if (id < 0 || id >= n_tokens) {
-        return err_set(PC_EFORMAT, "%s: %s is %lld, the vocabulary has %d tokens", f->path, name, (long long)id,
-                       n_tokens);
+        return err_set(PC_EFORMAT, "%s: %s is %lld, the vocabulary has %d tokens", f->path, name,
+                       (long long)id, n_tokens);
     }
     *out = (int)id;
     return 0;
@@ -342,7 +371,8 @@ static int read_flag(const struct ModelFile *f, const char *name, bool absent, b
 {
     const struct GgufKey *key = gguf_find(&f->gguf, name);
     *out = absent;
-    if (key && !gguf_bool(key, out)) return err_set(PC_EFORMAT, "%s: %s must be true or false", f->path, name);
+    if (key && !gguf_bool(key, out))
+        return err_set(PC_EFORMAT, "%s: %s must be true or false", f->path, name);
     return 0;
 }
 
@@ -350,13 +380,18 @@ static int read_flag(const struct ModelFile *f, const char *name, bool absent, b
 static int read_pre(const struct ModelFile *f, struct VocabSpec *v)
 {
     static const char *const same[][2] = {
-        { "llama3", "llama-bpe" }, { "llama-v3", "llama-bpe" }, { "deepseek-r1-qwen", "qwen2" },
+        {"llama3", "llama-bpe"},
+        {"llama-v3", "llama-bpe"},
+        {"deepseek-r1-qwen", "qwen2"},
     };
     const struct GgufKey *key = gguf_find(&f->gguf, "tokenizer.ggml.pre");
     struct GgufText pre;
     if (!key || !gguf_text(key, &pre)) {
-        return err_set(PC_EFORMAT, "%s: tokenizer.ggml.pre is missing, so how text is cut into words is not known; "
-                       "convert the model again with a current tool", f->path);
+        return err_set(
+            PC_EFORMAT,
+            "%s: tokenizer.ggml.pre is missing, so how text is cut into words is not known; "
+            "convert the model again with a current tool",
+            f->path);
     }
     if (pre.len >= sizeof v->pre) {
         return err_set(PC_EFORMAT, "%s: tokenizer.ggml.pre is too long", f->path);
@@ -371,11 +406,12 @@ static int read_pre(const struct ModelFile *f, struct VocabSpec *v)
 
 static int read_bpe(struct ModelFile *f, struct VocabSpec *v)
 {
-    const struct GgufKey *merges;
+    const struct GgufKey *merges = NULL;
     v->kind = VOCAB_BPE;
     TRY(read_pre(f, v));
     TRY(need_array(f, "tokenizer.ggml.merges", GGUF_STRING, &merges));
-    if (merges->n > MAX_VOCAB) return err_set(PC_EFORMAT, "%s: more than %d merges", f->path, MAX_VOCAB);
+    if (merges->n > MAX_VOCAB)
+        return err_set(PC_EFORMAT, "%s: more than %d merges", f->path, MAX_VOCAB);
     v->n_merges = (int)merges->n;
     return read_texts(f, merges, &v->merges);
 }
@@ -388,7 +424,8 @@ static int read_special(const struct ModelFile *f, struct VocabSpec *v)
     TRY(read_id(f, "tokenizer.ggml.unknown_token_id", v->n_tokens, &v->unk_id));
     TRY(read_id(f, "tokenizer.ggml.padding_token_id", v->n_tokens, &v->pad_id));
     bool spm = v->kind == VOCAB_SPM;
-    bool bos = spm || strcmp(v->pre, "llama-bpe") == 0; /* Llama-3 files leave the key out and expect it */
+    bool bos =
+        spm || strcmp(v->pre, "llama-bpe") == 0; /* Llama-3 files leave the key out and expect it */
     TRY(read_flag(f, "tokenizer.ggml.add_bos_token", bos, &v->add_bos));
     TRY(read_flag(f, "tokenizer.ggml.add_eos_token", false, &v->add_eos));
     TRY(read_flag(f, "tokenizer.ggml.add_space_prefix", spm, &v->add_space_prefix));
@@ -400,13 +437,15 @@ static int read_special(const struct ModelFile *f, struct VocabSpec *v)
 
 int model_gguf_vocab(struct ModelFile *f, struct VocabSpec *v)
 {
-    const struct GgufKey *key = gguf_find(&f->gguf, "tokenizer.ggml.model"), *tokens;
+    const struct GgufKey *key = gguf_find(&f->gguf, "tokenizer.ggml.model");
+    const struct GgufKey *tokens = NULL;
     struct GgufText model;
-    if (!key || !gguf_text(key, &model)) return err_set(PC_EFORMAT, "%s: tokenizer.ggml.model is missing", f->path);
+    if (!key || !gguf_text(key, &model))
+        return err_set(PC_EFORMAT, "%s: tokenizer.ggml.model is missing", f->path);
     TRY(need_array(f, "tokenizer.ggml.tokens", GGUF_STRING, &tokens));
     if (tokens->n == 0 || tokens->n > MAX_VOCAB) {
-        return err_set(PC_EFORMAT, "%s: %llu tokens, must be 1 to %d", f->path, (unsigned long long)tokens->n,
-                       MAX_VOCAB);
+        return err_set(PC_EFORMAT, "%s: %llu tokens, must be 1 to %d", f->path,
+                       (unsigned long long)tokens->n, MAX_VOCAB);
     }
     v->n_tokens = (int)tokens->n;
     TRY(read_texts(f, tokens, &v->tokens));
@@ -417,8 +456,8 @@ int model_gguf_vocab(struct ModelFile *f, struct VocabSpec *v)
         v->kind = VOCAB_SPM;
         TRY(read_scores(f, v));
     } else {
-        return err_set(PC_EFORMAT, "%s: tokenizer \"%.*s\" is not supported (gpt2 and llama are)", f->path,
-                       (int)(model.len < 64 ? model.len : 64), model.data);
+        return err_set(PC_EFORMAT, "%s: tokenizer \"%.*s\" is not supported (gpt2 and llama are)",
+                       f->path, (int)(model.len < 64 ? model.len : 64), model.data);
     }
     return read_special(f, v);
 }
@@ -437,12 +476,18 @@ int model_gguf_load(struct ModelFile *f)
         const struct GgufTensor *t = &f->gguf.tensors[i];
         struct StoredTensor *out = &f->tensors[i];
         *out = (struct StoredTensor){
-            .name = slice(t->name), .type = t->type, .n_dims = t->n_dims, .dims = { 1, 1, 1, 1 },
-            .data = t->data, .bytes = t->bytes,
+            .name = slice(t->name),
+            .type = t->type,
+            .n_dims = t->n_dims,
+            .dims = {1, 1, 1, 1},
+            .data = t->data,
+            .bytes = t->bytes,
         };
         const char *type = dtype_name(t->type);
-        if (type) snprintf(out->type_name, sizeof out->type_name, "%s", type);
-        else snprintf(out->type_name, sizeof out->type_name, "type %u", t->type);
+        if (type)
+            snprintf(out->type_name, sizeof out->type_name, "%s", type);
+        else
+            snprintf(out->type_name, sizeof out->type_name, "type %u", t->type);
         for (int d = 0; d < t->n_dims; d++) out->dims[d] = t->dims[t->n_dims - 1 - d];
     }
     return model_sort_tensors(f);

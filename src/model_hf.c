@@ -25,8 +25,12 @@ static int add_tensors(struct ModelFile *f, const struct SafeFile *s)
         char *name = model_keep(f, strlen(t->name) + 1, 1);
         if (!name) return PC_ENOMEM;
         *out = (struct StoredTensor){
-            .name = { strcpy(name, t->name), strlen(t->name) }, .type = t->type, .n_dims = t->n_dims,
-            .dims = { t->dims[0], t->dims[1], t->dims[2], t->dims[3] }, .data = t->data, .bytes = t->bytes,
+            .name = {strcpy(name, t->name), strlen(t->name)},
+            .type = t->type,
+            .n_dims = t->n_dims,
+            .dims = {t->dims[0], t->dims[1], t->dims[2], t->dims[3]},
+            .data = t->data,
+            .bytes = t->bytes,
         };
         memcpy(out->type_name, t->type_name, sizeof out->type_name);
         f->n_tensors++;
@@ -36,8 +40,8 @@ static int add_tensors(struct ModelFile *f, const struct SafeFile *s)
 
 static int load_shard(struct ModelFile *f, const char *name)
 {
-    struct Str path = { 0 };
-    struct SafeFile s = { 0 };
+    struct Str path = {0};
+    struct SafeFile s = {0};
     struct FileMap *map = &f->maps[f->n_maps];
     int status;
     TRY_GOTO(str_appendf(&path, "%s/%s", f->path, name));
@@ -54,12 +58,13 @@ fail:
 
 int model_hf_load(struct ModelFile *f)
 {
-    struct Str names = { 0 };
+    struct Str names = {0};
     int status, n;
     TRY_GOTO(folder_json(f->path, "config.json", true, &f->config, &f->header_hash));
     TRY_GOTO(folder_shards(f->path, &names, &n));
     if (n > MAX_SHARDS) {
-        status = err_set(PC_EFORMAT, "%s: %d tensor files, at most %d are read", f->path, n, MAX_SHARDS);
+        status =
+            err_set(PC_EFORMAT, "%s: %d tensor files, at most %d are read", f->path, n, MAX_SHARDS);
         goto fail;
     }
     f->maps = mem_alloc((size_t)n, sizeof *f->maps);
@@ -89,7 +94,8 @@ static int read_int(const struct ModelFile *f, const char *name, int max, int *o
     uint64_t value;
     if (!item) return 1;
     if (!json_whole(item, max, &value)) {
-        return err_set(PC_EFORMAT, "%s: config.json: %s must be a whole number from 0 to %d", f->path, name, max);
+        return err_set(PC_EFORMAT, "%s: config.json: %s must be a whole number from 0 to %d",
+                       f->path, name, max);
     }
     *out = (int)value;
     return 0;
@@ -99,12 +105,14 @@ static int need_int(const struct ModelFile *f, const char *name, int max, int *o
 {
     int status = read_int(f, name, max, out);
     if (status == 0 && *out == 0) status = 1;
-    if (status == 1) return err_set(PC_EFORMAT, "%s: config.json: %s is missing or 0", f->path, name);
+    if (status == 1)
+        return err_set(PC_EFORMAT, "%s: config.json: %s is missing or 0", f->path, name);
     return status;
 }
 
 /* Leaves *out alone when the value is absent. */
-static int read_double(const struct ModelFile *f, const cJSON *object, const char *name, double *out)
+static int read_double(const struct ModelFile *f, const cJSON *object, const char *name,
+                       double *out)
 {
     const cJSON *item = get(object, name);
     if (!item) return 0;
@@ -118,31 +126,41 @@ static int read_double(const struct ModelFile *f, const cJSON *object, const cha
 static int read_arch(const struct ModelFile *f, struct ModelConfig *cfg)
 {
     static const char *const known[][2] = {
-        { "LlamaForCausalLM", "llama" }, { "MistralForCausalLM", "llama" },
-        { "Qwen2ForCausalLM", "qwen2" }, { "Qwen3ForCausalLM", "qwen3" },
+        {"LlamaForCausalLM", "llama"},
+        {"MistralForCausalLM", "llama"},
+        {"Qwen2ForCausalLM", "qwen2"},
+        {"Qwen3ForCausalLM", "qwen3"},
     };
     const cJSON *list = get(f->config, "architectures");
     const cJSON *first = cJSON_IsArray(list) ? list->child : NULL;
-    if (!cJSON_IsString(first)) return err_set(PC_EFORMAT, "%s: config.json: architectures is missing", f->path);
+    if (!cJSON_IsString(first))
+        return err_set(PC_EFORMAT, "%s: config.json: architectures is missing", f->path);
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         if (strcmp(first->valuestring, known[i][0]) != 0) continue;
         strcpy(cfg->arch, known[i][1]);
         return 0;
     }
-    return err_set(PC_EFORMAT, "%s: architecture \"%.64s\" is not supported (LlamaForCausalLM, MistralForCausalLM, "
-                   "Qwen2ForCausalLM and Qwen3ForCausalLM are)", f->path, first->valuestring);
+    return err_set(
+        PC_EFORMAT,
+        "%s: architecture \"%.64s\" is not supported (LlamaForCausalLM, MistralForCausalLM, "
+        "Qwen2ForCausalLM and Qwen3ForCausalLM are)",
+        f->path, first->valuestring);
 }
 
 static int refuse_extras(const struct ModelFile *f)
 {
     const cJSON *act = get(f->config, "hidden_act");
     if (act && (!cJSON_IsString(act) || strcmp(act->valuestring, "silu") != 0)) {
-        return err_set(PC_EFORMAT, "%s: config.json: hidden_act \"%.32s\" is not supported (only silu)", f->path,
-                       cJSON_IsString(act) ? act->valuestring : "?");
+        return err_set(PC_EFORMAT,
+                       "%s: config.json: hidden_act \"%.32s\" is not supported (only silu)",
+                       f->path, cJSON_IsString(act) ? act->valuestring : "?");
     }
     if (get(f->config, "quantization_config")) {
-        return err_set(PC_EFORMAT, "%s: config.json: quantization_config: only F32, F16 and BF16 weights are read "
-                       "from safetensors; use a GGUF file of this model", f->path);
+        return err_set(
+            PC_EFORMAT,
+            "%s: config.json: quantization_config: only F32, F16 and BF16 weights are read "
+            "from safetensors; use a GGUF file of this model",
+            f->path);
     }
     return 0;
 }
@@ -168,17 +186,19 @@ static int read_shape(const struct ModelFile *f, struct ModelConfig *cfg)
     TRY(read_int(f, "head_dim", MAX_HEAD_DIM, &cfg->head_dim));
     if (cfg->head_dim == 0) {
         if (cfg->dim % cfg->n_heads != 0) {
-            return err_set(PC_EFORMAT, "%s: config.json: width %d does not split into %d heads", f->path, cfg->dim,
-                           cfg->n_heads);
+            return err_set(PC_EFORMAT, "%s: config.json: width %d does not split into %d heads",
+                           f->path, cfg->dim, cfg->n_heads);
         }
         cfg->head_dim = cfg->dim / cfg->n_heads;
     }
     double eps = 1e-6, part = 1;
     TRY(read_double(f, f->config, "rms_norm_eps", &eps));
     TRY(read_double(f, f->config, "partial_rotary_factor", &part));
-    if (!(eps > 0)) return err_set(PC_EFORMAT, "%s: config.json: rms_norm_eps must be above 0", f->path);
+    if (!(eps > 0))
+        return err_set(PC_EFORMAT, "%s: config.json: rms_norm_eps must be above 0", f->path);
     if (!(part > 0 && part <= 1)) {
-        return err_set(PC_EFORMAT, "%s: config.json: partial_rotary_factor %g is not in (0, 1]", f->path, part);
+        return err_set(PC_EFORMAT, "%s: config.json: partial_rotary_factor %g is not in (0, 1]",
+                       f->path, part);
     }
     cfg->norm_eps = (float)eps;
     cfg->rope_dim = (int)(cfg->head_dim * part);
@@ -234,8 +254,11 @@ static int read_rope(const struct ModelFile *f, struct ModelConfig *cfg, struct 
         return read_double(f, rule, "high_freq_factor", &rope->high_freq);
     }
     if (strcmp(name, "yarn") == 0) return read_yarn(f, rule, rope);
-    return err_set(PC_EFORMAT, "%s: config.json: rope scaling \"%.32s\" is not supported (default, linear, llama3 "
-                   "and yarn are)", f->path, name);
+    return err_set(
+        PC_EFORMAT,
+        "%s: config.json: rope scaling \"%.32s\" is not supported (default, linear, llama3 "
+        "and yarn are)",
+        f->path, name);
 }
 
 int model_hf_config(struct ModelFile *f, struct ModelConfig *cfg, struct RopeSpec *rope)

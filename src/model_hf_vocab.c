@@ -21,7 +21,8 @@ static const char qwen2_rule[] =
 struct Folder {
     struct ModelFile *f;
     struct VocabSpec *v;
-    cJSON *tokenizer, *settings, *generation; /* tokenizer.json, tokenizer_config.json, generation_config.json */
+    cJSON *tokenizer, *settings,
+        *generation; /* tokenizer.json, tokenizer_config.json, generation_config.json */
 };
 
 static const cJSON *get(const cJSON *object, const char *name)
@@ -43,8 +44,10 @@ static bool has_type(const cJSON *object, const char *type)
 
 static int refuse(const struct Folder *d, const char *what, const char *found)
 {
-    return err_set(PC_EFORMAT, "%s: tokenizer.json: %s \"%.200s\" is not supported; use a GGUF file of this model",
-                   d->f->path, what, *found ? found : "none");
+    return err_set(
+        PC_EFORMAT,
+        "%s: tokenizer.json: %s \"%.200s\" is not supported; use a GGUF file of this model",
+        d->f->path, what, *found ? found : "none");
 }
 
 /* ==== Pre-tokeniser ==== */
@@ -58,8 +61,11 @@ static bool is_byte_level(const cJSON *step, bool splits_words)
 static int read_split(const struct Folder *d, const cJSON *split)
 {
     const char *rule = text_of(get(split, "pattern"), "Regex");
-    bool plain = strcmp(text_of(split, "behavior"), "Isolated") == 0 && !cJSON_IsTrue(get(split, "invert"));
-    const char *pre = strcmp(rule, llama3_rule) == 0 ? "llama-bpe" : strcmp(rule, qwen2_rule) == 0 ? "qwen2" : NULL;
+    bool plain =
+        strcmp(text_of(split, "behavior"), "Isolated") == 0 && !cJSON_IsTrue(get(split, "invert"));
+    const char *pre = strcmp(rule, llama3_rule) == 0  ? "llama-bpe"
+                      : strcmp(rule, qwen2_rule) == 0 ? "qwen2"
+                                                      : NULL;
     if (!pre || !plain) return refuse(d, "word rule", rule);
     strcpy(d->v->pre, pre);
     return 0;
@@ -70,7 +76,8 @@ static int read_pre_tokenizer(const struct Folder *d)
     const cJSON *pre = get(d->tokenizer, "pre_tokenizer"), *steps = get(pre, "pretokenizers");
     const cJSON *first = pre, *second = NULL;
     if (has_type(pre, "Sequence")) {
-        if (!cJSON_IsArray(steps) || cJSON_GetArraySize(steps) > 2) return refuse(d, "pre_tokenizer", "long Sequence");
+        if (!cJSON_IsArray(steps) || cJSON_GetArraySize(steps) > 2)
+            return refuse(d, "pre_tokenizer", "long Sequence");
         first = steps->child;
         second = first ? first->next : NULL;
     }
@@ -85,18 +92,22 @@ static int read_pre_tokenizer(const struct Folder *d)
         strcpy(d->v->pre, "smollm");
         return 0;
     }
-    if (second && has_type(first, "Split") && is_byte_level(second, false)) return read_split(d, first);
+    if (second && has_type(first, "Split") && is_byte_level(second, false))
+        return read_split(d, first);
     char found[96];
-    snprintf(found, sizeof found, "%.30s%s%.30s", text_of(first, "type"), second ? " + " : "", text_of(second, "type"));
+    snprintf(found, sizeof found, "%.30s%s%.30s", text_of(first, "type"), second ? " + " : "",
+             text_of(second, "type"));
     return refuse(d, "pre_tokenizer", found);
 }
 
 static int check_model(const struct Folder *d, const cJSON *model)
 {
     if (!has_type(model, "BPE")) return refuse(d, "model", text_of(model, "type"));
-    if (cJSON_IsTrue(get(model, "byte_fallback"))) return refuse(d, "model", "BPE with byte_fallback");
+    if (cJSON_IsTrue(get(model, "byte_fallback")))
+        return refuse(d, "model", "BPE with byte_fallback");
     const cJSON *normalizer = get(d->tokenizer, "normalizer");
-    if (normalizer && !has_type(normalizer, "NFC")) return refuse(d, "normalizer", text_of(normalizer, "type"));
+    if (normalizer && !has_type(normalizer, "NFC"))
+        return refuse(d, "normalizer", text_of(normalizer, "type"));
     return 0;
 }
 
@@ -107,7 +118,7 @@ static int keep_text(const struct Folder *d, const char *text, struct Slice *out
     size_t len = strlen(text);
     char *copy = model_keep(d->f, len + 1, 1);
     if (!copy) return PC_ENOMEM;
-    *out = (struct Slice){ memcpy(copy, text, len + 1), len };
+    *out = (struct Slice){memcpy(copy, text, len + 1), len};
     return 0;
 }
 
@@ -115,25 +126,28 @@ static int token_id(const struct Folder *d, const cJSON *item, const char *text,
 {
     uint64_t id;
     if (!json_whole(item, MAX_VOCAB - 1, &id)) {
-        return err_set(PC_EFORMAT, "%s: tokenizer.json: the id of token \"%.40s\" is not 0 to %d", d->f->path, text,
-                       MAX_VOCAB - 1);
+        return err_set(PC_EFORMAT, "%s: tokenizer.json: the id of token \"%.40s\" is not 0 to %d",
+                       d->f->path, text, MAX_VOCAB - 1);
     }
     *out = (int)id;
     return 0;
 }
 
 /* Sets n_tokens to the highest id + 1, and *text_len to what all pieces take. */
-static int count_tokens(const struct Folder *d, const cJSON *vocab, const cJSON *added, size_t *text_len)
+static int count_tokens(const struct Folder *d, const cJSON *vocab, const cJSON *added,
+                        size_t *text_len)
 {
     const cJSON *item;
-    int id, top = -1;
+    int id = 0, top = -1;
     *text_len = 0;
-    cJSON_ArrayForEach(item, vocab) {
+    cJSON_ArrayForEach(item, vocab)
+    {
         TRY(token_id(d, item, item->string, &id));
         if (id > top) top = id;
         *text_len += strlen(item->string);
     }
-    cJSON_ArrayForEach(item, added) {
+    cJSON_ArrayForEach(item, added)
+    {
         TRY(token_id(d, get(item, "id"), text_of(item, "content"), &id));
         if (id > top) top = id;
         *text_len += strlen(text_of(item, "content"));
@@ -145,10 +159,11 @@ static int count_tokens(const struct Folder *d, const cJSON *vocab, const cJSON 
     return 0;
 }
 
-static void place_token(struct VocabSpec *v, int id, const char *text, enum TokenType type, char **room)
+static void place_token(struct VocabSpec *v, int id, const char *text, enum TokenType type,
+                        char **room)
 {
     size_t len = strlen(text);
-    v->tokens[id] = (struct Slice){ memcpy(*room, text, len), len };
+    v->tokens[id] = (struct Slice){memcpy(*room, text, len), len};
     v->types[id] = (uint8_t)type;
     *room += len;
 }
@@ -157,8 +172,8 @@ static int read_tokens(const struct Folder *d, const cJSON *vocab)
 {
     struct VocabSpec *v = d->v;
     const cJSON *added = get(d->tokenizer, "added_tokens"), *item;
-    size_t text_len;
-    int id;
+    size_t text_len = 0;
+    int id = 0;
     TRY(count_tokens(d, vocab, added, &text_len));
     char *room = model_keep(d->f, text_len + 1, 1);
     v->tokens = model_keep(d->f, (size_t)v->n_tokens, sizeof *v->tokens);
@@ -168,14 +183,16 @@ static int read_tokens(const struct Folder *d, const cJSON *vocab)
         v->tokens[i].data = room;
         v->types[i] = TOKEN_UNUSED;
     }
-    cJSON_ArrayForEach(item, vocab) {
+    cJSON_ArrayForEach(item, vocab)
+    {
         TRY(token_id(d, item, item->string, &id));
         if (v->types[id] != TOKEN_UNUSED) {
             return err_set(PC_EFORMAT, "%s: tokenizer.json: two tokens have id %d", d->f->path, id);
         }
         place_token(v, id, item->string, TOKEN_NORMAL, &room);
     }
-    cJSON_ArrayForEach(item, added) {
+    cJSON_ArrayForEach(item, added)
+    {
         TRY(token_id(d, get(item, "id"), text_of(item, "content"), &id));
         enum TokenType type = cJSON_IsTrue(get(item, "special")) ? TOKEN_CONTROL : TOKEN_USER;
         place_token(v, id, text_of(item, "content"), type, &room);
@@ -189,7 +206,8 @@ static int merge_sides(const struct Folder *d, const cJSON *item, int i, const c
     const cJSON *left = cJSON_IsArray(item) ? item->child : NULL, *right = left ? left->next : NULL;
     bool pair = right && !right->next && cJSON_IsString(left) && cJSON_IsString(right);
     if (!pair && !cJSON_IsString(item)) {
-        return err_set(PC_EFORMAT, "%s: tokenizer.json: merge %d is neither a string nor a pair", d->f->path, i);
+        return err_set(PC_EFORMAT, "%s: tokenizer.json: merge %d is neither a string nor a pair",
+                       d->f->path, i);
     }
     sides[0] = pair ? left->valuestring : item->valuestring;
     sides[1] = pair ? right->valuestring : NULL;
@@ -204,16 +222,19 @@ static int read_merges(const struct Folder *d, const cJSON *merges)
     size_t text_len = 0;
     int i = 0, n = cJSON_GetArraySize(merges);
     if (!cJSON_IsArray(merges) || n > MAX_VOCAB) {
-        return err_set(PC_EFORMAT, "%s: tokenizer.json: merges must be an array of at most %d", d->f->path, MAX_VOCAB);
+        return err_set(PC_EFORMAT, "%s: tokenizer.json: merges must be an array of at most %d",
+                       d->f->path, MAX_VOCAB);
     }
-    cJSON_ArrayForEach(item, merges) {
+    cJSON_ArrayForEach(item, merges)
+    {
         TRY(merge_sides(d, item, i++, sides));
         text_len += strlen(sides[0]) + (sides[1] ? 1 + strlen(sides[1]) : 0);
     }
     char *room = model_keep(d->f, text_len + 1, 1);
     v->merges = model_keep(d->f, (size_t)n, sizeof *v->merges);
     if (!room || !v->merges) return PC_ENOMEM;
-    cJSON_ArrayForEach(item, merges) {
+    cJSON_ArrayForEach(item, merges)
+    {
         TRY(merge_sides(d, item, v->n_merges, sides));
         char *begin = room;
         room = stpcpy(room, sides[0]);
@@ -221,7 +242,7 @@ static int read_merges(const struct Folder *d, const cJSON *merges)
             *room++ = ' ';
             room = stpcpy(room, sides[1]);
         }
-        v->merges[v->n_merges++] = (struct Slice){ begin, (size_t)(room - begin) };
+        v->merges[v->n_merges++] = (struct Slice){begin, (size_t)(room - begin)};
     }
     return 0;
 }
@@ -260,7 +281,8 @@ static bool template_adds_bos(const cJSON *step)
 {
     const cJSON *each;
     if (has_type(step, "Sequence")) {
-        cJSON_ArrayForEach(each, get(step, "processors")) {
+        cJSON_ArrayForEach(each, get(step, "processors"))
+        {
             if (has_type(each, "TemplateProcessing")) return template_adds_bos(each);
         }
         return false;
@@ -284,14 +306,15 @@ static void read_special(const struct Folder *d)
     v->unk_id = named_id(d, "unk_token");
     v->pad_id = named_id(d, "pad_token");
     const cJSON *add_bos = get(d->settings, "add_bos_token");
-    v->add_bos = add_bos ? cJSON_IsTrue(add_bos) : template_adds_bos(get(d->tokenizer, "post_processor"));
+    v->add_bos =
+        add_bos ? cJSON_IsTrue(add_bos) : template_adds_bos(get(d->tokenizer, "post_processor"));
     v->add_bos = v->add_bos && v->bos_id >= 0;
     v->add_eos = cJSON_IsTrue(get(d->settings, "add_eos_token"));
 }
 
 static int read_template_file(const struct Folder *d)
 {
-    struct Str path = { 0 }, text = { 0 };
+    struct Str path = {0}, text = {0};
     int status;
     TRY_GOTO(str_appendf(&path, "%s/chat_template.jinja", d->f->path));
     if (access(path.data, F_OK) != 0) goto fail;
@@ -307,7 +330,8 @@ static int read_template(const struct Folder *d)
 {
     const cJSON *item = get(d->settings, "chat_template"), *each;
     if (cJSON_IsString(item)) return keep_text(d, item->valuestring, &d->v->chat_template);
-    cJSON_ArrayForEach(each, item) { /* a list of named templates */
+    cJSON_ArrayForEach(each, item)
+    { /* a list of named templates */
         if (strcmp(text_of(each, "name"), "default") == 0) {
             return keep_text(d, text_of(each, "template"), &d->v->chat_template);
         }
@@ -317,7 +341,7 @@ static int read_template(const struct Folder *d)
 
 int model_hf_vocab(struct ModelFile *f, struct VocabSpec *v)
 {
-    struct Folder d = { .f = f, .v = v };
+    struct Folder d = {.f = f, .v = v};
     int status;
     TRY_GOTO(folder_json(f->path, "tokenizer.json", true, &d.tokenizer, NULL));
     TRY_GOTO(folder_json(f->path, "tokenizer_config.json", false, &d.settings, NULL));

@@ -23,8 +23,8 @@ enum {
 
 struct StoredTensor {
     struct Slice name;
-    uint32_t type;       /* any id; see quant.h */
-    char type_name[16];  /* also of types we do not read */
+    uint32_t type;      /* any id; see quant.h */
+    char type_name[16]; /* also of types we do not read */
     int n_dims;
     uint64_t dims[4];    /* slowest first; 1 beyond n_dims */
     const uint8_t *data; /* in a mapped file */
@@ -37,17 +37,17 @@ enum Tie { TIE_IF_ABSENT, TIE_YES, TIE_NO };
 
 /* What Model.source points at. */
 struct ModelFile {
-    const char *path;             /* owned copy, for messages */
-    struct FileMap *maps;         /* [n_maps] */
+    const char *path;     /* owned copy, for messages */
+    struct FileMap *maps; /* [n_maps] */
     int n_maps;
     struct Gguf gguf;             /* GGUF only */
     struct StoredTensor *tensors; /* [n_tensors] sorted by name */
     int n_tensors;
     bool is_gguf;
-    struct cJSON *config;         /* folder only: config.json */
+    struct cJSON *config; /* folder only: config.json */
     enum Tie tie;
-    uint64_t header_hash;         /* of all bytes that describe the tensors */
-    void **blocks;                /* [n_blocks] memory that lives as long as the model */
+    uint64_t header_hash; /* of all bytes that describe the tensors */
+    void **blocks;        /* [n_blocks] memory that lives as long as the model */
     int n_blocks, cap_blocks;
 };
 
@@ -57,13 +57,14 @@ enum RopeScaling { ROPE_NONE, ROPE_LINEAR, ROPE_LLAMA3, ROPE_YARN };
 struct RopeSpec {
     enum RopeScaling scaling;
     double factor;
-    double original_len;          /* trained length before scaling (llama3, yarn) */
-    double attn_factor;           /* yarn: the factor on cos and sin; 0: from the rule */
-    double mscale, mscale_all;    /* yarn: weights of the rule's logarithm; mscale_all 0: not divided */
-    double beta_fast, beta_slow;  /* yarn: turns within original_len */
-    bool no_truncate;             /* yarn: correction range not rounded to whole pairs */
-    double low_freq, high_freq;   /* llama3 */
-    const float *factors;         /* [n_factors] divisors of each frequency, or NULL */
+    double original_len; /* trained length before scaling (llama3, yarn) */
+    double attn_factor;  /* yarn: the factor on cos and sin; 0: from the rule */
+    double mscale,
+        mscale_all; /* yarn: weights of the rule's logarithm; mscale_all 0: not divided */
+    double beta_fast, beta_slow; /* yarn: turns within original_len */
+    bool no_truncate;            /* yarn: correction range not rounded to whole pairs */
+    double low_freq, high_freq;  /* llama3 */
+    const float *factors;        /* [n_factors] divisors of each frequency, or NULL */
     int n_factors;
 };
 

@@ -47,12 +47,14 @@ static double scaled_freq(const struct RopeSpec *s, const struct ModelConfig *cf
 {
     double freq = pow(cfg->rope_theta, -2.0 * i / cfg->rope_dim);
     if (s->factors) freq /= s->factors[i];
+    /* clang-format off */
     switch (s->scaling) {
     case ROPE_NONE: return freq;
     case ROPE_LINEAR: return freq / s->factor;
     case ROPE_LLAMA3: return llama3_freq(s, freq);
     case ROPE_YARN: return yarn_freq(s, cfg, i, freq);
     }
+    /* clang-format on */
     return freq;
 }
 
@@ -69,10 +71,12 @@ static double rope_scale(const struct RopeSpec *s)
     return s->mscale_all > 0 ? scale / yarn_log(s->factor, s->mscale_all) : scale;
 }
 
-static int check_spec(const struct ModelFile *f, const struct RopeSpec *s, const struct ModelConfig *cfg)
+static int check_spec(const struct ModelFile *f, const struct RopeSpec *s,
+                      const struct ModelConfig *cfg)
 {
     if (!(cfg->rope_theta > 1) || !isfinite(cfg->rope_theta)) {
-        return err_set(PC_EFORMAT, "%s: rope base %g must be above 1", f->path, (double)cfg->rope_theta);
+        return err_set(PC_EFORMAT, "%s: rope base %g must be above 1", f->path,
+                       (double)cfg->rope_theta);
     }
     if (s->factors && s->n_factors != cfg->rope_dim / 2) {
         return err_set(PC_EFORMAT, "%s: %d rope factors for %d pairs", f->path, s->n_factors,
@@ -86,22 +90,25 @@ static int check_spec(const struct ModelFile *f, const struct RopeSpec *s, const
     }
     if (s->scaling == ROPE_NONE) return 0;
     if (!(s->factor > 0) || !isfinite(s->factor)) {
-        return err_set(PC_EFORMAT, "%s: rope scaling factor %g must be above 0", f->path, s->factor);
+        return err_set(PC_EFORMAT, "%s: rope scaling factor %g must be above 0", f->path,
+                       s->factor);
     }
     if (s->scaling == ROPE_LINEAR) return 0;
     if (!(s->original_len >= 1) || !isfinite(s->original_len)) {
         return err_set(PC_EFORMAT, "%s: rope scaling needs the original context length", f->path);
     }
-    bool bands_fit = s->scaling == ROPE_LLAMA3
-                         ? s->low_freq > 0 && s->high_freq > s->low_freq && isfinite(s->high_freq)
-                         : s->beta_slow > 0 && s->beta_fast >= s->beta_slow && isfinite(s->beta_fast);
-    if (!bands_fit) return err_set(PC_EFORMAT, "%s: the bands of its rope scaling are not in order", f->path);
+    bool bands_fit =
+        s->scaling == ROPE_LLAMA3
+            ? s->low_freq > 0 && s->high_freq > s->low_freq && isfinite(s->high_freq)
+            : s->beta_slow > 0 && s->beta_fast >= s->beta_slow && isfinite(s->beta_fast);
+    if (!bands_fit)
+        return err_set(PC_EFORMAT, "%s: the bands of its rope scaling are not in order", f->path);
     return 0;
 }
 
 int model_rope(struct ModelFile *f, const struct RopeSpec *spec, struct ModelConfig *cfg)
 {
-    static const char *const names[] = { "none", "linear", "llama3", "yarn" };
+    static const char *const names[] = {"none", "linear", "llama3", "yarn"};
     TRY(check_spec(f, spec, cfg));
     cfg->inv_freq = model_keep(f, (size_t)cfg->rope_dim / 2, sizeof *cfg->inv_freq);
     if (!cfg->inv_freq) return PC_ENOMEM;
@@ -112,7 +119,8 @@ int model_rope(struct ModelFile *f, const struct RopeSpec *spec, struct ModelCon
                        (double)cfg->rope_scale);
     }
     /* Factors stored in the file are how GGUF carries Llama-3.1's rule. */
-    const char *name = spec->scaling == ROPE_NONE && spec->factors ? "llama3" : names[spec->scaling];
+    const char *name =
+        spec->scaling == ROPE_NONE && spec->factors ? "llama3" : names[spec->scaling];
     strcpy(cfg->rope_scaling, name);
     return 0;
 }

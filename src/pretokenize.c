@@ -1,7 +1,10 @@
 /* pretokenize.c - see pretokenize.h. The expressions are those that the models were trained with,
- * with one change of spelling: white space is listed, since \s of PCRE2 has U+180E in it and that of
- * the trainers' engines has not. The digit rule of SmolLM, in truth a pass of its own before the rule
- * of GPT-2, is folded in: a digit ends the text as far as the look-ahead is concerned.
+ * with one change of spelling: white space is listed, since \s of PCRE2 has U+180E in it and that
+ * of the trainers' engines has not. The digit rule of SmolLM, in truth a pass of its own before
+ * the rule of GPT-2, is folded in: a digit ends the text as far as the look-ahead is concerned.
+ *
+ * Letters and digits are those of PCRE2's Unicode (10.42: version 14). Characters that are newer
+ * count as neither, so they may be cut otherwise than by a trainer's engine that knew them.
  */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include "pretokenize.h"
@@ -13,7 +16,7 @@
 
 #define SPACES                                                                                     \
     "\\x09-\\x0d\\x20\\x85\\xa0\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
-#define SPACE_TAIL "|[" SPACES "]+(?![^" SPACES "])|[" SPACES "]+"
+#define SPACE_TAIL   "|[" SPACES "]+(?![^" SPACES "])|[" SPACES "]+"
 #define GPT2_ENDINGS "'s|'t|'re|'ve|'m|'ll|'d"
 #define MODERN(digits)                                                                             \
     "(?i:" GPT2_ENDINGS ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits "| ?[^" SPACES                   \
@@ -22,8 +25,8 @@
 static const struct {
     const char *name, *pattern;
 } PRE_TYPES[PRE_COUNT] = {
-    [PRE_GPT2] = {"gpt-2", GPT2_ENDINGS "| ?\\p{L}+| ?\\p{N}+| ?[^" SPACES
-                                        "\\p{L}\\p{N}]+" SPACE_TAIL},
+    [PRE_GPT2] = {"gpt-2",
+                  GPT2_ENDINGS "| ?\\p{L}+| ?\\p{N}+| ?[^" SPACES "\\p{L}\\p{N}]+" SPACE_TAIL},
     [PRE_SMOLLM] = {"smollm", GPT2_ENDINGS "| ?\\p{L}+|\\p{N}| ?[^" SPACES "\\p{L}\\p{N}]+|[" SPACES
                                            "]+(?![^" SPACES "\\p{N}])|[" SPACES "]+"},
     [PRE_LLAMA] = {"llama-bpe", MODERN("\\p{N}{1,3}")},
@@ -48,17 +51,16 @@ int pretokenizer_open(struct Pretokenizer *pre, const char *name)
     int kind = 0;
     while (kind < PRE_COUNT && strcmp(PRE_TYPES[kind].name, name) != 0) kind++;
     if (kind == PRE_COUNT) {
-        return err_set(PC_EFORMAT,
-                       "pre-tokenizer '%s' is not supported (known: gpt-2, smollm, llama-bpe, qwen2)",
-                       name);
+        return err_set(
+            PC_EFORMAT,
+            "pre-tokenizer '%s' is not supported (known: gpt-2, smollm, llama-bpe, qwen2)", name);
     }
     pre->kind = (enum PreKind)kind;
     for (int i = 0; i < 256; i++) pre->class_of[i] = byte_class(i);
     int code;
     PCRE2_SIZE at;
-    pcre2_code *pattern =
-        pcre2_compile((PCRE2_SPTR)PRE_TYPES[kind].pattern, PCRE2_ZERO_TERMINATED,
-                      PCRE2_UTF | PCRE2_UCP | PCRE2_ANCHORED, &code, &at, NULL);
+    pcre2_code *pattern = pcre2_compile((PCRE2_SPTR)PRE_TYPES[kind].pattern, PCRE2_ZERO_TERMINATED,
+                                        PCRE2_UTF | PCRE2_UCP | PCRE2_ANCHORED, &code, &at, NULL);
     if (!pattern) return err_set(PC_EINTERNAL, "pattern of '%s': error %d at %zu", name, code, at);
     /* Without JIT (some machines forbid it) pcre2_match interprets: slower, same ends. */
     pcre2_jit_compile(pattern, PCRE2_JIT_COMPLETE);
@@ -197,7 +199,8 @@ static int prescan_prepare(struct PreScan *scan)
         return err_set(PC_ENOMEM, "no memory to match text");
     }
     pcre2_jit_stack_assign(scan->context, NULL, scan->stack);
-    /* A run of white space may be as long as the text; its matching is linear, so it needs no limit. */
+    /* A run of white space may be as long as the text; its matching is linear, so it needs no
+     * limit. */
     pcre2_set_match_limit(scan->context, UINT32_MAX);
     return PC_OK;
 }

@@ -1,8 +1,8 @@
 /* pretokenize.h - cuts text into the words within which byte-level BPE merges.
  *
- * Each pre-type is one regular expression, run by PCRE2. Words of plain ASCII are cut by hand-written
- * rules that give the same ends many times faster; where a byte past ASCII could matter they leave the
- * word to PCRE2. Every byte belongs to exactly one word.
+ * Each pre-type is one regular expression, run by PCRE2. Words of plain ASCII are cut by hand-
+ * written rules that give the same ends many times faster; where a byte past ASCII could matter
+ * they leave the word to PCRE2. Every byte belongs to exactly one word.
  */
 #ifndef PCOMP_PRETOKENIZE_H
 #define PCOMP_PRETOKENIZE_H

@@ -21,7 +21,8 @@ int progress_open(struct ProgressView *view, const char *name, bool quiet)
     for (int i = 0; i < 4; i++)
         if (strcmp(name ? name : "auto", names[i]) == 0) mode = i;
     if (mode < 0)
-        return err_set(PC_ECONFIG, "flag '--progress': '%.64s' is not known; accepted: auto, none, plain, json",
+        return err_set(PC_ECONFIG,
+                       "flag '--progress': '%.64s' is not known; accepted: auto, none, plain, json",
                        name);
     view->mode = (enum ProgressMode)mode;
     const char *term = getenv("TERM");
@@ -65,16 +66,19 @@ static void clock_text(double seconds, char *text, size_t room)
         snprintf(text, room, "%ld:%02ld:%02ld", s / 3600, s / 60 % 60, s % 60);
 }
 
-static void memory_text(const struct ProgressView *view, const struct Progress *p, char *text, size_t room)
+static void memory_text(const struct ProgressView *view, const struct Progress *p, char *text,
+                        size_t room)
 {
     const double gib = 1 << 30;
     if (view->available)
-        snprintf(text, room, "mem %.1f/%.0f GiB", (double)p->memory / gib, (double)view->available / gib);
+        snprintf(text, room, "mem %.1f/%.0f GiB", (double)p->memory / gib,
+                 (double)view->available / gib);
     else
         snprintf(text, room, "mem %.1f GiB", (double)p->memory / gib);
 }
 
-void progress_text(const struct ProgressView *view, const struct Progress *p, char *text, size_t room)
+void progress_text(const struct ProgressView *view, const struct Progress *p, char *text,
+                   size_t room)
 {
     char rate_text[32] = "", eta[48] = "", memory[64];
     double rate = stage_rate(view, p);
@@ -91,8 +95,8 @@ void progress_text(const struct ProgressView *view, const struct Progress *p, ch
     }
     memory_text(view, p, memory, sizeof memory);
     if (p->stage == STAGE_PREFILL)
-        snprintf(text, room, "prefill %d/%d chunks %d%%%s%s · %s", p->chunks_done, p->n_chunks, percent,
-                 rate_text, eta, memory);
+        snprintf(text, room, "prefill %d/%d chunks %d%%%s%s · %s", p->chunks_done, p->n_chunks,
+                 percent, rate_text, eta, memory);
     else if (p->stage == STAGE_DECODE)
         snprintf(text, room, "answer %lld/%lld tokens%s · %s", (long long)p->tokens_done,
                  (long long)p->n_tokens, rate_text, memory);
@@ -100,13 +104,15 @@ void progress_text(const struct ProgressView *view, const struct Progress *p, ch
         snprintf(text, room, "%s · %s", STAGE_NAMES[p->stage], memory);
 }
 
-void progress_json(const struct ProgressView *view, const struct Progress *p, char *text, size_t room)
+void progress_json(const struct ProgressView *view, const struct Progress *p, char *text,
+                   size_t room)
 {
-    snprintf(text, room,
-             "{\"event\":\"progress\",\"stage\":\"%s\",\"total\":%lld,\"cache\":%lld,\"processed\":%lld,"
-             "\"time_ms\":%.0f,\"chunks_done\":%d,\"n_chunks\":%d,\"memory\":%zu}",
-             STAGE_NAMES[p->stage], (long long)p->n_tokens, (long long)view->reused,
-             (long long)p->tokens_done, p->seconds * 1000, p->chunks_done, p->n_chunks, p->memory);
+    snprintf(
+        text, room,
+        "{\"event\":\"progress\",\"stage\":\"%s\",\"total\":%lld,\"cache\":%lld,\"processed\":%lld,"
+        "\"time_ms\":%.0f,\"chunks_done\":%d,\"n_chunks\":%d,\"memory\":%zu}",
+        STAGE_NAMES[p->stage], (long long)p->n_tokens, (long long)view->reused,
+        (long long)p->tokens_done, p->seconds * 1000, p->chunks_done, p->n_chunks, p->memory);
 }
 
 void progress_show(struct ProgressView *view, const struct Progress *p)

@@ -10,14 +10,14 @@ enum ProgressMode { PROGRESS_NONE, PROGRESS_LIVE, PROGRESS_PLAIN, PROGRESS_JSON 
 
 struct ProgressView {
     enum ProgressMode mode;
-    bool hide_answer;      /* the answer itself appears on the same terminal */
-    bool line_open;        /* a live line stands on the terminal */
-    size_t available;      /* bytes the run may use; 0: not known */
-    double shown;          /* seconds of the run at the last line */
+    bool hide_answer; /* the answer itself appears on the same terminal */
+    bool line_open;   /* a live line stands on the terminal */
+    size_t available; /* bytes the run may use; 0: not known */
+    double shown;     /* seconds of the run at the last line */
     enum Stage stage;
-    double stage_began;    /* seconds of the run */
+    double stage_began; /* seconds of the run */
     int64_t tokens_at_begin;
-    int64_t reused;        /* tokens that need not be computed */
+    int64_t reused; /* tokens that need not be computed */
 };
 
 /* name: auto, none, plain or json (NULL: auto). auto is live on a terminal and plain elsewhere. */
@@ -28,8 +28,10 @@ void progress_show(struct ProgressView *view, const struct Progress *p);
 /* Takes the live line away, so that other text can be printed. */
 void progress_clear(struct ProgressView *view);
 /* One line for a terminal or a log: "prefill 37/64 chunks 58% 12.4k tok/s ETA 0:41 · mem 0.4/22 GiB". */
-void progress_text(const struct ProgressView *view, const struct Progress *p, char *text, size_t room);
+void progress_text(const struct ProgressView *view, const struct Progress *p, char *text,
+                   size_t room);
 /* The same as one JSON object with the field names that llama.cpp's clients know. */
-void progress_json(const struct ProgressView *view, const struct Progress *p, char *text, size_t room);
+void progress_json(const struct ProgressView *view, const struct Progress *p, char *text,
+                   size_t room);
 
 #endif

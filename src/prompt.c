@@ -1,5 +1,5 @@
-/* prompt.c - see prompt.h. Texts that the user wrote never become control tokens; the template's own
- * words do. Around the borders between the two, words merge as they would in one text.
+/* prompt.c - see prompt.h. Texts that the user wrote never become control tokens; the template's
+ * own words do. Around the borders between the two, words merge as they would in one text.
  */
 #include "prompt.h"
 
@@ -41,13 +41,15 @@ static int context_check(const char *context, size_t len)
     size_t bad = utf8_invalid_at(context, len);
     const char *nul = len ? memchr(context, '\0', len) : NULL;
     if (nul && (size_t)(nul - context) < bad) {
-        return err_set(PC_EFORMAT, "byte %zu of the text is NUL: is it a text file? (take the text "
-                                   "out of it first, as with pdftotext)",
+        return err_set(PC_EFORMAT,
+                       "byte %zu of the text is NUL: is it a text file? (take the text "
+                       "out of it first, as with pdftotext)",
                        (size_t)(nul - context));
     }
     if (bad == len) return PC_OK;
-    return err_set(PC_EFORMAT, "byte %zu of the text (0x%02X) is not UTF-8: convert it first, as "
-                               "with iconv -f LATIN1 -t UTF-8",
+    return err_set(PC_EFORMAT,
+                   "byte %zu of the text (0x%02X) is not UTF-8: convert it first, as "
+                   "with iconv -f LATIN1 -t UTF-8",
                    bad, (uint8_t)context[bad]);
 }
 
@@ -93,8 +95,8 @@ static size_t spm_byte_end(struct Slice text, size_t at, char byte)
     return mark ? at + 3 : at;
 }
 
-/* Where the token that follows on *at begins; *at becomes its end. Byte-level pieces are the text but
- * for bytes that have no token, which are passed over. */
+/* Where the token that follows on *at begins; *at becomes its end. Byte-level pieces are the text
+ * but for bytes that have no token, which are passed over. */
 static size_t token_span(const struct Tokenizer *t, int id, struct Slice text, size_t *at)
 {
     struct Slice piece = tokenizer_piece(t, id);
@@ -128,7 +130,8 @@ static int offsets_fill(const struct Tokenizer *t, struct Slice text, struct Pro
     return PC_OK;
 }
 
-/* The tail's tokens that have a byte of the question; it begins with a blank line and the question. */
+/* The tail's tokens that have a byte of the question; it begins with a blank line and the
+ * question. */
 static int score_range(const struct Tokenizer *t, const char *question, struct Prompt *p)
 {
     struct Str text = {0};
@@ -185,12 +188,14 @@ static int context_make(const struct Tokenizer *t, const struct PromptText *text
     return offsets_fill(t, (struct Slice){text->context, text->context_len}, out);
 }
 
-/* The answer is read off the tail's last row, so a tail without tokens takes the context's last one. */
+/* The answer is read off the tail's last row, so a tail without tokens takes the context's last
+ * one. */
 static int tail_fill(struct Prompt *p)
 {
     if (p->tail.n) return PC_OK;
     if (!p->context.n) {
-        return err_set(PC_ECONFIG, "nothing to answer: give a text, a question or an answer prefix");
+        return err_set(PC_ECONFIG,
+                       "nothing to answer: give a text, a question or an answer prefix");
     }
     return tokens_push(&p->tail, p->context.ids[--p->context.n]);
 }

@@ -39,14 +39,16 @@ static void add_hash(cJSON *object, const char *name, uint64_t hash)
 int json_append(cJSON *object, bool indent, struct Str *out)
 {
     char *text = object ? (indent ? cJSON_Print(object) : cJSON_PrintUnformatted(object)) : NULL;
-    int status = text ? str_append(out, text, strlen(text)) : err_set(PC_ENOMEM, "out of memory for JSON");
+    int status =
+        text ? str_append(out, text, strlen(text)) : err_set(PC_ENOMEM, "out of memory for JSON");
     if (status == PC_OK) status = str_append(out, "\n", 1);
     cJSON_free(text);
     cJSON_Delete(object);
     return status;
 }
 
-static void add_head(cJSON *root, const char *schema, const struct Engine *engine, const char *model_path)
+static void add_head(cJSON *root, const char *schema, const struct Engine *engine,
+                     const char *model_path)
 {
     const struct Model *model = engine_model(engine);
     cJSON_AddStringToObject(root, "schema", schema);
@@ -109,7 +111,8 @@ static void add_chunks(cJSON *root, const struct Result *r)
 }
 
 /* KV entries as [layer][head], and their sum. */
-static void add_entries(cJSON *root, const char *name, const int64_t *entries, const struct ModelConfig *cfg)
+static void add_entries(cJSON *root, const char *name, const int64_t *entries,
+                        const struct ModelConfig *cfg)
 {
     double total = 0;
     cJSON *object = cJSON_AddObjectToObject(root, name);
@@ -137,7 +140,8 @@ static void add_timings(cJSON *root, const struct Timings *time)
     cJSON_AddNumberToObject(object, "total", time->total);
 }
 
-cJSON *provenance_plan(const struct Engine *engine, const char *model_path, const struct PlanInfo *plan)
+cJSON *provenance_plan(const struct Engine *engine, const char *model_path,
+                       const struct PlanInfo *plan)
 {
     cJSON *root = cJSON_CreateObject();
     if (!root) return NULL;
@@ -148,8 +152,8 @@ cJSON *provenance_plan(const struct Engine *engine, const char *model_path, cons
     return root;
 }
 
-cJSON *provenance_make(const struct Engine *engine, const char *model_path, const struct Request *req,
-                       const struct Result *r, int status)
+cJSON *provenance_make(const struct Engine *engine, const char *model_path,
+                       const struct Request *req, const struct Result *r, int status)
 {
     const struct ModelConfig *cfg = &engine_model(engine)->cfg;
     char seed[24];
@@ -167,16 +171,20 @@ cJSON *provenance_make(const struct Engine *engine, const char *model_path, cons
     cJSON_AddNumberToObject(truncation, "n_truncated", r->plan.n_truncated);
     cJSON *positions = cJSON_AddObjectToObject(root, "positions");
     cJSON_AddNumberToObject(positions, "question", r->plan.question_pos);
-    cJSON_AddNumberToObject(positions, "last", r->plan.question_pos + r->plan.n_question + r->n_ids - 1);
+    cJSON_AddNumberToObject(positions, "last",
+                            r->plan.question_pos + r->plan.n_question + r->n_ids - 1);
     cJSON_AddNumberToObject(positions, "window", r->plan.window);
     add_chunks(root, r);
     add_entries(root, "kv_in", r->kv_in, cfg);
     add_entries(root, "kv_kept", r->kv_kept, cfg);
     add_timings(root, &r->time);
     cJSON_AddNumberToObject(root, "peak_bytes", (double)r->peak_bytes);
-    int len = snprintf(seed, sizeof seed, "%llu", (unsigned long long)engine_settings(engine)->seed);
-    if (len < 16) cJSON_AddRawToObject(root, "seed", seed);
-    else cJSON_AddStringToObject(root, "seed", seed);
+    int len =
+        snprintf(seed, sizeof seed, "%llu", (unsigned long long)engine_settings(engine)->seed);
+    if (len < 16)
+        cJSON_AddRawToObject(root, "seed", seed);
+    else
+        cJSON_AddStringToObject(root, "seed", seed);
     add_hash(root, "input_hash", r->input_hash);
     add_hash(root, "config_hash", r->config_hash);
     add_hash(root, "logits_hash", r->logits_hash);

@@ -15,10 +15,11 @@ const char *stop_reason(const struct Result *r, int status);
 
 /* One object, schema "pcomp.run.v1"; the caller's: cJSON_Delete. NULL when memory is out. Numbers that are
  * not finite become null. status: what session_run() returned. */
-cJSON *provenance_make(const struct Engine *engine, const char *model_path, const struct Request *req,
-                       const struct Result *r, int status);
+cJSON *provenance_make(const struct Engine *engine, const char *model_path,
+                       const struct Request *req, const struct Result *r, int status);
 /* What a plan says, schema "pcomp.plan.v1". */
-cJSON *provenance_plan(const struct Engine *engine, const char *model_path, const struct PlanInfo *plan);
+cJSON *provenance_plan(const struct Engine *engine, const char *model_path,
+                       const struct PlanInfo *plan);
 /* Appends the object as one line (or indented) with a line feed, and deletes it. */
 int json_append(cJSON *object, bool indent, struct Str *out);
 /* Adds a text that may hold bytes that are not UTF-8, such as a path: those become U+FFFD. */

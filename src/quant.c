@@ -21,6 +21,7 @@ struct TypeInfo {
     int weights, bytes; /* of one block; 0 for a type that is only named */
 };
 
+/* clang-format off */
 static const struct TypeInfo types[] = {
     [0] = { "F32", 1, 4 },          [1] = { "F16", 1, 2 },
     [2] = { "Q4_0", 32, 18 },       [3] = { "Q4_1", 32, 20 },
@@ -44,6 +45,7 @@ static const struct TypeInfo types[] = {
     [38] = { "IQ4_NL_8_8", 0, 0 },  [39] = { "MXFP4", 0, 0 },
     [40] = { "NVFP4", 0, 0 },       [41] = { "Q1_0", 0, 0 },
 };
+/* clang-format on */
 
 #define N_TYPES (sizeof types / sizeof types[0])
 
@@ -87,21 +89,29 @@ uint16_t f32_to_f16(float f)
 float f16_to_f32(uint16_t h)
 {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, exp = (h >> 10) & 31, frac = h & 0x3ff;
-    union { uint32_t u; float f; } v;
+    union {
+        uint32_t u;
+        float f;
+    } v;
     if (exp == 0) { /* zero or subnormal: frac * 2^-24, exact in f32 */
         v.f = (float)frac * 0x1p-24f;
         v.u |= sign;
         return v.f;
     }
     /* A NaN comes back quiet, as the hardware conversion gives it. */
-    if (exp == 31) v.u = sign | 0x7f800000 | frac << 13 | (frac ? 0x400000 : 0);
-    else v.u = sign | (exp + 112) << 23 | frac << 13;
+    if (exp == 31)
+        v.u = sign | 0x7f800000 | frac << 13 | (frac ? 0x400000 : 0);
+    else
+        v.u = sign | (exp + 112) << 23 | frac << 13;
     return v.f;
 }
 
 uint16_t f32_to_f16(float f)
 {
-    union { float f; uint32_t u; } v = { f };
+    union {
+        float f;
+        uint32_t u;
+    } v = {f};
     uint16_t sign = (uint16_t)(v.u >> 16 & 0x8000);
     uint32_t mag = v.u & 0x7fffffff;
     if (mag > 0x7f800000) return (uint16_t)(sign | 0x7e00 | (mag >> 13 & 0x3ff));
@@ -337,8 +347,10 @@ static void decode_q6_k(const uint8_t *restrict src, float *restrict dst, int64_
                 uint64_t a = load_word(ql + i), c = load_word(ql + 32 + i), h = load_word(qh + i);
                 store_centered(dst + i, (a & LOW_NIBBLES) | (h & pairs) << 4, s[0], 32);
                 store_centered(dst + 32 + i, (c & LOW_NIBBLES) | (h >> 2 & pairs) << 4, s[2], 32);
-                store_centered(dst + 64 + i, (a >> 4 & LOW_NIBBLES) | (h >> 4 & pairs) << 4, s[4], 32);
-                store_centered(dst + 96 + i, (c >> 4 & LOW_NIBBLES) | (h >> 6 & pairs) << 4, s[6], 32);
+                store_centered(dst + 64 + i, (a >> 4 & LOW_NIBBLES) | (h >> 4 & pairs) << 4, s[4],
+                               32);
+                store_centered(dst + 96 + i, (c >> 4 & LOW_NIBBLES) | (h >> 6 & pairs) << 4, s[6],
+                               32);
             }
         }
     }
@@ -346,6 +358,7 @@ static void decode_q6_k(const uint8_t *restrict src, float *restrict dst, int64_
 
 void quant_decode(enum DType type, const void *src, float *dst, int64_t n)
 {
+    /* clang-format off */
     switch (type) {
     case DT_F32: memcpy(dst, src, (size_t)n * sizeof *dst); break;
     case DT_F16: decode_f16(src, dst, n); break;
@@ -359,4 +372,5 @@ void quant_decode(enum DType type, const void *src, float *dst, int64_t n)
     case DT_Q5_K: decode_q5_k(src, dst, n); break;
     case DT_Q6_K: decode_q6_k(src, dst, n); break;
     }
+    /* clang-format on */
 }

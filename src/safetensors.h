@@ -13,9 +13,9 @@
 enum { SAFE_MAX_DIMS = 4 };
 
 struct SafeTensor {
-    const char *name;             /* owned by the SafeFile */
-    char type_name[16];           /* as stored: "F32", "I64", … */
-    uint32_t type;                /* enum DType, or SAFE_OTHER */
+    const char *name;   /* owned by the SafeFile */
+    char type_name[16]; /* as stored: "F32", "I64", … */
+    uint32_t type;      /* enum DType, or SAFE_OTHER */
     int n_dims;
     uint64_t dims[SAFE_MAX_DIMS]; /* slowest first, as stored; 1 beyond n_dims */
     const uint8_t *data;
@@ -27,8 +27,8 @@ struct SafeTensor {
 struct SafeFile {
     struct SafeTensor *tensors; /* [n_tensors] in header order */
     int n_tensors;
-    char *names;                /* owned text of all names */
-    size_t header_len;          /* with the length field */
+    char *names;       /* owned text of all names */
+    size_t header_len; /* with the length field */
 };
 
 /* Reads a file's header; tensors point into data. On success the caller owns *out: safetensors_free.

@@ -1,9 +1,10 @@
-/* spm.c - see spm.h. Kudo and Richardson 2018, "SentencePiece"; the result is that of its BPE model
- * with identity normalisation, as Llama-2 and Mistral use it.
+/* spm.c - see spm.h. Kudo and Richardson 2018, "SentencePiece"; the result is that of its BPE
+ * model with identity normalisation, as Llama-2 and Mistral use it.
  *
- * SentencePiece merges the neighbours whose joint piece scores best. That is byte-pair merging with the
- * pieces' order by score as ranks: for each piece, every way to halve it into two pieces is a merge.
- * Characters that are no piece never merge; a trained vocabulary has every character of its pieces.
+ * SentencePiece merges the neighbours whose joint piece scores best. That is byte-pair merging
+ * with the pieces' order by score as ranks: for each piece, every way to halve it into two pieces
+ * is a merge. Characters that are no piece never merge; a trained vocabulary has every character
+ * of its pieces.
  */
 #include "spm.h"
 
@@ -137,8 +138,8 @@ static int tokens_sort(struct Spm *spm, const struct VocabSpec *spec, const stru
     }
     for (int byte = 0; byte < 256; byte++) {
         if (spm->byte_id[byte] < 0 && spm->unk_id < 0) {
-            return err_set(PC_EFORMAT,
-                           "vocabulary: no token for byte 0x%02X and no unknown token", byte);
+            return err_set(PC_EFORMAT, "vocabulary: no token for byte 0x%02X and no unknown token",
+                           byte);
         }
     }
     return PC_OK;

@@ -1,8 +1,8 @@
 /* spm.h - SentencePiece's byte-pair encoding (Llama-2, Mistral).
  *
- * Pieces have a space where the vocabulary spells U+2581, so text needs no rewriting. Text is cut into
- * words (spaces, then what follows them) when no token reaches across such a cut; merging by scores is
- * turned into merging by ranks when the vocabulary is read.
+ * Pieces have a space where the vocabulary spells U+2581, so text needs no rewriting. Text is cut
+ * into words (spaces, then what follows them) when no token reaches across such a cut; merging by
+ * scores is turned into merging by ranks when the vocabulary is read.
  */
 #ifndef PCOMP_SPM_H
 #define PCOMP_SPM_H
@@ -13,14 +13,15 @@
 
 struct Spm {
     struct MergeTable merges;
-    struct Slice *ordinary;     /* [n_tokens] pieces that text can become; data NULL for the others */
-    struct StrMap ordinary_id;  /* over `ordinary` */
-    int byte_id[256];           /* fallback token of a byte; all -1 when there are none */
+    struct Slice *ordinary; /* [n_tokens] pieces that text can become; data NULL for the others */
+    struct StrMap ordinary_id; /* over `ordinary` */
+    int byte_id[256];          /* fallback token of a byte; all -1 when there are none */
     int unk_id;
-    bool cut_words;             /* no token has a space behind another character */
+    bool cut_words; /* no token has a space behind another character */
 };
 
-/* The bytes a spelling stands for, written to out (at least spelling.len long); returns their number. */
+/* The bytes a spelling stands for, written to out (at least spelling.len long); returns their
+ * number. */
 size_t spm_piece(struct Slice spelling, enum TokenType type, char *out);
 
 /* Whatever the result, spm_close frees. */

@@ -1,7 +1,7 @@
 /* strmap.h - from a spelling to its index in a list; built once, then only read.
  *
- * Open addressing over borrowed slices. A slot holds the upper half of the hash beside the index, so
- * that a probe touches the spelling itself only when it is nearly sure to be the right one.
+ * Open addressing over borrowed slices. A slot holds the upper half of the hash beside the index,
+ * so that a probe touches the spelling itself only when it is nearly sure to be the right one.
  */
 #ifndef PCOMP_STRMAP_H
 #define PCOMP_STRMAP_H

@@ -27,10 +27,10 @@ struct Batch {
     struct Cli *cli;
     struct Engine *engine;
     struct ProgressView view;
-    struct Appender out;     /* fd is -1 while closed */
-    uint64_t *done;          /* [n_keys] keys of finished results in the file */
+    struct Appender out; /* fd is -1 while closed */
+    uint64_t *done;      /* [n_keys] keys of finished results in the file */
     size_t n_keys, room;
-    uint64_t settings_key;   /* model and settings without what the texts decide */
+    uint64_t settings_key; /* model and settings without what the texts decide */
     const char *question;
     int n_items, n_done, n_skipped, n_failed; /* seen, made now, found finished, failed */
 };
@@ -58,8 +58,8 @@ static int settings_fingerprint(struct Batch *b)
 
 static uint64_t item_key(const struct Item *item, const struct Str *text, uint64_t settings)
 {
-    const struct Str *parts[] = {&item->question, &item->instruction, &item->max_tokens, &item->temperature,
-                                 &item->top_p, &item->seed};
+    const struct Str *parts[] = {&item->question,    &item->instruction, &item->max_tokens,
+                                 &item->temperature, &item->top_p,       &item->seed};
     uint64_t key = hash64(text->data, text->len, settings);
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
         key = hash64(parts[i]->data ? parts[i]->data : "", parts[i]->len, key);
@@ -103,9 +103,12 @@ static int old_line(struct Batch *b, const char *line, size_t len, long *foreign
     const cJSON *key = cJSON_GetObjectItemCaseSensitive(root, "key");
     const cJSON *settings = cJSON_GetObjectItemCaseSensitive(root, "settings_key");
     bool error = cJSON_GetObjectItemCaseSensitive(root, "error") != NULL;
-    if (!cJSON_IsString(key) || !cJSON_IsString(settings)) ++*foreign;
-    else if (strcmp(settings->valuestring, mine) != 0) *other += !error;
-    else if (!error) status = key_note(b, strtoull(key->valuestring, NULL, 16));
+    if (!cJSON_IsString(key) || !cJSON_IsString(settings))
+        ++*foreign;
+    else if (strcmp(settings->valuestring, mine) != 0)
+        *other += !error;
+    else if (!error)
+        status = key_note(b, strtoull(key->valuestring, NULL, 16));
     cJSON_Delete(root);
     return status;
 }
@@ -116,8 +119,9 @@ static int open_results(struct Batch *b)
     struct Str old = {0};
     int status = appender_open(path, &b->out, &old) < 0 ? CLI_EOUTPUT : PC_OK;
     if (status == PC_OK && b->out.torn && !b->cli->quiet)
-        fprintf(stderr, "pcomp: %s: a torn last line of %lld bytes was cut off; its text is done again\n", path,
-                (long long)b->out.torn);
+        fprintf(stderr,
+                "pcomp: %s: a torn last line of %lld bytes was cut off; its text is done again\n",
+                path, (long long)b->out.torn);
     size_t at = 0, len;
     const char *line;
     long foreign = 0, other = 0;
@@ -125,11 +129,15 @@ static int open_results(struct Batch *b)
         if (len) status = old_line(b, line, len, &foreign, &other);
     str_free(&old);
     if (status == PC_OK && foreign)
-        return err_set(PC_EFORMAT, "%s: %ld lines are not results of `pcomp summarize`; give another --output", path,
-                       foreign);
+        return err_set(PC_EFORMAT,
+                       "%s: %ld lines are not results of `pcomp summarize`; give another --output",
+                       path, foreign);
     if (status == PC_OK && other && !b->cli->fresh)
-        return err_set(PC_ECONFIG, "%s: holds %ld results made with another model or other settings; use the same, "
-                       "give another --output, or --fresh to add new ones below", path, other);
+        return err_set(
+            PC_ECONFIG,
+            "%s: holds %ld results made with another model or other settings; use the same, "
+            "give another --output, or --fresh to add new ones below",
+            path, other);
     return status;
 }
 
@@ -149,13 +157,20 @@ static int write_line(struct Batch *b, cJSON *object)
 static const char *error_code(int status)
 {
     switch (status) {
-    case PC_EIO: return "io";
-    case PC_EFORMAT: return "format";
-    case PC_ECONFIG: return "config";
-    case PC_ENOMEM: return "memory";
-    case PC_EDEVICE: return "device";
-    case PC_ERANGE: return "range";
-    default: return "internal";
+    case PC_EIO:
+        return "io";
+    case PC_EFORMAT:
+        return "format";
+    case PC_ECONFIG:
+        return "config";
+    case PC_ENOMEM:
+        return "memory";
+    case PC_EDEVICE:
+        return "device";
+    case PC_ERANGE:
+        return "range";
+    default:
+        return "internal";
     }
 }
 
@@ -186,7 +201,8 @@ static size_t stem_length(const struct Str *id)
     size_t len = id->len > 200 ? 200 : id->len;
     for (int i = 0; i < 2; i++) {
         size_t n = strlen(endings[i]);
-        if (id->len == len && len > n && memcmp(id->data + len - n, endings[i], n) == 0) return len - n;
+        if (id->len == len && len > n && memcmp(id->data + len - n, endings[i], n) == 0)
+            return len - n;
     }
     return len;
 }
@@ -196,7 +212,8 @@ static int write_text(const struct Batch *b, const struct Item *item, const stru
 {
     struct Str path = {0};
     if (mkdir(b->cli->text_dir, 0777) != 0 && errno != EEXIST)
-        return err_set(CLI_EOUTPUT, "%s: cannot make the folder: %s", b->cli->text_dir, strerror(errno));
+        return err_set(CLI_EOUTPUT, "%s: cannot make the folder: %s", b->cli->text_dir,
+                       strerror(errno));
     int status = str_appendf(&path, "%s/", b->cli->text_dir);
     size_t begin = path.len;
     if (status == PC_OK) status = str_append(&path, item->id.data, stem_length(&item->id));
@@ -223,9 +240,15 @@ static void on_progress(void *user, const struct Progress *p)
 /* The settings of the command with those that an OpenAI line brought along. */
 static int item_settings(const struct Batch *b, const struct Item *item, struct Settings *out)
 {
-    const struct { const char *name; const struct Str *value; } own[] = {
-        {"instruction", &item->instruction}, {"max_tokens", &item->max_tokens},
-        {"temperature", &item->temperature}, {"top_p", &item->top_p}, {"seed", &item->seed},
+    const struct {
+        const char *name;
+        const struct Str *value;
+    } own[] = {
+        {"instruction", &item->instruction},
+        {"max_tokens", &item->max_tokens},
+        {"temperature", &item->temperature},
+        {"top_p", &item->top_p},
+        {"seed", &item->seed},
     };
     *out = b->cli->settings;
     for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
@@ -246,8 +269,8 @@ static int choose_cap(const struct Batch *b, const struct Request *req, struct S
     return engine_configure(b->engine, s);
 }
 
-static int result_line(struct Batch *b, const struct Item *item, uint64_t key, const struct Request *req,
-                       const struct Result *r)
+static int result_line(struct Batch *b, const struct Item *item, uint64_t key,
+                       const struct Request *req, const struct Result *r)
 {
     char text[20];
     cJSON *root = cJSON_CreateObject();
@@ -273,11 +296,15 @@ static int plan_item(struct Batch *b, const struct Item *item, const struct Requ
 }
 
 /* Runs one text whose key is not in the file yet. */
-static int summarize_text(struct Batch *b, const struct Item *item, const struct Str *text, uint64_t key)
+static int summarize_text(struct Batch *b, const struct Item *item, const struct Str *text,
+                          uint64_t key)
 {
-    struct Request req = {.context = text->data, .context_len = text->len, .user = &b->view,
+    struct Request req = {.context = text->data,
+                          .context_len = text->len,
+                          .user = &b->view,
                           .question = item->question.len ? item->question.data : b->question,
-                          .on_progress = on_progress, .stop = signals_stop};
+                          .on_progress = on_progress,
+                          .stop = signals_stop};
     struct Settings settings;
     struct Result r = {0};
     progress_begin(&b->view, 0);
@@ -311,7 +338,8 @@ static int take_item(struct Batch *b, const struct Item *item, const char *folde
     b->n_items++;
     if (item->file.len) {
         bool whole = item->file.data[0] == '/' || !folder || strcmp(item->file.data, "-") == 0;
-        status = str_appendf(&path, "%s%s%s", whole ? "" : folder, whole ? "" : "/", item->file.data);
+        status =
+            str_appendf(&path, "%s%s%s", whole ? "" : folder, whole ? "" : "/", item->file.data);
         if (status == PC_OK) status = file_read(path.data, &text);
     } else {
         status = str_append(&text, item->text.data ? item->text.data : "", item->text.len);
@@ -322,8 +350,10 @@ static int take_item(struct Batch *b, const struct Item *item, const char *folde
         status = failed(b, item, key, status);
     } else {
         key = item_key(item, &text, b->settings_key);
-        if (key_done(b, key)) b->n_skipped++;
-        else status = summarize_text(b, item, &text, key);
+        if (key_done(b, key))
+            b->n_skipped++;
+        else
+            status = summarize_text(b, item, &text, key);
     }
     str_free(&text);
     str_free(&path);
@@ -350,13 +380,16 @@ static int take_list(struct Batch *b, const char *path)
     const char *beside = dirname(folder), *line;
     size_t at = 0, len;
     int status = file_read(path, &list);
-    for (long number = 1; status == PC_OK && line_next(list.data, list.len, &at, &line, &len); number++) {
+    for (long number = 1; status == PC_OK && line_next(list.data, list.len, &at, &line, &len);
+         number++) {
         if (len == 0) continue;
         struct Item item;
         status = item_parse(line, len, number, &item);
-        if (status == PC_OK) status = take_item(b, &item, beside);
-        else status = failed(b, &item, hash64(line, len, b->settings_key),
-                             err_prefix(status, "%s, line %ld", path, number));
+        if (status == PC_OK)
+            status = take_item(b, &item, beside);
+        else
+            status = failed(b, &item, hash64(line, len, b->settings_key),
+                            err_prefix(status, "%s, line %ld", path, number));
         item_free(&item);
     }
     str_free(&list);
@@ -368,8 +401,10 @@ static bool wanted(const struct Batch *b, const char *folder, const char *name)
     struct stat info;
     char path[PATH_MAX];
     bool fits = b->cli->glob ? fnmatch(b->cli->glob, name, FNM_PERIOD) == 0
-                             : fnmatch("*.txt", name, FNM_PERIOD) == 0 || fnmatch("*.md", name, FNM_PERIOD) == 0;
-    if (!fits || snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path) return false;
+                             : fnmatch("*.txt", name, FNM_PERIOD) == 0 ||
+                                   fnmatch("*.md", name, FNM_PERIOD) == 0;
+    if (!fits || snprintf(path, sizeof path, "%s/%s", folder, name) >= (int)sizeof path)
+        return false;
     return stat(path, &info) == 0 && S_ISREG(info.st_mode);
 }
 
@@ -417,20 +452,25 @@ static void report(const struct Batch *b, int status)
     const struct Cli *cli = b->cli;
     if (cli->plan) return;
     if (status == PC_EINTR)
-        fprintf(stderr, "pcomp: stopped; %d finished texts are in %s; run the same command again to go on\n",
-                b->n_done + b->n_skipped, cli->output);
-    if (cli->quiet || !(isatty(STDERR_FILENO) || cli->verbose || b->n_failed || b->n_skipped)) return;
-    fprintf(stderr, "%s: %d written, %d finished before, %d failed\n", cli->output, b->n_done, b->n_skipped,
-            b->n_failed);
+        fprintf(
+            stderr,
+            "pcomp: stopped; %d finished texts are in %s; run the same command again to go on\n",
+            b->n_done + b->n_skipped, cli->output);
+    if (cli->quiet || !(isatty(STDERR_FILENO) || cli->verbose || b->n_failed || b->n_skipped))
+        return;
+    fprintf(stderr, "%s: %d written, %d finished before, %d failed\n", cli->output, b->n_done,
+            b->n_skipped, b->n_failed);
 }
 
 int cmd_summarize(struct Cli *cli)
 {
     struct Batch b = {.cli = cli, .out = {.fd = -1}};
     int n = cli->files.n + cli->args.n, status;
-    if (cli->questions.n > 1) return err_set(PC_ECONFIG, "summarize asks one question of each text; %d are given",
-                                             cli->questions.n);
-    if (n == 0) return err_set(PC_ECONFIG, "nothing to summarise; name files, a folder or a .jsonl list");
+    if (cli->questions.n > 1)
+        return err_set(PC_ECONFIG, "summarize asks one question of each text; %d are given",
+                       cli->questions.n);
+    if (n == 0)
+        return err_set(PC_ECONFIG, "nothing to summarise; name files, a folder or a .jsonl list");
     if (!cli->output) cli->output = DEFAULT_OUTPUT;
     TRY(progress_open(&b.view, cli->progress, cli->quiet));
     TRY_GOTO(cli_questions(cli));
@@ -439,7 +479,8 @@ int cmd_summarize(struct Cli *cli)
     TRY_GOTO(settings_fingerprint(&b));
     if (!cli->plan) TRY_GOTO(open_results(&b));
     for (int i = 0; i < n && status == PC_OK; i++)
-        status = take_input(&b, i < cli->files.n ? cli->files.items[i] : cli->args.items[i - cli->files.n]);
+        status = take_input(&b, i < cli->files.n ? cli->files.items[i]
+                                                 : cli->args.items[i - cli->files.n]);
     report(&b, status);
     if (status == PC_OK && b.n_failed) status = CLI_EPARTIAL;
 fail:

@@ -1,8 +1,8 @@
 /* tokenizer.c - opens a vocabulary, encodes with added tokens and words, decodes.
  *
- * Encoding has three layers: added tokens cut the text into stretches (added.c), stretches into words
- * (pretokenize.c, spm.c), and words are merged (merge.c). What a call needs besides the tables lives
- * for that call only, so threads may share a Tokenizer.
+ * Encoding has three layers: added tokens cut the text into stretches (added.c), stretches into
+ * words (pretokenize.c, spm.c), and words are merged (merge.c). What a call needs besides the
+ * tables lives for that call only, so threads may share a Tokenizer.
  */
 #include "tokenizer.h"
 
@@ -131,7 +131,10 @@ int tokenizer_id(const struct Tokenizer *t, const char *piece)
     return strmap_find(&t->by_spelling, piece, strlen(piece));
 }
 
-const struct VocabSpec *tokenizer_spec(const struct Tokenizer *t) { return t->spec; }
+const struct VocabSpec *tokenizer_spec(const struct Tokenizer *t)
+{
+    return t->spec;
+}
 
 int tokens_push(struct Tokens *t, int id)
 {
@@ -209,7 +212,8 @@ static int text_check(const char *text, size_t len)
     if (len >= INT_MAX) return err_set(PC_ERANGE, "a text of %zu bytes; the limit is 2 GiB", len);
     size_t bad = utf8_invalid_at(text, len);
     if (bad == len) return PC_OK;
-    return err_set(PC_EFORMAT, "byte %zu of the text (0x%02X) is not UTF-8", bad, (uint8_t)text[bad]);
+    return err_set(PC_EFORMAT, "byte %zu of the text (0x%02X) is not UTF-8", bad,
+                   (uint8_t)text[bad]);
 }
 
 int tokenizer_encode(const struct Tokenizer *t, const char *text, size_t len, bool special,
@@ -265,6 +269,7 @@ int tokenizer_encode_parts(const struct Tokenizer *t, const struct TextPart *par
 /* ==== Decoding ==== */
 
 static const char REPLACEMENT[] = "\xef\xbf\xbd"; /* U+FFFD */
+static const char UNKNOWN[] = " \xe2\x81\x87 ";   /* U+2047, as SentencePiece writes it */
 
 /* Whether `byte` may follow `lead` as its second byte (no overlong forms, no surrogates). */
 static bool second_fits(uint8_t lead, uint8_t byte)
@@ -299,7 +304,8 @@ static int decode_byte(struct Decoder *d, char c, struct Str *out)
         bool fits = d->n_held == 1 ? second_fits(lead, byte) : (byte & 0xc0) == 0x80;
         if (!fits) TRY(decode_flush(d, out));
     }
-    if (!d->n_held && !lead_length(byte)) return str_append(out, REPLACEMENT, sizeof(REPLACEMENT) - 1);
+    if (!d->n_held && !lead_length(byte))
+        return str_append(out, REPLACEMENT, sizeof(REPLACEMENT) - 1);
     d->held[d->n_held++] = c;
     if (d->n_held < lead_length((uint8_t)d->held[0])) return PC_OK;
     int n = d->n_held;
@@ -313,7 +319,7 @@ int decode_token(const struct Tokenizer *t, struct Decoder *d, int id, struct St
     uint8_t type = t->spec->types[id];
     if (type == TOKEN_CONTROL || type == TOKEN_UNUSED) return PC_OK;
     struct Slice piece = t->pieces[id];
-    if (type == TOKEN_UNKNOWN) piece = (struct Slice){REPLACEMENT, sizeof(REPLACEMENT) - 1};
+    if (type == TOKEN_UNKNOWN) piece = (struct Slice){UNKNOWN, sizeof(UNKNOWN) - 1};
     bool drops_space = t->spec->kind == VOCAB_SPM && t->spec->add_space_prefix && !d->begun;
     d->begun = true;
     size_t from = drops_space && type == TOKEN_NORMAL && piece.data[0] == ' ';

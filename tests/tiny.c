@@ -36,9 +36,9 @@ enum { MAX_TENSORS = 1024 };
 
 struct TinyTensor {
     char gguf[64], hf[80];
-    int rows, cols;  /* rows 0: a vector */
+    int rows, cols; /* rows 0: a vector */
     float mean, spread;
-    int rotated;     /* heads whose rows a llama GGUF file reorders; 0: none */
+    int rotated; /* heads whose rows a llama GGUF file reorders; 0: none */
 };
 
 struct TinyModel {
@@ -47,10 +47,11 @@ struct TinyModel {
     int n_tensors;
 };
 
-static void add(struct TinyModel *m, int layer, const char *gguf, const char *hf, int rows, int cols)
+static void add(struct TinyModel *m, int layer, const char *gguf, const char *hf, int rows,
+                int cols)
 {
     struct TinyTensor *t = &m->tensors[m->n_tensors++];
-    *t = (struct TinyTensor){ .rows = rows, .cols = cols };
+    *t = (struct TinyTensor){.rows = rows, .cols = cols};
     if (layer < 0) {
         snprintf(t->gguf, sizeof t->gguf, "%s", gguf);
         snprintf(t->hf, sizeof t->hf, "%s", hf);
@@ -95,7 +96,8 @@ static int list_tensors(struct TinyModel *m, const struct TinySpec *spec)
 {
     m->spec = spec;
     m->n_tensors = 0;
-    if (spec->n_layers * 12 + 3 > MAX_TENSORS) return err_set(PC_ECONFIG, "too many layers for a tiny model");
+    if (spec->n_layers * 12 + 3 > MAX_TENSORS)
+        return err_set(PC_ECONFIG, "too many layers for a tiny model");
     add(m, -1, "token_embd.weight", "model.embed_tokens.weight", tiny_vocab_size(), spec->dim);
     add(m, -1, "output_norm.weight", "model.norm.weight", 0, spec->dim);
     if (!spec->tied) add(m, -1, "output.weight", "lm_head.weight", tiny_vocab_size(), spec->dim);
@@ -129,7 +131,8 @@ static int pair_rows(const struct TinyTensor *t, float *v)
     for (int r = 0; r < rows; r++) {
         int head = r / head_dim, in_head = r % head_dim;
         int from = head * head_dim + in_head % 2 * (head_dim / 2) + in_head / 2;
-        memcpy(v + (size_t)r * (size_t)width, copy + (size_t)from * (size_t)width, (size_t)width * sizeof *v);
+        memcpy(v + (size_t)r * (size_t)width, copy + (size_t)from * (size_t)width,
+               (size_t)width * sizeof *v);
     }
     mem_free(copy);
     return 0;
@@ -178,7 +181,8 @@ static void encode_q4(const float *x, uint8_t *p, bool with_min)
     if (with_min) put_f16(p + 2, m);
     uint8_t *q = p + (with_min ? 4 : 2);
     for (int i = 0; i < 16; i++) {
-        int a = d > 0 ? to_code((x[i] - m) / d, 15) : 8, b = d > 0 ? to_code((x[i + 16] - m) / d, 15) : 8;
+        int a = d > 0 ? to_code((x[i] - m) / d, 15) : 8,
+            b = d > 0 ? to_code((x[i + 16] - m) / d, 15) : 8;
         q[i] = (uint8_t)(a | b << 4);
     }
 }
@@ -187,6 +191,7 @@ static void encode_q4(const float *x, uint8_t *p, bool with_min)
 static void random_block(enum DType type, float spread, uint64_t *state, uint8_t *p, int bytes)
 {
     for (int i = 0; i < bytes; i++) p[i] = (uint8_t)next_random(state);
+    /* clang-format off */
     switch (type) {
     case DT_Q5_0: put_f16(p, spread / 9.2f); break;
     case DT_Q5_1: put_f16(p, spread / 9.2f); put_f16(p + 2, -spread * 15.5f / 9.2f); break;
@@ -194,6 +199,7 @@ static void random_block(enum DType type, float spread, uint64_t *state, uint8_t
     case DT_Q5_K: put_f16(p, spread / 340); put_f16(p + 2, spread / 22); break;
     default: put_f16(p + 208, spread / 1360); break; /* Q6_K */
     }
+    /* clang-format on */
 }
 
 static void encode(enum DType type, const float *x, size_t n, float spread, uint8_t *out)
@@ -203,6 +209,7 @@ static void encode(enum DType type, const float *x, size_t n, float spread, uint
     dtype_block(type, &weights, &bytes);
     for (size_t i = 0; i < n; i += (size_t)weights, x += weights, out += bytes) {
         uint16_t h = type == DT_F16 ? f32_to_f16(*x) : bf16_of(*x);
+        /* clang-format off */
         switch (type) {
         case DT_F32: memcpy(out, x, sizeof *x); break;
         case DT_F16:
@@ -212,18 +219,21 @@ static void encode(enum DType type, const float *x, size_t n, float spread, uint
         case DT_Q4_1: encode_q4(x, out, true); break;
         default: random_block(type, spread, &state, out, bytes); break;
         }
+        /* clang-format on */
     }
 }
 
 /* ==== Vocabulary ==== */
 
+/* clang-format off */
 static const char *const merges[][2] = {
     { "t", "h" }, { "th", "e" }, { "\u0120", "the" }, { "i", "n" }, { "a", "n" }, { "e", "r" },
     { "\u0120", "a" }, { "o", "u" }, { "r", "e" }, { "in", "g" }, { "an", "d" }, { "\u0120", "and" },
     { "\u0120", "s" }, { "o", "n" }, { "e", "s" }, { "\u0120", "i" }, { "\u0120i", "s" }, { "\u0120", "o" },
     { "\u0120o", "f" }, { "\u0120", "w" }, { "l", "l" }, { "e", "d" }, { "\u0120", "c" }, { "i", "t" },
 };
-static const char *const controls[] = { "<|endoftext|>", "<|im_start|>", "<|im_end|>" };
+/* clang-format on */
+static const char *const controls[] = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"};
 static const char chat_template[] =
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
     "'\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
@@ -249,18 +259,25 @@ static void spell_byte(int byte, char out[3])
     int code = 256;
     for (int b = 0; b <= byte; b++) {
         bool printable = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
-        if (b < byte) code += !printable;
-        else if (printable) code = b;
+        if (b < byte)
+            code += !printable;
+        else if (printable)
+            code = b;
     }
-    if (code < 128) snprintf(out, 3, "%c", code);
-    else snprintf(out, 3, "%c%c", 0xc0 | code >> 6, 0x80 | (code & 63));
+    if (code < 128)
+        snprintf(out, 3, "%c", code);
+    else
+        snprintf(out, 3, "%c%c", 0xc0 | code >> 6, 0x80 | (code & 63));
 }
 
 static void spell_token(int id, char out[32])
 {
-    if (id < N_BYTES) spell_byte(id, out);
-    else if (id < ID_END_OF_TEXT) snprintf(out, 32, "%s%s", merges[id - N_BYTES][0], merges[id - N_BYTES][1]);
-    else snprintf(out, 32, "%s", controls[id - ID_END_OF_TEXT]);
+    if (id < N_BYTES)
+        spell_byte(id, out);
+    else if (id < ID_END_OF_TEXT)
+        snprintf(out, 32, "%s%s", merges[id - N_BYTES][0], merges[id - N_BYTES][1]);
+    else
+        snprintf(out, 32, "%s", controls[id - ID_END_OF_TEXT]);
 }
 
 /* ==== GGUF ==== */
@@ -272,8 +289,14 @@ static int put(struct Str *s, const void *data, size_t len)
     return str_append(s, data, len);
 }
 
-static int put_u32(struct Str *s, uint32_t v) { return put(s, &v, sizeof v); }
-static int put_u64(struct Str *s, uint64_t v) { return put(s, &v, sizeof v); }
+static int put_u32(struct Str *s, uint32_t v)
+{
+    return put(s, &v, sizeof v);
+}
+static int put_u64(struct Str *s, uint64_t v)
+{
+    return put(s, &v, sizeof v);
+}
 
 static int put_text(struct Str *s, const char *text)
 {
@@ -414,8 +437,8 @@ fail:
 
 static int write_gguf(const struct TinyModel *m, struct Str *out)
 {
-    struct Str keys = { 0 };
-    struct KeyWriter w = { &keys, m->spec->arch, 0 };
+    struct Str keys = {0};
+    struct KeyWriter w = {&keys, m->spec->arch, 0};
     int status;
     TRY_GOTO(write_shape(&w, m->spec));
     TRY_GOTO(write_vocab(&w));
@@ -445,7 +468,7 @@ int tiny_gguf_bytes(const struct TinySpec *spec, struct Str *out)
 
 int tiny_gguf(const char *path, const struct TinySpec *spec)
 {
-    struct Str bytes = { 0 };
+    struct Str bytes = {0};
     int status = tiny_gguf_bytes(spec, &bytes);
     if (status == 0) status = file_write(path, bytes.data, bytes.len);
     str_free(&bytes);
@@ -456,8 +479,17 @@ struct TinySpec tiny_spec(const char *arch)
 {
     bool qwen3 = strcmp(arch, "qwen3") == 0;
     return (struct TinySpec){
-        .arch = arch, .n_layers = 2, .dim = 64, .n_heads = 4, .n_kv_heads = 2, .head_dim = qwen3 ? 32 : 16,
-        .hidden_dim = 128, .train_len = 512, .type = DT_F32, .seed = 1, .tied = strcmp(arch, "qwen2") != 0,
+        .arch = arch,
+        .n_layers = 2,
+        .dim = 64,
+        .n_heads = 4,
+        .n_kv_heads = 2,
+        .head_dim = qwen3 ? 32 : 16,
+        .hidden_dim = 128,
+        .train_len = 512,
+        .type = DT_F32,
+        .seed = 1,
+        .tied = strcmp(arch, "qwen2") != 0,
     };
 }
 
@@ -480,16 +512,24 @@ static int json_text(struct Str *s, const char *text)
 static int make_config(const struct TinySpec *s, struct Str *out)
 {
     bool llama = strcmp(s->arch, "llama") == 0, qwen2 = strcmp(s->arch, "qwen2") == 0;
-    TRY(str_appendf(out, "{\"architectures\": [\"%s\"], \"model_type\": \"%s\", \"hidden_act\": \"silu\",\n",
-                    llama ? "LlamaForCausalLM" : qwen2 ? "Qwen2ForCausalLM" : "Qwen3ForCausalLM", s->arch));
-    TRY(str_appendf(out, "\"num_hidden_layers\": %d, \"hidden_size\": %d, \"intermediate_size\": %d,\n", s->n_layers,
-                    s->dim, s->hidden_dim));
-    TRY(str_appendf(out, "\"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"head_dim\": %d,\n", s->n_heads,
-                    s->n_kv_heads, s->head_dim));
-    return str_appendf(out, "\"max_position_embeddings\": %d, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0,\n"
-                            "\"rope_scaling\": null, \"vocab_size\": %d, \"tie_word_embeddings\": %s,\n"
-                            "\"bos_token_id\": %d, \"eos_token_id\": %d}\n",
-                       s->train_len, N_TOKENS, s->tied ? "true" : "false", ID_IM_START, ID_IM_END);
+    TRY(str_appendf(
+        out, "{\"architectures\": [\"%s\"], \"model_type\": \"%s\", \"hidden_act\": \"silu\",\n",
+        llama   ? "LlamaForCausalLM"
+        : qwen2 ? "Qwen2ForCausalLM"
+                : "Qwen3ForCausalLM",
+        s->arch));
+    TRY(str_appendf(out,
+                    "\"num_hidden_layers\": %d, \"hidden_size\": %d, \"intermediate_size\": %d,\n",
+                    s->n_layers, s->dim, s->hidden_dim));
+    TRY(str_appendf(out,
+                    "\"num_attention_heads\": %d, \"num_key_value_heads\": %d, \"head_dim\": %d,\n",
+                    s->n_heads, s->n_kv_heads, s->head_dim));
+    return str_appendf(
+        out,
+        "\"max_position_embeddings\": %d, \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0,\n"
+        "\"rope_scaling\": null, \"vocab_size\": %d, \"tie_word_embeddings\": %s,\n"
+        "\"bos_token_id\": %d, \"eos_token_id\": %d}\n",
+        s->train_len, N_TOKENS, s->tied ? "true" : "false", ID_IM_START, ID_IM_END);
 }
 
 static int make_tokenizer(struct Str *out)
@@ -497,13 +537,15 @@ static int make_tokenizer(struct Str *out)
     char text[64];
     TRY(str_appendf(out, "{\"version\": \"1.0\", \"added_tokens\": ["));
     for (int i = 0; i < N_CONTROLS; i++) {
-        TRY(str_appendf(out, "%s{\"id\": %d, \"content\": \"%s\", \"special\": true}", i ? ", " : "",
-                        ID_END_OF_TEXT + i, controls[i]));
+        TRY(str_appendf(out, "%s{\"id\": %d, \"content\": \"%s\", \"special\": true}",
+                        i ? ", " : "", ID_END_OF_TEXT + i, controls[i]));
     }
-    TRY(str_appendf(out, "], \"normalizer\": null,\n\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": ["
-                         "{\"type\": \"Digits\", \"individual_digits\": true}, "
-                         "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"use_regex\": true}]},\n"
-                         "\"model\": {\"type\": \"BPE\", \"vocab\": {"));
+    TRY(str_appendf(
+        out,
+        "], \"normalizer\": null,\n\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": ["
+        "{\"type\": \"Digits\", \"individual_digits\": true}, "
+        "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"use_regex\": true}]},\n"
+        "\"model\": {\"type\": \"BPE\", \"vocab\": {"));
     for (int i = 0; i < ID_END_OF_TEXT; i++) {
         spell_token(i, text);
         if (i) TRY(str_append(out, ", ", 2));
@@ -521,14 +563,15 @@ static int make_tokenizer(struct Str *out)
 
 static int make_tokenizer_config(struct Str *out)
 {
-    TRY(str_appendf(out, "{\"add_bos_token\": false, \"unk_token\": \"%s\", \"chat_template\": ", controls[0]));
+    TRY(str_appendf(
+        out, "{\"add_bos_token\": false, \"unk_token\": \"%s\", \"chat_template\": ", controls[0]));
     TRY(json_text(out, chat_template));
     return str_appendf(out, "}\n");
 }
 
 static int make_weights(const struct TinyModel *m, struct Str *out)
 {
-    struct Str header = { 0 };
+    struct Str header = {0};
     size_t offset = 0;
     int status;
     TRY_GOTO(str_appendf(&header, "{\"__metadata__\": {\"format\": \"pt\"}"));
@@ -537,7 +580,8 @@ static int make_weights(const struct TinyModel *m, struct Str *out)
         size_t bytes = n_values(t) * sizeof(float);
         TRY_GOTO(str_appendf(&header, ", \"%s\": {\"dtype\": \"F32\", \"shape\": [", t->hf));
         if (t->rows) TRY_GOTO(str_appendf(&header, "%d, ", t->rows));
-        TRY_GOTO(str_appendf(&header, "%d], \"data_offsets\": [%zu, %zu]}", t->cols, offset, offset + bytes));
+        TRY_GOTO(str_appendf(&header, "%d], \"data_offsets\": [%zu, %zu]}", t->cols, offset,
+                             offset + bytes));
         offset += bytes;
     }
     TRY_GOTO(str_appendf(&header, "}"));
@@ -564,7 +608,7 @@ static int write_to(const char *dir, const char *name, const struct Str *text)
 
 int tiny_safetensors(const char *dir, const struct TinySpec *spec)
 {
-    struct Str text = { 0 };
+    struct Str text = {0};
     int status;
     struct TinyModel *m = mem_alloc(1, sizeof *m);
     if (!m) return PC_ENOMEM;

@@ -12,7 +12,7 @@
 struct TinySpec {
     const char *arch; /* llama, qwen2, qwen3 */
     int n_layers, dim, n_heads, n_kv_heads, head_dim, hidden_dim, train_len;
-    enum DType type;  /* of every matrix whose rows split into its blocks; the rest are F32 */
+    enum DType type; /* of every matrix whose rows split into its blocks; the rest are F32 */
     uint64_t seed;
     bool tied;
 };

@@ -7,7 +7,8 @@
 int main(int argc, char **argv)
 {
     const char *arch = argc > 2 ? argv[2] : "llama";
-    bool known = strcmp(arch, "llama") == 0 || strcmp(arch, "qwen2") == 0 || strcmp(arch, "qwen3") == 0;
+    bool known =
+        strcmp(arch, "llama") == 0 || strcmp(arch, "qwen2") == 0 || strcmp(arch, "qwen3") == 0;
     if (argc < 2 || argc > 3 || !known) {
         fprintf(stderr, "usage: tiny_model OUT.gguf [llama|qwen2|qwen3]\n");
         return 2;

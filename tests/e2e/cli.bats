@@ -2,6 +2,7 @@
 # cli.bats - the command line as its users meet it: streams, exit codes, messages, files, signals.
 #
 # PCOMP is the program, TINY a tiny model file; a test that lacks one of them is skipped.
+# shellcheck disable=SC2016 # single quotes: the inner shell expands
 
 bats_require_minimum_version 1.5.0
 
@@ -201,8 +202,8 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
         (.model.hash | test("^[0-9a-f]{16}$")) and (.input_hash | test("^[0-9a-f]{16}$")) and
         .chunks[0].begin == 0 and .chunks[-1].end == .plan.n_context and
         (.seconds | keys) == ["decode", "prefill", "question", "tokenize", "total"]' <<< "$output"
-    ! grep -qi 'nan\|infinity' <<< "$output"
     [ "$(jq -r .chunks[-1].byte_end <<< "$output")" -eq "$(stat -c %s text.txt)" ]
+    run ! grep -qi 'nan\|infinity' <<< "$output"
 }
 
 @test "--json and plain output carry the same answer" {
@@ -271,7 +272,7 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     [ "$status" -eq 0 ]
     grep -q '<!doctype html>' page.html
     grep -q 'Who wrote?' page.html
-    ! grep -q 'http' page.html
+    run ! grep -q 'http' page.html
     ask -q 'Second?' --explain two.html
     grep -q 'Who wrote?' two.html
     grep -q 'Second?' two-2.html

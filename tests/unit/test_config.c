@@ -109,7 +109,8 @@ static void test_unknown_names(void **state)
     (void)state;
     struct Settings s = fresh();
     assert_refused(settings_set(&s, "kepe", "2"), "unknown setting 'kepe': did you mean 'keep'?");
-    assert_refused(settings_set(&s, "zzzzzzzz", "2"), "unknown setting 'zzzzzzzz'; `pcomp settings`");
+    assert_refused(settings_set(&s, "zzzzzzzz", "2"),
+                   "unknown setting 'zzzzzzzz'; `pcomp settings`");
     assert_refused(parse(&s, "{\"kvcap\":1}"), "did you mean 'kv_cap'?");
     assert_refused(parse(&s, "{\"Keep\":1}"), "did you mean 'keep'?");
     assert_refused(settings_set(&s, "", "2"), "unknown setting");
@@ -119,7 +120,8 @@ static void test_numbers(void **state)
 {
     (void)state;
     struct Settings s = fresh();
-    assert_refused(settings_set(&s, "keep", "0"), "setting 'keep': '0' is out of range; accepted: 1 to 65536");
+    assert_refused(settings_set(&s, "keep", "0"),
+                   "setting 'keep': '0' is out of range; accepted: 1 to 65536");
     assert_refused(settings_set(&s, "keep", "65537"), "out of range");
     assert_refused(settings_set(&s, "keep", "99999999999999999999"), "out of range");
     assert_refused(settings_set(&s, "keep", "2x"), "not a whole number");
@@ -143,12 +145,24 @@ static void test_numbers(void **state)
 static void test_sizes(void **state)
 {
     (void)state;
-    static const struct { const char *text; size_t bytes; } good[] = {
-        {"auto", 0}, {"8G", (size_t)8 << 30}, {"512M", 512u << 20}, {"512m", 512u << 20},
-        {"1048576", 1 << 20}, {"2GiB", (size_t)2 << 30}, {"2GB", (size_t)2 << 30}, {"1.5G", (size_t)3 << 29},
-        {"4096K", 4u << 20}, {"1T", (size_t)1 << 40}, {"2000000B", 2000000},
+    static const struct {
+        const char *text;
+        size_t bytes;
+    } good[] = {
+        {"auto", 0},
+        {"8G", (size_t)8 << 30},
+        {"512M", 512u << 20},
+        {"512m", 512u << 20},
+        {"1048576", 1 << 20},
+        {"2GiB", (size_t)2 << 30},
+        {"2GB", (size_t)2 << 30},
+        {"1.5G", (size_t)3 << 29},
+        {"4096K", 4u << 20},
+        {"1T", (size_t)1 << 40},
+        {"2000000B", 2000000},
     };
-    static const char *const bad[] = {"8Q", "G", "", "8GG", "-8G", "1e9G", "0x8G", "nan", "inf", "8 G", "100K", "8Gi x"};
+    static const char *const bad[] = {"8Q",   "G",   "",    "8GG", "-8G",  "1e9G",
+                                      "0x8G", "nan", "inf", "8 G", "100K", "8Gi x"};
     struct Settings s = fresh();
     for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
         assert_int_equal(settings_set(&s, "memory", good[i].text), PC_OK);
@@ -178,7 +192,8 @@ static void test_json_types(void **state)
 {
     (void)state;
     struct Settings s = fresh(), before = s;
-    assert_refused(parse(&s, "{\"keep\":3,\"chunk\":\"2048\"}"), "here: setting 'chunk': '2048' is a string");
+    assert_refused(parse(&s, "{\"keep\":3,\"chunk\":\"2048\"}"),
+                   "here: setting 'chunk': '2048' is a string");
     assert_memory_equal(&s, &before, sizeof s); /* all or nothing */
     assert_refused(parse(&s, "{\"chunk\":null}"), "must be a number");
     assert_refused(parse(&s, "{\"chunk\":true}"), "must be a number");
@@ -193,7 +208,8 @@ static void test_json_types(void **state)
     assert_refused(parse(&s, ""), "not valid JSON");
     assert_refused(parse(&s, "{} x"), "not valid JSON at byte 3");
     assert_refused(parse(&s, "{\n\"keep\":2,\n}"), "line 3");
-    assert_int_equal(parse(&s, " {\"keep\":\"auto\",\"memory\":2000000,\"window\":8192} \n"), PC_OK);
+    assert_int_equal(parse(&s, " {\"keep\":\"auto\",\"memory\":2000000,\"window\":8192} \n"),
+                     PC_OK);
     assert_true(s.keep == AUTO && s.memory == 2000000 && s.window == 8192);
 }
 
@@ -220,11 +236,14 @@ static void test_calib(void **state)
     assert_int_equal(settings_set(&s, "calib", rule), PC_OK);
     assert_int_equal(s.n_calib, 1);
     assert_true(s.calib[0].region == 100 && s.calib[0].rows == 1 && s.calib[0].stage == 1);
-    assert_refused(settings_set(&s, "calib", "[{\"class\":\"sink\",\"layers\":[0,3]}]"), "'lambda' is missing");
+    assert_refused(settings_set(&s, "calib", "[{\"class\":\"sink\",\"layers\":[0,3]}]"),
+                   "'lambda' is missing");
     assert_int_equal(s.n_calib, 1); /* untouched by a refused list */
-    assert_refused(settings_set(&s, "calib", "[{\"klass\":\"sink\"}]"), "unknown key 'klass': did you mean 'class'?");
+    assert_refused(settings_set(&s, "calib", "[{\"klass\":\"sink\"}]"),
+                   "unknown key 'klass': did you mean 'class'?");
     assert_refused(settings_set(&s, "calib", "[{\"class\":\"edge\"}]"), "sink, middle or recent");
-    assert_refused(settings_set(&s, "calib", "[{\"layers\":[5,3]}]"), "first layer 5 is after last layer 3");
+    assert_refused(settings_set(&s, "calib", "[{\"layers\":[5,3]}]"),
+                   "first layer 5 is after last layer 3");
     assert_refused(settings_set(&s, "calib", "[{\"layers\":[0,1.5]}]"), "whole number");
     assert_refused(settings_set(&s, "calib", "[{\"layers\":[0]}]"), "[first, last]");
     assert_refused(settings_set(&s, "calib", "[{\"lambda\":-1}]"), "0 to 1");
@@ -252,8 +271,9 @@ static void test_calib_file(void **state)
     assert_true(fd >= 0);
     close(fd);
     struct Settings s = fresh();
-    static const char good[] = "{\"calib\":[{\"class\":\"sink\",\"layers\":[24,31],\"lambda\":0.1}],"
-                               "\"calib_layers\":32}";
+    static const char good[] =
+        "{\"calib\":[{\"class\":\"sink\",\"layers\":[24,31],\"lambda\":0.1}],"
+        "\"calib_layers\":32}";
     assert_int_equal(file_write(path, good, strlen(good)), PC_OK);
     assert_int_equal(settings_set(&s, "calib", path), PC_OK);
     assert_true(s.n_calib == 1 && s.calib_layers == 32 && s.calib[0].layer_hi == 31);

@@ -27,8 +27,12 @@ static void make_sample(int n)
     memset(&sample, 0, sizeof sample);
     for (int i = 0; i < 10 * n; i++) sample.context[i] = "<a> & word"[i % 10];
     for (int i = 0; i < n; i++)
-        sample.chunks[i] = (struct ChunkInfo){.begin = 5 * i, .end = 5 * i + 5, .byte_begin = (size_t)(10 * i),
-                                              .byte_end = (size_t)(10 * i + 10), .score = 3 + sin(i), .kept = i == 1};
+        sample.chunks[i] = (struct ChunkInfo){.begin = 5 * i,
+                                              .end = 5 * i + 5,
+                                              .byte_begin = (size_t)(10 * i),
+                                              .byte_end = (size_t)(10 * i + 10),
+                                              .score = 3 + sin(i),
+                                              .kept = i == 1};
     for (int i = 0; i < LAYERS * HEADS; i++) {
         sample.kv_in[i] = 2000;
         sample.kv_kept[i] = 1000 + i;
@@ -41,9 +45,16 @@ static void make_sample(int n)
     sample.result.time = (struct Timings){0.1, 2, 0.3, 0.6, 3};
     sample.result.text = (struct Str){.data = "it is <script>alert(1)</script>", .len = 31};
     sample.explain = (struct Explain){
-        .result = &sample.result, .context = sample.context, .context_len = strlen(sample.context),
-        .question = "what's \"that\" & <b>?", .model = "<model>", .device = "cpu", .source = "book<1>.txt",
-        .stop = "eos", .n_layers = LAYERS, .n_kv_heads = HEADS,
+        .result = &sample.result,
+        .context = sample.context,
+        .context_len = strlen(sample.context),
+        .question = "what's \"that\" & <b>?",
+        .model = "<model>",
+        .device = "cpu",
+        .source = "book<1>.txt",
+        .stop = "eos",
+        .n_layers = LAYERS,
+        .n_kv_heads = HEADS,
     };
 }
 
@@ -178,7 +189,8 @@ static void test_mark(void **state)
     sample.explain.mark_end = 38;
     const char *page = render();
     assert_int_equal(count(page, "the hidden sentence</text>"), 1);
-    assert_int_equal(count(page, "dropped, holds the sentence"), 2); /* among the kept, and in the full table */
+    assert_int_equal(count(page, "dropped, holds the sentence"),
+                     2); /* among the kept, and in the full table */
     sample.explain.mark_begin = sample.explain.mark_end = 100000;
     assert_int_equal(count(render(), "the hidden sentence</text>"), 0);
 }
@@ -188,7 +200,8 @@ static void test_bad_bytes(void **state)
 {
     (void)state;
     make_sample(4);
-    for (size_t i = 0; i < strlen(sample.context); i++) sample.context[i] = "\xe2\x80\x94\xff\x01\xc3"[i % 6];
+    for (size_t i = 0; i < strlen(sample.context); i++)
+        sample.context[i] = "\xe2\x80\x94\xff\x01\xc3"[i % 6];
     const char *page = render();
     assert_null(strchr(page, '\x01'));
     assert_non_null(strstr(page, "\xEF\xBF\xBD"));

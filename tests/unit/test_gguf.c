@@ -20,8 +20,14 @@ static void put(struct Str *s, const void *data, size_t n)
     assert_int_equal(str_append(s, data, n), 0);
 }
 
-static void put_u32(struct Str *s, uint32_t v) { put(s, &v, sizeof v); }
-static void put_u64(struct Str *s, uint64_t v) { put(s, &v, sizeof v); }
+static void put_u32(struct Str *s, uint32_t v)
+{
+    put(s, &v, sizeof v);
+}
+static void put_u64(struct Str *s, uint64_t v)
+{
+    put(s, &v, sizeof v);
+}
 
 static void put_text(struct Str *s, const char *text)
 {
@@ -44,7 +50,8 @@ static void put_key_u32(struct Str *s, const char *name, uint32_t value)
     put_u32(s, value);
 }
 
-static void put_tensor(struct Str *s, const char *name, uint64_t cols, uint32_t type, uint64_t offset)
+static void put_tensor(struct Str *s, const char *name, uint64_t cols, uint32_t type,
+                       uint64_t offset)
 {
     put_text(s, name);
     put_u32(s, 1);
@@ -70,7 +77,8 @@ static void refuse(struct Str *s, const char *part)
 {
     struct Gguf g;
     assert_int_equal(parse(s, &g), PC_EFORMAT);
-    if (!strstr(err_text(), part) || !strstr(err_text(), "t.gguf")) fail_msg("message: %s", err_text());
+    if (!strstr(err_text(), part) || !strstr(err_text(), "t.gguf"))
+        fail_msg("message: %s", err_text());
     str_free(s);
 }
 
@@ -80,7 +88,7 @@ static void tiny_file_is_read(void **state)
 {
     (void)state;
     struct TinySpec spec = tiny_spec("qwen2");
-    struct Str s = { 0 };
+    struct Str s = {0};
     struct Gguf g;
     assert_int_equal(tiny_gguf_bytes(&spec, &s), 0);
     assert_int_equal(parse(&s, &g), 0);
@@ -102,16 +110,28 @@ static void tiny_file_is_read(void **state)
 static void every_value_type_is_read(void **state)
 {
     (void)state;
-    struct Str s = { 0 };
+    struct Str s = {0};
     struct Gguf g;
     put_head(&s, 3, 0, 5);
-    put_text(&s, "i8"); put_u32(&s, GGUF_I8); put(&s, "\xff", 1);
-    put_text(&s, "u64"); put_u32(&s, GGUF_U64); put_u64(&s, UINT64_MAX);
+    put_text(&s, "i8");
+    put_u32(&s, GGUF_I8);
+    put(&s, "\xff", 1);
+    put_text(&s, "u64");
+    put_u32(&s, GGUF_U64);
+    put_u64(&s, UINT64_MAX);
     double real = 0.1;
-    put_text(&s, "f64"); put_u32(&s, GGUF_F64); put(&s, &real, sizeof real);
-    put_text(&s, "flag"); put_u32(&s, GGUF_BOOL); put(&s, "\1", 1);
-    put_text(&s, "list"); put_u32(&s, GGUF_ARRAY); put_u32(&s, GGUF_I32); put_u64(&s, 2);
-    put_u32(&s, 7); put_u32(&s, (uint32_t)-8);
+    put_text(&s, "f64");
+    put_u32(&s, GGUF_F64);
+    put(&s, &real, sizeof real);
+    put_text(&s, "flag");
+    put_u32(&s, GGUF_BOOL);
+    put(&s, "\1", 1);
+    put_text(&s, "list");
+    put_u32(&s, GGUF_ARRAY);
+    put_u32(&s, GGUF_I32);
+    put_u64(&s, 2);
+    put_u32(&s, 7);
+    put_u32(&s, (uint32_t)-8);
     assert_int_equal(parse(&s, &g), 0);
 
     int64_t n;
@@ -135,7 +155,7 @@ static void every_value_type_is_read(void **state)
 static void unknown_tensor_types_are_listed(void **state)
 {
     (void)state;
-    struct Str s = { 0 };
+    struct Str s = {0};
     struct Gguf g;
     put_head(&s, 3, 2, 0);
     put_tensor(&s, "a", 256, 10, 0);
@@ -153,7 +173,7 @@ static void unknown_tensor_types_are_listed(void **state)
 static void other_files_and_versions_are_refused(void **state)
 {
     (void)state;
-    struct Str s = { 0 };
+    struct Str s = {0};
     put(&s, "GGML", 4);
     refuse(&s, "not a GGUF file");
     put(&s, "GG", 2);
@@ -171,7 +191,7 @@ static void other_files_and_versions_are_refused(void **state)
 static void counts_beyond_the_file_are_refused(void **state)
 {
     (void)state;
-    struct Str s = { 0 };
+    struct Str s = {0};
     put_head(&s, 3, UINT64_MAX, 0);
     refuse(&s, "tensor count");
     put_head(&s, 3, 0, 1000000);
@@ -181,7 +201,7 @@ static void counts_beyond_the_file_are_refused(void **state)
 static void bad_keys_are_refused(void **state)
 {
     (void)state;
-    struct Str s = { 0 };
+    struct Str s = {0};
     put_head(&s, 3, 0, 1);
     put_text(&s, "");
     put_data(&s, 32);
@@ -212,18 +232,25 @@ static void bad_keys_are_refused(void **state)
 static void bad_arrays_are_refused(void **state)
 {
     (void)state;
-    struct Str s = { 0 };
+    struct Str s = {0};
     put_head(&s, 3, 0, 1);
-    put_text(&s, "k"); put_u32(&s, GGUF_ARRAY); put_u32(&s, GGUF_U64); put_u64(&s, UINT64_MAX / 8 + 2);
+    put_text(&s, "k");
+    put_u32(&s, GGUF_ARRAY);
+    put_u32(&s, GGUF_U64);
+    put_u64(&s, UINT64_MAX / 8 + 2);
     refuse(&s, "do not fit");
 
     put_head(&s, 3, 0, 1);
-    put_text(&s, "k"); put_u32(&s, GGUF_ARRAY); put_u32(&s, GGUF_STRING); put_u64(&s, UINT64_MAX);
+    put_text(&s, "k");
+    put_u32(&s, GGUF_ARRAY);
+    put_u32(&s, GGUF_STRING);
+    put_u64(&s, UINT64_MAX);
     put_u64(&s, 3);
     refuse(&s, "a string needs 3 bytes");
 
     put_head(&s, 3, 0, 1);
-    put_text(&s, "deep"); put_u32(&s, GGUF_ARRAY);
+    put_text(&s, "deep");
+    put_u32(&s, GGUF_ARRAY);
     for (int i = 0; i < 100; i++) {
         put_u32(&s, GGUF_ARRAY);
         put_u64(&s, 1);
@@ -234,9 +261,9 @@ static void bad_arrays_are_refused(void **state)
 static void bad_alignments_are_refused(void **state)
 {
     (void)state;
-    const uint32_t wrong[] = { 0, 3, 48, 1u << 31 };
+    const uint32_t wrong[] = {0, 3, 48, 1u << 31};
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
-        struct Str s = { 0 };
+        struct Str s = {0};
         put_head(&s, 3, 0, 1);
         put_key_u32(&s, "general.alignment", wrong[i]);
         refuse(&s, "power of two");
@@ -245,7 +272,7 @@ static void bad_alignments_are_refused(void **state)
 
 static void refuse_tensor(uint64_t cols, uint32_t type, uint64_t offset, const char *part)
 {
-    struct Str s = { 0 };
+    struct Str s = {0};
     put_head(&s, 3, 1, 0);
     put_tensor(&s, "w", cols, type, offset);
     put_data(&s, 128);
@@ -265,16 +292,21 @@ static void bad_tensors_are_refused(void **state)
     refuse_tensor(1, DT_F32, 4, "multiple of the alignment");
     refuse_tensor(1, 77, 160, "end beyond");
 
-    struct Str s = { 0 };
+    struct Str s = {0};
     put_head(&s, 3, 1, 0);
-    put_text(&s, "w"); put_u32(&s, 5);
+    put_text(&s, "w");
+    put_u32(&s, 5);
     put_data(&s, 128);
     refuse(&s, "has 5 dimensions");
 
     put_head(&s, 3, 1, 0);
-    put_text(&s, "w"); put_u32(&s, 3);
-    put_u64(&s, 1u << 31); put_u64(&s, 1u << 31); put_u64(&s, 1u << 31);
-    put_u32(&s, DT_F32); put_u64(&s, 0);
+    put_text(&s, "w");
+    put_u32(&s, 3);
+    put_u64(&s, 1u << 31);
+    put_u64(&s, 1u << 31);
+    put_u64(&s, 1u << 31);
+    put_u32(&s, DT_F32);
+    put_u64(&s, 0);
     put_data(&s, 128);
     refuse(&s, "too large");
 
@@ -293,8 +325,10 @@ static void parse_exact(const char *data, size_t n)
     uint8_t *copy = test_malloc(n ? n : 1);
     struct Gguf g;
     memcpy(copy, data, n);
-    if (gguf_parse(copy, n, "t.gguf", &g) == 0) gguf_free(&g);
-    else assert_true(strstr(err_text(), "t.gguf") != NULL);
+    if (gguf_parse(copy, n, "t.gguf", &g) == 0)
+        gguf_free(&g);
+    else
+        assert_true(strstr(err_text(), "t.gguf") != NULL);
     test_free(copy);
 }
 
@@ -302,7 +336,7 @@ static void no_prefix_crashes(void **state)
 {
     (void)state;
     struct TinySpec spec = tiny_spec("llama");
-    struct Str s = { 0 };
+    struct Str s = {0};
     struct Gguf g;
     assert_int_equal(tiny_gguf_bytes(&spec, &s), 0);
     assert_int_equal(parse(&s, &g), 0);
@@ -319,7 +353,7 @@ static void no_bit_flip_crashes(void **state)
 {
     (void)state;
     struct TinySpec spec = tiny_spec("llama");
-    struct Str s = { 0 };
+    struct Str s = {0};
     struct Gguf g;
     uint64_t seed = 1;
     assert_int_equal(tiny_gguf_bytes(&spec, &s), 0);
@@ -350,7 +384,7 @@ static void failed_allocations_are_reported(void **state)
 {
     (void)state;
     struct TinySpec spec = tiny_spec("llama");
-    struct Str s = { 0 };
+    struct Str s = {0};
     struct Gguf g;
     assert_int_equal(tiny_gguf_bytes(&spec, &s), 0);
     size_t before = mem_in_use();
@@ -360,8 +394,10 @@ static void failed_allocations_are_reported(void **state)
         mem_fail_after(n);
         status = parse(&s, &g);
         mem_fail_after(0);
-        if (status == 0) gguf_free(&g);
-        else assert_int_equal(status, PC_ENOMEM);
+        if (status == 0)
+            gguf_free(&g);
+        else
+            assert_int_equal(status, PC_ENOMEM);
         assert_int_equal(mem_in_use(), before);
     }
     str_free(&s);

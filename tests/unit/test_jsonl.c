@@ -70,10 +70,13 @@ static void test_openai_items(void **state)
 {
     (void)state;
     struct Item item;
-    assert_int_equal(parse("{\"custom_id\":\"r1\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":{"
-                           "\"max_tokens\":30,\"temperature\":0.5,\"seed\":9,\"messages\":["
-                           "{\"role\":\"system\",\"content\":\"S\"},{\"role\":\"user\",\"content\":\"T\"}]}}",
-                           &item), PC_OK);
+    assert_int_equal(
+        parse(
+            "{\"custom_id\":\"r1\",\"method\":\"POST\",\"url\":\"/v1/chat/completions\",\"body\":{"
+            "\"max_tokens\":30,\"temperature\":0.5,\"seed\":9,\"messages\":["
+            "{\"role\":\"system\",\"content\":\"S\"},{\"role\":\"user\",\"content\":\"T\"}]}}",
+            &item),
+        PC_OK);
     assert_string_equal(item.id.data, "r1");
     assert_string_equal(item.text.data, "T");
     assert_string_equal(item.instruction.data, "S");
@@ -82,9 +85,12 @@ static void test_openai_items(void **state)
     assert_string_equal(item.temperature.data, "0.5");
     assert_string_equal(item.seed.data, "9");
     item_free(&item);
-    assert_int_equal(parse("{\"body\":{\"messages\":[{\"role\":\"user\",\"content\":\"A\"},{\"role\":\"user\","
-                           "\"content\":[{\"type\":\"text\",\"text\":\"B\"}]},{\"role\":\"user\",\"content\":\"Q\"}]}}",
-                           &item), PC_OK);
+    assert_int_equal(
+        parse(
+            "{\"body\":{\"messages\":[{\"role\":\"user\",\"content\":\"A\"},{\"role\":\"user\","
+            "\"content\":[{\"type\":\"text\",\"text\":\"B\"}]},{\"role\":\"user\",\"content\":\"Q\"}]}}",
+            &item),
+        PC_OK);
     assert_string_equal(item.text.data, "A\n\nB");
     assert_string_equal(item.question.data, "Q");
     item_free(&item);
@@ -92,9 +98,12 @@ static void test_openai_items(void **state)
     assert_bad("{\"body\":{\"messages\":[]}}", "no message of role 'user'");
     assert_bad("{\"body\":{\"messages\":[{\"role\":\"tool\",\"content\":\"x\"}]}}", "role 'tool'");
     assert_bad("{\"body\":{\"messages\":[{\"role\":\"user\"}]}}", "no 'content'");
-    assert_bad("{\"body\":{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}}", "not text");
-    assert_bad("{\"body\":{\"max_tokens\":\"9\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}}",
-               "'max_tokens' is not a number");
+    assert_bad(
+        "{\"body\":{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}}",
+        "not text");
+    assert_bad(
+        "{\"body\":{\"max_tokens\":\"9\",\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}}",
+        "'max_tokens' is not a number");
 }
 
 static void test_lines(void **state)

@@ -16,6 +16,7 @@
 
 enum { N_BLOCKS = 64 };
 
+/* clang-format off */
 static const struct { enum DType type; int f16_high[2]; uint64_t fingerprint; } golden[] = {
     { DT_Q4_0, { 1, -1 }, 0x95c9fe0a2b06cf25u },
     { DT_Q4_1, { 1, 3 }, 0x9fde4b2b52917152u },
@@ -29,6 +30,7 @@ static const struct { enum DType type; int f16_high[2]; uint64_t fingerprint; } 
     { DT_BF16, { 1, -1 }, 0x7676308d0d070825u },
     { DT_F32, { 3, -1 }, 0x69f305d94c284074u },
 };
+/* clang-format on */
 
 static void random_bytes(uint8_t *out, size_t n, uint64_t state)
 {
@@ -66,7 +68,8 @@ static void decoded_values_are_those_of_the_reference(void **state)
         }
         quant_decode(golden[k].type, raw, values, (int64_t)n);
         uint64_t got = fingerprint(values, n);
-        if (got != golden[k].fingerprint) fail_msg("%s: %016llx", dtype_name((uint32_t)golden[k].type), (unsigned long long)got);
+        const char *name = dtype_name((uint32_t)golden[k].type);
+        if (got != golden[k].fingerprint) fail_msg("%s: %016llx", name, (unsigned long long)got);
         mem_free(raw);
         mem_free(values);
     }
@@ -143,13 +146,13 @@ static void every_half_has_its_value(void **state)
 static void rounding_to_half_is_to_nearest_even(void **state)
 {
     (void)state;
-    assert_int_equal(f32_to_f16(0x1.002p0f), 0x3c00);  /* halfway, down to even */
-    assert_int_equal(f32_to_f16(0x1.006p0f), 0x3c02);  /* halfway, up to even */
+    assert_int_equal(f32_to_f16(0x1.002p0f), 0x3c00); /* halfway, down to even */
+    assert_int_equal(f32_to_f16(0x1.006p0f), 0x3c02); /* halfway, up to even */
     assert_int_equal(f32_to_f16(0x1.0021p0f), 0x3c01);
     assert_int_equal(f32_to_f16(65519.9f), 0x7bff);
     assert_int_equal(f32_to_f16(65520), 0x7c00);
     assert_int_equal(f32_to_f16(-1e30f), 0xfc00);
-    assert_int_equal(f32_to_f16(0x1p-25f), 0);         /* half the smallest, to even */
+    assert_int_equal(f32_to_f16(0x1p-25f), 0); /* half the smallest, to even */
     assert_int_equal(f32_to_f16(0x1.8p-24f), 2);
     assert_int_equal(f32_to_f16(-1e-30f), 0x8000);
     assert_int_equal(f32_to_f16(0x1.ffep-15f), 0x0400); /* rounds up into the normal range */

@@ -33,8 +33,12 @@ static int drop_dir(void **state)
 {
     (void)state;
     static const char *const names[] = {
-        "config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors",
-        "model.safetensors.index.json", "x.json",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "x.json",
     };
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) drop(names[i]);
     return rmdir(dir);
@@ -59,21 +63,25 @@ static void build(struct Str *out, const char *header, size_t n)
 
 static void refuse(const char *header, size_t n, const char *part)
 {
-    struct Str s = { 0 };
+    struct Str s = {0};
     struct SafeFile f;
     build(&s, header, n);
     assert_int_equal(safetensors_parse((const uint8_t *)s.data, s.len, "t.st", &f), PC_EFORMAT);
-    if (!strstr(err_text(), part) || !strstr(err_text(), "t.st")) fail_msg("message: %s", err_text());
+    if (!strstr(err_text(), part) || !strstr(err_text(), "t.st"))
+        fail_msg("message: %s", err_text());
     str_free(&s);
 }
 
 static void tensors_are_listed(void **state)
 {
     (void)state;
-    struct Str s = { 0 };
+    struct Str s = {0};
     struct SafeFile f;
-    build(&s, "{\"__metadata__\":{\"a\":\"b\"},\"w\":{\"dtype\":\"BF16\",\"shape\":[2,3],\"data_offsets\":[4,16]},"
-              "\"i\":{\"dtype\":\"I32\",\"shape\":[],\"data_offsets\":[0,4]}}  ", 16);
+    build(
+        &s,
+        "{\"__metadata__\":{\"a\":\"b\"},\"w\":{\"dtype\":\"BF16\",\"shape\":[2,3],\"data_offsets\":[4,16]},"
+        "\"i\":{\"dtype\":\"I32\",\"shape\":[],\"data_offsets\":[0,4]}}  ",
+        16);
     assert_int_equal(safetensors_parse((const uint8_t *)s.data, s.len, "t.st", &f), 0);
     assert_int_equal(f.n_tensors, 2);
     assert_string_equal(f.tensors[0].name, "w");
@@ -110,23 +118,28 @@ static void bad_shapes_and_ranges_are_refused(void **state)
     (void)state;
     refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", 4, "whole number");
     refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[1.5],\"data_offsets\":[0,4]}}", 4, "whole number");
-    refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[1e300],\"data_offsets\":[0,4]}}", 4, "whole number");
-    refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1],\"data_offsets\":[0,4]}}", 4, "4 dimensions");
-    refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,4]}}", 4, "too large");
-    refuse("{\"w\":{\"dtype\":\"F64\",\"shape\":[4503599627370496,1024],\"data_offsets\":[0,4]}}", 4, "overflows");
+    refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[1e300],\"data_offsets\":[0,4]}}", 4,
+           "whole number");
+    refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1],\"data_offsets\":[0,4]}}", 4,
+           "4 dimensions");
+    refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,4]}}",
+           4, "too large");
+    refuse("{\"w\":{\"dtype\":\"F64\",\"shape\":[4503599627370496,1024],\"data_offsets\":[0,4]}}",
+           4, "overflows");
     refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, "data_offsets");
     refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0]}}", 4, "data_offsets");
     refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4,8]}}", 8, "data_offsets");
     refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,0]}}", 4, "outside");
     refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 4, "outside");
-    refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,9007199254740994]}}", 4, "whole numbers");
+    refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,9007199254740994]}}", 4,
+           "whole numbers");
     refuse("{\"w\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,8]}}", 8, "needs 4 bytes");
 }
 
 static void shards_come_from_the_index(void **state)
 {
     (void)state;
-    struct Str names = { 0 };
+    struct Str names = {0};
     int n;
     drop("model.safetensors.index.json");
     assert_int_equal(folder_shards(dir, &names, &n), 0);
@@ -134,7 +147,8 @@ static void shards_come_from_the_index(void **state)
     assert_string_equal(names.data, "model.safetensors");
     str_clear(&names);
 
-    write_file("model.safetensors.index.json", "{\"weight_map\":{\"a\":\"2.st\",\"b\":\"1.st\",\"c\":\"2.st\"}}");
+    write_file("model.safetensors.index.json",
+               "{\"weight_map\":{\"a\":\"2.st\",\"b\":\"1.st\",\"c\":\"2.st\"}}");
     assert_int_equal(folder_shards(dir, &names, &n), 0);
     assert_int_equal(n, 2);
     assert_string_equal(names.data, "1.st");
@@ -142,8 +156,15 @@ static void shards_come_from_the_index(void **state)
     str_clear(&names);
 
     static const char *const bad[] = {
-        "{\"weight_map\":{\"a\":\"../2.st\"}}", "{\"weight_map\":{\"a\":\"/etc/x\"}}", "{\"weight_map\":{\"a\":\"\"}}",
-        "{\"weight_map\":{\"a\":3}}", "{\"weight_map\":{}}", "{}", "[]", "", "{",
+        "{\"weight_map\":{\"a\":\"../2.st\"}}",
+        "{\"weight_map\":{\"a\":\"/etc/x\"}}",
+        "{\"weight_map\":{\"a\":\"\"}}",
+        "{\"weight_map\":{\"a\":3}}",
+        "{\"weight_map\":{}}",
+        "{}",
+        "[]",
+        "",
+        "{",
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         write_file("model.safetensors.index.json", bad[i]);
@@ -188,7 +209,7 @@ static void no_damage_crashes(void **state)
 {
     (void)state;
     struct TinySpec spec = tiny_spec("llama");
-    struct Str s = { 0 }, path = { 0 };
+    struct Str s = {0}, path = {0};
     uint64_t header;
     spec.n_layers = 1;
     assert_int_equal(tiny_safetensors(dir, &spec), 0);
@@ -199,7 +220,8 @@ static void no_damage_crashes(void **state)
     for (size_t i = 0; i < 8 * (header + 8); i++) {
         struct SafeFile f;
         s.data[i / 8] ^= (char)(1 << i % 8);
-        if (safetensors_parse((const uint8_t *)s.data, s.len, "t.st", &f) == 0) safetensors_free(&f);
+        if (safetensors_parse((const uint8_t *)s.data, s.len, "t.st", &f) == 0)
+            safetensors_free(&f);
         s.data[i / 8] ^= (char)(1 << i % 8);
     }
     str_free(&s);

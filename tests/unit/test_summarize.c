@@ -12,8 +12,8 @@
 #include <cmocka.h>
 
 static const char *const DEFAULTS[] = {"keep", "all", "max_tokens", "3", NULL};
-static const struct Command COMMAND = {.name = "summarize", .bit = ON_SUMMARIZE, .run = cmd_summarize,
-                                       .defaults = DEFAULTS};
+static const struct Command COMMAND = {
+    .name = "summarize", .bit = ON_SUMMARIZE, .run = cmd_summarize, .defaults = DEFAULTS};
 
 static char folder[64], model[96], out[96], texts[96], list[96];
 
@@ -153,20 +153,22 @@ static void test_errors_are_lines(void **state)
 {
     (void)state;
     int errors;
-    static const char items[] = "{\"id\":\"good\",\"text\":\"hello there\"}\n"
-                                "\n{broken\n"
-                                "{\"id\":\"gone\",\"file\":\"texts/gone.txt\"}\n"
-                                "{\"id\":\"file\",\"file\":\"texts/a.txt\",\"question\":\"Why?\"}\n"
-                                "{\"id\":\"nul\",\"text\":\"\"}\n"
-                                "{\"custom_id\":\"api\",\"body\":{\"max_tokens\":0,\"messages\":[{\"role\":\"user\","
-                                "\"content\":\"hi\"}]}}\n";
+    static const char items[] =
+        "{\"id\":\"good\",\"text\":\"hello there\"}\n"
+        "\n{broken\n"
+        "{\"id\":\"gone\",\"file\":\"texts/gone.txt\"}\n"
+        "{\"id\":\"file\",\"file\":\"texts/a.txt\",\"question\":\"Why?\"}\n"
+        "{\"id\":\"nul\",\"text\":\"\"}\n"
+        "{\"custom_id\":\"api\",\"body\":{\"max_tokens\":0,\"messages\":[{\"role\":\"user\","
+        "\"content\":\"hi\"}]}}\n";
     assert_int_equal(file_write(list, items, strlen(items)), PC_OK);
     assert_int_equal(summarize(list, NULL, NULL, NULL), CLI_EPARTIAL);
     assert_int_equal(lines(&errors), 6);
     assert_int_equal(errors, 4);
     put("gone.txt", "here it is");
     assert_int_equal(summarize(list, NULL, NULL, NULL), CLI_EPARTIAL);
-    assert_int_equal(lines(&errors), 6 + 4); /* errors are tried again; one of them is a result now */
+    assert_int_equal(lines(&errors),
+                     6 + 4); /* errors are tried again; one of them is a result now */
     assert_int_equal(errors, 4 + 3);
 }
 
@@ -215,7 +217,8 @@ static void test_lock(void **state)
 static void test_nothing_leaks(void **state)
 {
     (void)state;
-    assert_int_equal(summarize(texts, NULL, NULL, NULL), PC_OK); /* one-time allocations of the engine */
+    assert_int_equal(summarize(texts, NULL, NULL, NULL),
+                     PC_OK); /* one-time allocations of the engine */
     size_t before = mem_in_use();
     assert_int_equal(summarize(texts, "--max-tokens", "2", "--fresh"), PC_OK);
     assert_int_equal(mem_in_use(), before);
