@@ -15,7 +15,7 @@ struct Device;
 
 struct DeviceOptions {
     const struct Model *model;
-    bool exact;      /* f32 arithmetic and pages, instead of int16 blocks and f16 pages */
+    bool exact; /* f32 arithmetic and pages, instead of int16 blocks and f16 pages */
     int threads;
     const char *isa; /* "auto" or the name of a kernel table */
 };
@@ -36,16 +36,16 @@ struct PageRef {
 
 /* The pages of every head of a sequence: head h = layer * n_kv_heads + kv head. */
 struct HeadTable {
-    int n_heads, stride;   /* refs of head h begin at h * stride */
-    struct PageRef *refs;  /* [n_heads, stride] */
+    int n_heads, stride;    /* refs of head h begin at h * stride */
+    struct PageRef *refs;   /* [n_heads, stride] */
     int *n_refs, *n_tokens; /* [n_heads] */
 };
 
 struct PagePool {
-    uint8_t *data;      /* [n_pages, page_bytes] device memory */
+    uint8_t *data; /* [n_pages, page_bytes] device memory */
     size_t page_bytes;
     uint32_t n_pages, n_free;
-    uint32_t *free;     /* stack of free ids */
+    uint32_t *free; /* stack of free ids */
 };
 
 struct LinearOp {
@@ -60,33 +60,34 @@ struct FfnWeights {
 };
 
 struct RopeArgs {
-    float *q, *k;                  /* [n_rows, n_heads * head_dim], [n_rows, n_kv_heads * head_dim] f32, in place */
-    const float *q_norm, *k_norm;  /* [head_dim] f32 or NULL: RMS norm of each head first */
+    float *q, *k; /* [n_rows, n_heads * head_dim], [n_rows, n_kv_heads * head_dim] f32, in place */
+    const float *q_norm, *k_norm; /* [head_dim] f32 or NULL: RMS norm of each head first */
     int n_rows;
 };
 
 struct AttnArgs {
-    const float *q;             /* [n_rows, n_heads * head_dim] f32, rotated */
-    const float *k, *v;         /* [n_rows, n_kv_heads * head_dim] f32, k rotated */
-    float *out;                 /* [n_rows, n_heads * head_dim] f32 */
-    const int *seq_begin;       /* [n_seqs + 1] first row of each sequence */
+    const float *q;       /* [n_rows, n_heads * head_dim] f32, rotated */
+    const float *k, *v;   /* [n_rows, n_kv_heads * head_dim] f32, k rotated */
+    float *out;           /* [n_rows, n_heads * head_dim] f32 */
+    const int *seq_begin; /* [n_seqs + 1] first row of each sequence */
     int n_seqs;
     int layer;
     const struct PagePool *pool;
     const struct HeadTable *past; /* seen whole by every row, before its own sequence; or NULL */
-    int last_rows;              /* only the last so many rows of each sequence ask; 0: all */
-    int n_biased;               /* the first n_biased past tokens of each head get `bias` on their logit */
+    int last_rows;                /* only the last so many rows of each sequence ask; 0: all */
+    int n_biased; /* the first n_biased past tokens of each head get `bias` on their logit */
     float bias;
 };
 
 /* n tokens of one KV head into one page. */
 struct KvWrite {
-    const float *k, *v;  /* rows of one sequence: [.., n_kv_heads * head_dim] f32, at its first row */
+    const float *k,
+        *v; /* rows of one sequence: [.., n_kv_heads * head_dim] f32, at its first row */
     int kv_head;
-    const int *index;    /* [n] rows to write, in order; NULL: first .. first + n - 1 */
+    const int *index; /* [n] rows to write, in order; NULL: first .. first + n - 1 */
     int first, n;
     struct PageRef page;
-    int at;              /* slot of the first one */
+    int at; /* slot of the first one */
 };
 
 struct Backend {
@@ -110,7 +111,8 @@ struct Backend {
     /* Angles for the rows of the batch that follows. */
     int (*positions)(struct Device *d, const int *pos, int n_rows);
     /* out_i = rmsnorm(x) W_i^T + bias_i, up to 3 weights */
-    int (*norm_linear)(struct Device *d, const float *x, int n_rows, const float *norm, const struct LinearOp *ops, int n_ops);
+    int (*norm_linear)(struct Device *d, const float *x, int n_rows, const float *norm,
+                       const struct LinearOp *ops, int n_ops);
     /* x += a W^T + bias */
     int (*linear_add)(struct Device *d, const float *a, int n_rows, const struct LinearOp *op);
     /* x += down(silu(gate(rmsnorm(x))) * up(rmsnorm(x))) */
@@ -119,13 +121,17 @@ struct Backend {
     int (*attention)(struct Device *d, const struct AttnArgs *args);
     /* After attention() with the same args: for each sequence and KV head the sum over the last `obs_rows` rows and
      * the head group of the softmax on each key (past first). mass [n_seqs, n_kv_heads, stride] f32, in host memory. */
-    int (*attn_mass)(struct Device *d, const struct AttnArgs *args, int obs_rows, float *mass, int stride);
-    int (*kv_write)(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes, int n);
-    int (*kv_read)(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at, float *k, float *v);
+    int (*attn_mass)(struct Device *d, const struct AttnArgs *args, int obs_rows, float *mass,
+                     int stride);
+    int (*kv_write)(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
+                    int n);
+    int (*kv_read)(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
+                   float *k, float *v);
     /* Logits of rows idx[0..n) of x: out [n, vocab_size] f32 in host memory. */
     int (*logits)(struct Device *d, const float *x, const int *idx, int n, float *out);
     /* -log p(target) of rows idx[0..n), natural log: out [n] in host memory. */
-    int (*nll)(struct Device *d, const float *x, const int *idx, const int *target, int n, float *out);
+    int (*nll)(struct Device *d, const float *x, const int *idx, const int *target, int n,
+               float *out);
 };
 
 extern const struct Backend backend_cpu;

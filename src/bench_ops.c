@@ -26,7 +26,8 @@ static int op_qkv(struct OpBench *b)
 {
     for (int i = 0; i < layers_timed(b); i++) {
         const struct Layer *l = &b->e->model.layers[i];
-        struct LinearOp ops[3] = {{&l->wq, l->bq, b->tf.q}, {&l->wk, l->bk, b->tf.k}, {&l->wv, l->bv, b->tf.v}};
+        struct LinearOp ops[3] = {
+            {&l->wq, l->bq, b->tf.q}, {&l->wk, l->bk, b->tf.k}, {&l->wv, l->bv, b->tf.v}};
         TRY(b->e->be->norm_linear(b->e->dev, b->tf.x, b->n, l->attn_norm, ops, 3));
     }
     return PC_OK;
@@ -45,8 +46,15 @@ static int op_ffn(struct OpBench *b)
 static int op_attention(struct OpBench *b)
 {
     for (int i = 0; i < layers_timed(b); i++) {
-        struct AttnArgs a = {.q = b->tf.q, .k = b->tf.k, .v = b->tf.v, .out = b->tf.out, .seq_begin = b->seq_begin, .n_seqs = 1,
-                             .layer = i, .pool = &b->kv.pool, .past = b->n == 1 ? &b->table : NULL};
+        struct AttnArgs a = {.q = b->tf.q,
+                             .k = b->tf.k,
+                             .v = b->tf.v,
+                             .out = b->tf.out,
+                             .seq_begin = b->seq_begin,
+                             .n_seqs = 1,
+                             .layer = i,
+                             .pool = &b->kv.pool,
+                             .past = b->n == 1 ? &b->table : NULL};
         TRY(b->e->be->attention(b->e->dev, &a));
     }
     return PC_OK;
@@ -91,11 +99,13 @@ static void account(const struct OpBench *b, int op, int keys, struct BenchRow *
         break;
     case 2:
         row->flops = layers * 4 * m->n_heads * m->head_dim * (b->n == 1 ? keys : n * (n + 1) / 2);
-        row->bytes = layers * (double)b->e->be->page_bytes(b->e->dev) / PAGE_TOKENS * m->n_kv_heads * (b->n == 1 ? keys : 0);
+        row->bytes = layers * (double)b->e->be->page_bytes(b->e->dev) / PAGE_TOKENS *
+                     m->n_kv_heads * (b->n == 1 ? keys : 0);
         break;
     default:
         row->flops = 2.0 * m->vocab_size * m->dim;
-        row->bytes = (double)m->vocab_size * (double)dtype_row_bytes(b->e->model.output.type, m->dim);
+        row->bytes =
+            (double)m->vocab_size * (double)dtype_row_bytes(b->e->model.output.type, m->dim);
     }
 }
 
@@ -113,7 +123,8 @@ static int bench_open(struct OpBench *b, int keys)
     b->pos = mem_alloc((size_t)rows, sizeof(int));
     if (!b->tokens || !b->pos) return PC_ENOMEM;
     b->seq_begin[1] = b->n;
-    for (int i = 0; i < b->n; i++) b->tokens[i] = (int)((unsigned)i * 7919u % (unsigned)m->vocab_size), b->pos[i] = i;
+    for (int i = 0; i < b->n; i++)
+        b->tokens[i] = (int)((unsigned)i * 7919u % (unsigned)m->vocab_size), b->pos[i] = i;
     TRY(b->e->be->embed(b->e->dev, b->tokens, b->n, b->tf.x));
     TRY(b->e->be->positions(b->e->dev, b->pos, b->n));
     TRY(op_qkv(b));
@@ -158,7 +169,8 @@ int engine_bench_op(struct Engine *e, int op, int n_tokens, struct BenchRow *row
     account(&b, kind, n_tokens, row);
     snprintf(row->name, sizeof row->name, "%s %s", decode ? "decode" : "prefill", names[kind]);
     if (decode)
-        snprintf(row->shape, sizeof row->shape, "1 row, %d keys, %d layers", n_tokens, layers_timed(&b));
+        snprintf(row->shape, sizeof row->shape, "1 row, %d keys, %d layers", n_tokens,
+                 layers_timed(&b));
     else
         snprintf(row->shape, sizeof row->shape, "%d rows, %d layers", n_tokens, layers_timed(&b));
     bench_close(&b);

@@ -281,8 +281,11 @@ static int default_model(char *path, size_t room)
         glob_t found = {0};
         snprintf(pattern, sizeof pattern, "%s/%s/SmolLM2*.gguf", folder, places[i]);
         if (glob(pattern, 0, NULL, &found) == 0) n = (int)found.gl_pathc;
-        char *real = n > 0 ? realpath(found.gl_pathv[0], NULL) : NULL;
-        if (real) snprintf(path, room, "%s", real);
+        /* the folder is made plain, the file's own name kept: it may be a link to a shared store */
+        char *name = n > 0 ? strrchr(found.gl_pathv[0], '/') : NULL;
+        if (name) *name = '\0';
+        char *real = name ? realpath(found.gl_pathv[0], NULL) : NULL;
+        if (real) snprintf(path, room, "%s/%s", real, name + 1);
         free(real);
         globfree(&found);
     }

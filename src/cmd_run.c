@@ -307,9 +307,13 @@ fail:
 
 /* ==== Demo ==== */
 
-static const char NEEDLE[] = "The code word of the clerk Bartolomew is heliotrope-4719.";
-static const char NEEDLE_VALUE[] = "heliotrope-4719";
-static const char NEEDLE_QUESTION[] = "What is the code word of the clerk Bartolomew?";
+/* A form that a model of 135M parameters can answer, once the right chunk is kept. */
+static const char NEEDLE[] = "One of the special magic numbers for Queequeg is: 71432.";
+static const char NEEDLE_VALUE[] = "71432";
+static const char NEEDLE_QUESTION[] =
+    "What is the special magic number for Queequeg mentioned in the text?";
+static const char NEEDLE_ANSWER[] =
+    "The special magic number for Queequeg mentioned in the text is";
 
 /* The book that `make demo` fetches: book.txt beside the model. */
 static int read_book(struct Cli *cli, struct Str *book, char *name, size_t room)
@@ -395,6 +399,8 @@ static void say_demo(const struct Run *run, const char *book, int n_tokens, cons
     if (run->has_mark)
         fprintf(stderr, "Hidden at %.0f%% of it: \"%s\"\n", 100 * cli->depth, NEEDLE);
     fprintf(stderr, "Question: %s\n", question);
+    if (*cli->settings.answer_prefix)
+        fprintf(stderr, "The answer is made to begin: \"%s\"\n", cli->settings.answer_prefix);
 }
 
 static void judge_demo(const struct Run *run, const struct Result *r)
@@ -412,6 +418,13 @@ static void judge_demo(const struct Run *run, const struct Result *r)
             said ? "contains" : "does not contain", NEEDLE_VALUE, r->time.total);
 }
 
+/* As if the flag had been given. */
+static int assign_setting(struct Cli *cli, const char *name, const char *value)
+{
+    TRY(list_push(&cli->assigned, name));
+    return list_push(&cli->assigned, value);
+}
+
 int cmd_demo(struct Cli *cli)
 {
     struct Run run = {.cli = cli, .n_questions = 1};
@@ -426,6 +439,9 @@ int cmd_demo(struct Cli *cli)
         return err_set(PC_ECONFIG, "with --no-needle, give your own question with -q");
     TRY(progress_open(&run.view, cli->progress, cli->quiet));
     TRY_GOTO(cli_questions(cli));
+    TRY_GOTO(cli_settings(cli));
+    if (cli->questions.n == 0 && !*cli->settings.answer_prefix)
+        TRY_GOTO(assign_setting(cli, "answer_prefix", NEEDLE_ANSWER));
     TRY_GOTO(cli_open(cli, &run.engine));
     TRY_GOTO(read_book(cli, &book, name, sizeof name));
     TRY_GOTO(make_context(&run, &book, &n_tokens));

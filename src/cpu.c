@@ -16,7 +16,8 @@
 
 static const struct Kernels *kernels_for(const char *isa)
 {
-    static const struct Kernels *const tables[] = {&kernels_avx512vnni, &kernels_avx512, &kernels_avx2};
+    static const struct Kernels *const tables[] = {&kernels_avx512vnni, &kernels_avx512,
+                                                   &kernels_avx2};
     bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     bool can[] = {avx512 && __builtin_cpu_supports("avx512vnni"), avx512,
@@ -30,15 +31,18 @@ static int cpu_open(const struct DeviceOptions *o, struct Device **out)
 {
     const struct Kernels *kern = kernels_for(o->isa);
     if (!kern)
-        return err_set(PC_EDEVICE, "this CPU cannot run instruction set '%s' (avx2 with fma is the least); try --isa auto", o->isa);
+        return err_set(
+            PC_EDEVICE,
+            "this CPU cannot run instruction set '%s' (avx2 with fma is the least); try --isa auto",
+            o->isa);
     struct Device *d = mem_alloc(1, sizeof *d);
     if (!d) return PC_ENOMEM;
     d->kern = kern;
     d->model = o->model;
     d->exact = o->exact;
     d->threads = o->threads > 0 ? o->threads : omp_get_num_procs();
-    snprintf(d->text, sizeof d->text, "cpu %s %s, %d thread%s", kern->isa, o->exact ? "f32" : "int16", d->threads,
-             d->threads == 1 ? "" : "s");
+    snprintf(d->text, sizeof d->text, "cpu %s %s, %d thread%s", kern->isa,
+             o->exact ? "f32" : "int16", d->threads, d->threads == 1 ? "" : "s");
     *out = d;
     return PC_OK;
 }
@@ -50,16 +54,23 @@ static void cpu_close(struct Device *d)
     mem_free(d);
 }
 
-static const char *cpu_describe(const struct Device *d) { return d->text; }
+static const char *cpu_describe(const struct Device *d)
+{
+    return d->text;
+}
 
 static size_t cpu_page_bytes(const struct Device *d)
 {
-    return (size_t)2 * PAGE_TOKENS * d->model->cfg.head_dim * (d->exact ? sizeof(float) : sizeof(uint16_t));
+    return (size_t)2 * PAGE_TOKENS * d->model->cfg.head_dim *
+           (d->exact ? sizeof(float) : sizeof(uint16_t));
 }
 
 /* ==== Scratch ==== */
 
-static int max_int(int a, int b) { return a > b ? a : b; }
+static int max_int(int a, int b)
+{
+    return a > b ? a : b;
+}
 
 struct Cut {
     uint8_t *base; /* NULL: only measure */
@@ -75,7 +86,8 @@ static void *cut(struct Cut *c, size_t bytes)
 
 static struct Act cut_act(struct Cut *c, bool exact, int rows, int cols, int group)
 {
-    struct Act a = {.exact = exact, .cols = cols, .n_blocks = (cols + QBLOCK - 1) / QBLOCK, .group = group};
+    struct Act a = {
+        .exact = exact, .cols = cols, .n_blocks = (cols + QBLOCK - 1) / QBLOCK, .group = group};
     size_t values = act_at(&a, (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS, 0);
     a.v = cut(c, values * QBLOCK * (exact ? sizeof(float) : sizeof(int16_t)));
     a.scale = cut(c, exact ? 0 : values * sizeof(float));
@@ -88,7 +100,8 @@ static size_t cut_scratch(struct Device *d, const struct BatchShape *s, uint8_t 
     struct Cut c = {base, 0};
     int wide = max_int(m->dim, m->n_heads * m->head_dim), widest = max_int(wide, m->hidden_dim);
     size_t k_scales, block = d->kern->kv_pack_bytes(m->head_dim, d->exact, &k_scales);
-    size_t heads = (size_t)s->seqs * m->n_kv_heads, key_blocks = ((size_t)s->keys + QBLOCK - 1) / QBLOCK;
+    size_t heads = (size_t)s->seqs * m->n_kv_heads,
+           key_blocks = ((size_t)s->keys + QBLOCK - 1) / QBLOCK;
     size_t splits = key_blocks / DECODE_SPLIT + 2 * m->n_kv_heads + 2;
     size_t attn = d->kern->attn_scratch_bytes(m->head_dim, s->mass_keys, d->exact);
     size_t panel = d->kern->panel_bytes(widest, d->exact);
@@ -109,7 +122,8 @@ static size_t cut_scratch(struct Device *d, const struct BatchShape *s, uint8_t 
     d->pack.k_scale = cut(&c, many ? heads * key_blocks * k_scales * sizeof(float) : 0);
     d->pack.v_scale = cut(&c, many ? heads * key_blocks * k_scales * sizeof(float) : 0);
     d->head_out = cut(&c, sizeof(float) * (size_t)max_int(s->head_rows, 1) * m->vocab_size);
-    d->part = cut(&c, sizeof(struct Partial) * splits * (size_t)(m->n_heads / m->n_kv_heads) * (size_t)m->n_kv_heads);
+    d->part = cut(&c, sizeof(struct Partial) * splits * (size_t)(m->n_heads / m->n_kv_heads) *
+                          (size_t)m->n_kv_heads);
     d->part_out = cut(&c, sizeof(float) * splits * (size_t)m->n_heads * m->head_dim);
     return c.at;
 }
@@ -155,7 +169,8 @@ static int cpu_copy(struct Device *d, void *dst, const void *src, size_t bytes)
 /* ==== Products ==== */
 
 /* Rows of x, normed when `norm` is given, into the device's packed form. */
-static void pack_rows(struct Device *d, const float *x, int n_rows, const float *norm, struct Act *act)
+static void pack_rows(struct Device *d, const float *x, int n_rows, const float *norm,
+                      struct Act *act)
 {
     int cols = act->cols;
     float eps = d->model->cfg.norm_eps;
@@ -171,26 +186,46 @@ static void pack_rows(struct Device *d, const float *x, int n_rows, const float 
     }
 }
 
-/* Runs up to three products over (panel, row block) tiles; each tile packs its weight panel itself, so row blocks
- * are long unless there are too few panels for the threads. */
-static void run_products(struct Device *d, const struct MatmulArgs *m, int n)
+/* Panels a task makes together: one, unless the rows are too many bytes to stay in the last-level cache. */
+static int panels_together(const struct Device *d, const struct MatmulArgs *m, int panels)
 {
-    int panels[3], total = 0, rows = m[0].n_rows;
-    for (int i = 0; i < n; i++) total += panels[i] = (m[i].w->rows + PANEL_COLS - 1) / PANEL_COLS;
-    int want = (4 * d->threads + total - 1) / total, most = rows / (8 * TILE_ROWS);
-    int row_blocks = max_int(1, want < most ? want : most);
+    enum { NEAR_BYTES = 8 << 20 };
+    size_t bytes =
+        (size_t)m->n_rows * m->a->n_blocks * QBLOCK * (d->exact ? sizeof(float) : sizeof(int16_t));
+    if (m->mode == MATMUL_SILU || bytes <= NEAR_BYTES) return 1;
+    int rounds = (panels + d->threads * PANELS_MAX - 1) / (d->threads * PANELS_MAX),
+        tasks = rounds * d->threads;
+    return (panels + tasks - 1) / tasks;
+}
+
+/* Runs up to three products over (panels, row block) tasks; each packs its weight panels itself, so
+ * row blocks are long unless there are too few panels for the threads. */
+static void run_products(struct Device *d, struct MatmulArgs *m, int n)
+{
+    int tasks[3], total = 0, rows = m[0].n_rows;
+    for (int i = 0; i < n; i++) {
+        int panels = (m[i].w->rows + PANEL_COLS - 1) / PANEL_COLS;
+        m[i].n_panels = panels_together(d, &m[i], panels);
+        total += tasks[i] = (panels + m[i].n_panels - 1) / m[i].n_panels;
+    }
+    int want =
+        m[0].n_panels > 1 ? (d->threads + total - 1) / total : (4 * d->threads + total - 1) / total;
+    int most = rows / (8 * TILE_ROWS), row_blocks = max_int(1, want < most ? want : most);
     int per = ((rows + row_blocks - 1) / row_blocks + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
 #pragma omp parallel for schedule(dynamic) num_threads(d->threads)
     for (int t = 0; t < total * row_blocks; t++) {
-        int panel = t / row_blocks, row0 = t % row_blocks * per, i = 0;
+        int task = t / row_blocks, row0 = t % row_blocks * per, i = 0;
         int row1 = row0 + per < rows ? row0 + per : rows;
-        while (panel >= panels[i]) panel -= panels[i++];
-        if (row0 < row1) d->kern->matmul_tile(&m[i], panel, row0, row1, thread_scratch(d, omp_get_thread_num()));
+        while (task >= tasks[i]) task -= tasks[i++];
+        if (row0 < row1)
+            d->kern->matmul_tile(&m[i], task * m[i].n_panels, row0, row1,
+                                 thread_scratch(d, omp_get_thread_num()));
     }
 }
 
 /* y = W x for one row; ops share x. */
-static void run_matvecs(struct Device *d, const float *x, int cols, const struct LinearOp *ops, int n)
+static void run_matvecs(struct Device *d, const float *x, int cols, const struct LinearOp *ops,
+                        int n)
 {
     enum { ROWS = 32 };
     int tasks[3], total = 0;
@@ -201,14 +236,15 @@ static void run_matvecs(struct Device *d, const float *x, int cols, const struct
         int task = t, i = 0;
         while (task >= tasks[i]) task -= tasks[i++];
         int row0 = task * ROWS, left = ops[i].w->rows - row0;
-        d->kern->matvec_rows(ops[i].w, row0, left < ROWS ? left : ROWS, d->prep, d->exact, ops[i].out + row0);
+        d->kern->matvec_rows(ops[i].w, row0, left < ROWS ? left : ROWS, d->prep, d->exact,
+                             ops[i].out + row0);
     }
     for (int i = 0; i < n; i++)
         if (ops[i].bias) d->kern->add(ops[i].out, ops[i].bias, ops[i].w->rows);
 }
 
-static int cpu_norm_linear(struct Device *d, const float *x, int n_rows, const float *norm, const struct LinearOp *ops,
-                           int n_ops)
+static int cpu_norm_linear(struct Device *d, const float *x, int n_rows, const float *norm,
+                           const struct LinearOp *ops, int n_ops)
 {
     int cols = ops[0].w->cols;
     if (n_rows <= FEW_ROWS) {
@@ -222,8 +258,13 @@ static int cpu_norm_linear(struct Device *d, const float *x, int n_rows, const f
     pack_rows(d, x, n_rows, norm, &act);
     struct MatmulArgs m[3];
     for (int i = 0; i < n_ops; i++)
-        m[i] = (struct MatmulArgs){.a = &act, .n_rows = n_rows, .w = ops[i].w, .bias = ops[i].bias,
-                                   .mode = MATMUL_STORE, .out = ops[i].out, .ld_out = ops[i].w->rows};
+        m[i] = (struct MatmulArgs){.a = &act,
+                                   .n_rows = n_rows,
+                                   .w = ops[i].w,
+                                   .bias = ops[i].bias,
+                                   .mode = MATMUL_STORE,
+                                   .out = ops[i].out,
+                                   .ld_out = ops[i].w->rows};
     run_products(d, m, n_ops);
     return PC_OK;
 }
@@ -241,8 +282,13 @@ static int cpu_linear_add(struct Device *d, const float *a, int n_rows, const st
     act.cols = cols;
     act.n_blocks = (cols + QBLOCK - 1) / QBLOCK;
     pack_rows(d, a, n_rows, NULL, &act);
-    struct MatmulArgs m = {.a = &act, .n_rows = n_rows, .w = op->w, .bias = op->bias, .mode = MATMUL_ADD,
-                           .out = op->out, .ld_out = op->w->rows};
+    struct MatmulArgs m = {.a = &act,
+                           .n_rows = n_rows,
+                           .w = op->w,
+                           .bias = op->bias,
+                           .mode = MATMUL_ADD,
+                           .out = op->out,
+                           .ld_out = op->w->rows};
     run_products(d, &m, 1);
     return PC_OK;
 }
@@ -266,9 +312,19 @@ static int cpu_ffn_add(struct Device *d, float *x, int n_rows, const struct FfnW
     act.cols = dim;
     act.n_blocks = (dim + QBLOCK - 1) / QBLOCK;
     pack_rows(d, x, n_rows, f->norm, &act);
-    struct MatmulArgs in = {.a = &act, .n_rows = n_rows, .w = f->gate, .w2 = f->up, .mode = MATMUL_SILU, .act_out = &d->act_ffn};
+    struct MatmulArgs in = {.a = &act,
+                            .n_rows = n_rows,
+                            .w = f->gate,
+                            .w2 = f->up,
+                            .mode = MATMUL_SILU,
+                            .act_out = &d->act_ffn};
     run_products(d, &in, 1);
-    struct MatmulArgs out = {.a = &d->act_ffn, .n_rows = n_rows, .w = f->down, .mode = MATMUL_ADD, .out = x, .ld_out = dim};
+    struct MatmulArgs out = {.a = &d->act_ffn,
+                             .n_rows = n_rows,
+                             .w = f->down,
+                             .mode = MATMUL_ADD,
+                             .out = x,
+                             .ld_out = dim};
     run_products(d, &out, 1);
     return PC_OK;
 }
@@ -281,7 +337,8 @@ static int cpu_embed(struct Device *d, const int *tokens, int n_rows, float *x)
     size_t row_bytes = dtype_row_bytes(w->type, w->cols);
 #pragma omp parallel for schedule(static) num_threads(d->threads)
     for (int r = 0; r < n_rows; r++)
-        quant_decode(w->type, (const uint8_t *)w->data + (size_t)tokens[r] * row_bytes, x + (size_t)r * w->cols, w->cols);
+        quant_decode(w->type, (const uint8_t *)w->data + (size_t)tokens[r] * row_bytes,
+                     x + (size_t)r * w->cols, w->cols);
     return PC_OK;
 }
 
@@ -309,7 +366,8 @@ static int cpu_positions(struct Device *d, const int *pos, int n_rows)
     return PC_OK;
 }
 
-static void rope_heads(const struct Device *d, float *heads, int n, const float *norm, const float *angles)
+static void rope_heads(const struct Device *d, float *heads, int n, const float *norm,
+                       const float *angles)
 {
     const struct ModelConfig *m = &d->model->cfg;
     for (int h = 0; h < n; h++) {
@@ -326,14 +384,15 @@ static int cpu_rope(struct Device *d, const struct RopeArgs *a)
     for (int r = 0; r < a->n_rows; r++) {
         const float *angles = d->angles + (size_t)r * m->rope_dim;
         rope_heads(d, a->q + (size_t)r * m->n_heads * m->head_dim, m->n_heads, a->q_norm, angles);
-        rope_heads(d, a->k + (size_t)r * m->n_kv_heads * m->head_dim, m->n_kv_heads, a->k_norm, angles);
+        rope_heads(d, a->k + (size_t)r * m->n_kv_heads * m->head_dim, m->n_kv_heads, a->k_norm,
+                   angles);
     }
     return PC_OK;
 }
 
 /* ==== Head ==== */
 
-static int cpu_logits(struct Device *d, const float *x, const int *idx, int n, float *out)
+static int head_rows(struct Device *d, const float *x, const int *idx, int n, bool few, float *out)
 {
     const struct Model *m = d->model;
     struct Act act = d->act;
@@ -341,8 +400,9 @@ static int cpu_logits(struct Device *d, const float *x, const int *idx, int n, f
     act.n_blocks = (act.cols + QBLOCK - 1) / QBLOCK;
     float *tmp = thread_scratch(d, 0);
     for (int i = 0; i < n; i++) {
-        d->kern->rmsnorm(x + (size_t)idx[i] * m->cfg.dim, m->output_norm, m->cfg.dim, m->cfg.norm_eps, tmp);
-        if (n <= FEW_ROWS) {
+        d->kern->rmsnorm(x + (size_t)idx[i] * m->cfg.dim, m->output_norm, m->cfg.dim,
+                         m->cfg.norm_eps, tmp);
+        if (few) {
             struct LinearOp op = {&m->output, NULL, out};
             memcpy(d->rows, tmp, sizeof(float) * (size_t)m->cfg.dim);
             run_matvecs(d, d->rows, m->cfg.dim, &op, 1);
@@ -350,17 +410,29 @@ static int cpu_logits(struct Device *d, const float *x, const int *idx, int n, f
         }
         d->kern->act_pack(tmp, m->cfg.dim, i, 1, &act);
     }
-    struct MatmulArgs args = {.a = &act, .n_rows = n, .w = &m->output, .mode = MATMUL_STORE, .out = out, .ld_out = m->output.rows};
+    struct MatmulArgs args = {.a = &act,
+                              .n_rows = n,
+                              .w = &m->output,
+                              .mode = MATMUL_STORE,
+                              .out = out,
+                              .ld_out = m->output.rows};
     run_products(d, &args, 1);
     return PC_OK;
 }
 
-static int cpu_nll(struct Device *d, const float *x, const int *idx, const int *target, int n, float *out)
+static int cpu_logits(struct Device *d, const float *x, const int *idx, int n, float *out)
+{
+    return head_rows(d, x, idx, n, n <= FEW_ROWS, out);
+}
+
+/* All rows alike, also one left over: a chunk's score must not depend on the size of its wave. */
+static int cpu_nll(struct Device *d, const float *x, const int *idx, const int *target, int n,
+                   float *out)
 {
     int vocab = d->model->output.rows;
     for (int i = 0; i < n; i += d->shape.head_rows) {
         int m = n - i < d->shape.head_rows ? n - i : d->shape.head_rows;
-        TRY(cpu_logits(d, x, idx + i, m, d->head_out));
+        TRY(head_rows(d, x, idx + i, m, false, d->head_out));
 #pragma omp parallel for schedule(static) num_threads(d->threads)
         for (int r = 0; r < m; r++) {
             const float *row = d->head_out + (size_t)r * vocab;

@@ -13,19 +13,19 @@ struct Device {
     char text[96];
 
     struct BatchShape shape;
-    void *block;             /* all scratch, cut below */
-    struct Act act;          /* normed rows or attention output: [rows, max(dim, n_heads * head_dim)] */
-    struct Act act_ffn;      /* [rows, hidden_dim] */
-    float *angles;           /* [rows, rope_dim]: cosines then sines of each row */
+    void *block;        /* all scratch, cut below */
+    struct Act act;     /* normed rows or attention output: [rows, max(dim, n_heads * head_dim)] */
+    struct Act act_ffn; /* [rows, hidden_dim] */
+    float *angles;      /* [rows, rope_dim]: cosines then sines of each row */
     uint8_t *thread_scratch; /* [threads, thread_bytes] */
     size_t thread_bytes;
-    float *rows;             /* [16, max width] f32: a few rows in plain form */
-    uint8_t *prep;           /* matvec operands */
-    struct KvPack pack;      /* [n_seqs * n_kv_heads] packed keys and values, pack_blocks blocks apart */
+    float *rows;        /* [16, max width] f32: a few rows in plain form */
+    uint8_t *prep;      /* matvec operands */
+    struct KvPack pack; /* [n_seqs * n_kv_heads] packed keys and values, pack_blocks blocks apart */
     int pack_blocks;
-    float *head_out;         /* [head_rows, vocab_size] f32 */
-    struct Partial *part;    /* [splits, n_heads] */
-    float *part_out;         /* [splits, n_heads, head_dim] */
+    float *head_out;      /* [head_rows, vocab_size] f32 */
+    struct Partial *part; /* [splits, n_heads] */
+    float *part_out;      /* [splits, n_heads, head_dim] */
 };
 
 enum {
@@ -39,8 +39,11 @@ static inline void *thread_scratch(struct Device *d, int thread)
 }
 
 int cpu_attention(struct Device *d, const struct AttnArgs *a);
-int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *mass, int stride);
-int cpu_kv_write(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes, int n);
-int cpu_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at, float *k, float *v);
+int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *mass,
+                  int stride);
+int cpu_kv_write(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
+                 int n);
+int cpu_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at, float *k,
+                float *v);
 
 #endif

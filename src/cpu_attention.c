@@ -37,7 +37,8 @@ static struct KvPack pack_of(const struct Device *d, int seq, int kv_head)
 }
 
 /* Gathers up to 64 tokens [at, at + n) of past and own rows of one head into k, v [64, head_dim]. */
-static void gather_block(struct Device *d, const struct AttnArgs *a, int seq, int kv_head, int at, float *k, float *v)
+static void gather_block(struct Device *d, const struct AttnArgs *a, int seq, int kv_head, int at,
+                         float *k, float *v)
 {
     const struct ModelConfig *m = &d->model->cfg;
     int dim = m->head_dim, past = past_tokens(a, kv_head, m->n_kv_heads), n = 0;
@@ -48,7 +49,8 @@ static void gather_block(struct Device *d, const struct AttnArgs *a, int seq, in
         while (skip >= (int)ref->len) skip -= (int)(ref++)->len;
         for (; n < QBLOCK && at + n < past; n++) {
             while (skip >= (int)ref->len) skip = 0, ref++;
-            d->kern->page_read(a->pool->data + ref->page * a->pool->page_bytes, skip++, dim, k + n * dim, v + n * dim, d->exact);
+            d->kern->page_read(a->pool->data + ref->page * a->pool->page_bytes, skip++, dim,
+                               k + n * dim, v + n * dim, d->exact);
         }
     }
     for (int row = at + n - past; n < QBLOCK && row < rows; n++, row++) {
@@ -66,24 +68,28 @@ static void pack_keys(struct Device *d, const struct AttnArgs *a)
     for (int h = 0; h < heads; h++) {
         for (int b = 0; b < d->pack_blocks; b++) {
             int seq = h / m->n_kv_heads, kv = h % m->n_kv_heads;
-            int past = past_tokens(a, kv, m->n_kv_heads), rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
+            int past = past_tokens(a, kv, m->n_kv_heads),
+                rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
             int at = b * QBLOCK, n = past + rows - at;
             if (n <= 0) continue;
             struct KvPack out = pack_of(d, seq, kv);
             if (at >= past) { /* rows lie ready */
-                size_t src = ((size_t)(a->seq_begin[seq] + at - past) * m->n_kv_heads + kv) * m->head_dim;
-                d->kern->kv_pack(a->k + src, a->v + src, m->n_kv_heads * m->head_dim, n < QBLOCK ? n : QBLOCK,
-                                 m->head_dim, b, d->exact, &out);
+                size_t src =
+                    ((size_t)(a->seq_begin[seq] + at - past) * m->n_kv_heads + kv) * m->head_dim;
+                d->kern->kv_pack(a->k + src, a->v + src, m->n_kv_heads * m->head_dim,
+                                 n < QBLOCK ? n : QBLOCK, m->head_dim, b, d->exact, &out);
                 continue;
             }
             float *k = thread_scratch(d, omp_get_thread_num()), *v = k + QBLOCK * m->head_dim;
             gather_block(d, a, seq, kv, at, k, v);
-            d->kern->kv_pack(k, v, m->head_dim, n < QBLOCK ? n : QBLOCK, m->head_dim, b, d->exact, &out);
+            d->kern->kv_pack(k, v, m->head_dim, n < QBLOCK ? n : QBLOCK, m->head_dim, b, d->exact,
+                             &out);
         }
     }
 }
 
-static struct AttnTile tile_of(const struct Device *d, const struct AttnArgs *a, int seq, int head, int row, int n)
+static struct AttnTile tile_of(const struct Device *d, const struct AttnArgs *a, int seq, int head,
+                               int row, int n)
 {
     const struct ModelConfig *m = &d->model->cfg;
     int kv = head / (m->n_heads / m->n_kv_heads), width = m->n_heads * m->head_dim;
@@ -116,7 +122,8 @@ static void attend_tiles(struct Device *d, const struct AttnArgs *a)
 #pragma omp parallel for schedule(dynamic, 1) num_threads(d->threads)
     for (int t = 0; t < tiles * heads; t++) {
         /* the last rows see the most keys: start with them, so that no thread ends on a long tile */
-        int row = (tiles - 1 - t % tiles) * TILE_ROWS, seq = t / tiles / m->n_heads, head = t / tiles % m->n_heads;
+        int row = (tiles - 1 - t % tiles) * TILE_ROWS, seq = t / tiles / m->n_heads,
+            head = t / tiles % m->n_heads;
         int rows = a->seq_begin[seq + 1] - a->seq_begin[seq], left = rows - row;
         if (left <= 0) continue;
         if (a->last_rows && row + TILE_ROWS <= rows - a->last_rows) continue;
@@ -131,15 +138,18 @@ int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, floa
     int group = m->n_heads / m->n_kv_heads, heads = a->n_seqs * m->n_kv_heads;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(d->threads)
     for (int h = 0; h < heads; h++) {
-        int seq = h / m->n_kv_heads, kv = h % m->n_kv_heads, rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
-        int n_keys = past_tokens(a, kv, m->n_kv_heads) + rows, first = rows > obs_rows ? rows - obs_rows : 0;
+        int seq = h / m->n_kv_heads, kv = h % m->n_kv_heads,
+            rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
+        int n_keys = past_tokens(a, kv, m->n_kv_heads) + rows,
+            first = rows > obs_rows ? rows - obs_rows : 0;
         float *out = mass + (size_t)h * stride;
         memset(out, 0, sizeof *out * (size_t)n_keys);
         for (int g = 0; g < group; g++)
             for (int row = first; row < rows; row += TILE_ROWS) {
                 int n = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
                 struct AttnTile tile = tile_of(d, a, seq, kv * group + g, row, n);
-                d->kern->attn_mass(&tile, tile.first_visible + n - 1, out, thread_scratch(d, omp_get_thread_num()));
+                d->kern->attn_mass(&tile, tile.first_visible + n - 1, out,
+                                   thread_scratch(d, omp_get_thread_num()));
             }
     }
     return PC_OK;
@@ -172,7 +182,8 @@ static int biased_in(const struct AttnArgs *a, int before, int len)
     return n < 0 ? 0 : n < len ? n : len;
 }
 
-static void attend_split(struct Device *d, const struct AttnArgs *a, struct Split s, struct Partial *part, float *out)
+static void attend_split(struct Device *d, const struct AttnArgs *a, struct Split s,
+                         struct Partial *part, float *out)
 {
     const struct ModelConfig *m = &d->model->cfg;
     int group = m->n_heads / m->n_kv_heads, head = a->layer * m->n_kv_heads + s.kv_head;
@@ -197,7 +208,8 @@ static void attend_split(struct Device *d, const struct AttnArgs *a, struct Spli
 }
 
 /* Merges the partial results of one query head, in item order. */
-static void merge_partials(const struct Partial *part, const float *part_out, int n, int step, int head_dim, float *out)
+static void merge_partials(const struct Partial *part, const float *part_out, int n, int step,
+                           int head_dim, float *out)
 {
     float max = -INFINITY, sum = 0;
     for (int i = 0; i < n; i++) max = fmaxf(max, part[i * step].max);
@@ -220,14 +232,16 @@ static void attend_pages(struct Device *d, const struct AttnArgs *a)
     for (int i = 0; i < n; i++) {
         struct Split s = {0, 0, 0};
         make_splits(a, m->n_kv_heads, i, &s);
-        attend_split(d, a, s, d->part + (size_t)i * group, d->part_out + (size_t)i * group * m->head_dim);
+        attend_split(d, a, s, d->part + (size_t)i * group,
+                     d->part_out + (size_t)i * group * m->head_dim);
     }
     int first = 0;
     for (int kv = 0; kv < m->n_kv_heads; kv++) {
         int refs = (a->past ? a->past->n_refs[a->layer * m->n_kv_heads + kv] : 0) + 1;
         int items = (refs + DECODE_SPLIT - 1) / DECODE_SPLIT;
         for (int g = 0; g < group; g++)
-            merge_partials(d->part + first * group + g, d->part_out + (size_t)(first * group + g) * m->head_dim, items, group,
+            merge_partials(d->part + first * group + g,
+                           d->part_out + (size_t)(first * group + g) * m->head_dim, items, group,
                            m->head_dim, a->out + (size_t)(kv * group + g) * m->head_dim);
         first += items;
     }
@@ -262,8 +276,10 @@ int cpu_kv_write(struct Device *d, const struct PagePool *pool, const struct KvW
     return PC_OK;
 }
 
-int cpu_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at, float *k, float *v)
+int cpu_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at, float *k,
+                float *v)
 {
-    d->kern->page_read(pool->data + ref.page * pool->page_bytes, at, d->model->cfg.head_dim, k, v, d->exact);
+    d->kern->page_read(pool->data + ref.page * pool->page_bytes, at, d->model->cfg.head_dim, k, v,
+                       d->exact);
     return PC_OK;
 }

@@ -25,8 +25,12 @@ static struct Batch tail_batch(struct Session *s, const int *ids, int n, int pos
         s->tokens[i] = ids[i];
         s->pos[i] = pos0 + i;
     }
-    struct Batch b = {.tokens = s->tokens, .pos = s->pos, .seq_begin = s->seq_begin, .n_seqs = 1,
-                      .pool = &s->kv.pool, .past = &s->merged};
+    struct Batch b = {.tokens = s->tokens,
+                      .pos = s->pos,
+                      .seq_begin = s->seq_begin,
+                      .n_seqs = 1,
+                      .pool = &s->kv.pool,
+                      .past = &s->merged};
     weigh_prefix(s, &b);
     return b;
 }
@@ -34,7 +38,8 @@ static struct Batch tail_batch(struct Session *s, const int *ids, int n, int pos
 /* ==== Stage-2 calibration ==== */
 
 /* Flags what the rules of this layer drop among the merged tokens of one head; classes are those of each token's own chunk. */
-static int drop_merged(struct Session *s, const struct CalibRule *r, int layer, int kv_head, const float *mass)
+static int drop_merged(struct Session *s, const struct CalibRule *r, int layer, int kv_head,
+                       const float *mass)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
     int head = layer * m->n_kv_heads + kv_head, at = s->prompt.prefix.n, dropped = 0;
@@ -119,7 +124,8 @@ int question_pass(struct Session *s)
     int last = s->prompt.tail.n - 1;
     TRY(run_question(s));
     TRY(s->tf.be->logits(s->tf.dev, s->tf.x, &last, 1, s->logits));
-    s->out->logits_hash = hash64(s->logits, sizeof *s->logits * (size_t)s->e->model.cfg.vocab_size, 0);
+    s->out->logits_hash =
+        hash64(s->logits, sizeof *s->logits * (size_t)s->e->model.cfg.vocab_size, 0);
     session_progress(s, STAGE_QUESTION, s->plan.n_chunks, s->plan.n_context);
     return PC_OK;
 }
@@ -160,7 +166,8 @@ static int emit(struct Session *s, struct Decoder *d, int id)
     struct Str *text = &s->out->text;
     size_t before = text->len;
     TRY(decode_token(s->e->tok, d, id, text));
-    if (s->req->on_text && text->len > before) s->req->on_text(s->req->user, text->data + before, text->len - before);
+    if (s->req->on_text && text->len > before)
+        s->req->on_text(s->req->user, text->data + before, text->len - before);
     return PC_OK;
 }
 

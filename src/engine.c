@@ -15,7 +15,8 @@ static int open_chat(struct Engine *e)
 static int open_device(struct Engine *e)
 {
     if (e->settings.threads == AUTO) e->settings.threads = omp_get_num_procs();
-    struct DeviceOptions o = {&e->model, e->settings.precision == PRECISION_F32, e->settings.threads, e->settings.isa};
+    struct DeviceOptions o = {&e->model, e->settings.precision == PRECISION_F32,
+                              e->settings.threads, e->settings.isa};
     TRY(backend_by_name(e->settings.backend, &e->be));
     return e->be->open(&o, &e->dev);
 }
@@ -30,8 +31,8 @@ int engine_open(const char *model_path, const struct Settings *settings, struct 
     e->file_bytes = e->model.weight_bytes;
     TRY_GOTO(tokenizer_open(&e->model.vocab, &e->tok));
     if (e->model.vocab.n_tokens > e->model.cfg.vocab_size)
-        TRY_GOTO(err_set(PC_EFORMAT, "%s: the vocabulary has %d tokens, the embedding %d", model_path, e->model.vocab.n_tokens,
-                         e->model.cfg.vocab_size));
+        TRY_GOTO(err_set(PC_EFORMAT, "%s: the vocabulary has %d tokens, the embedding %d",
+                         model_path, e->model.vocab.n_tokens, e->model.cfg.vocab_size));
     TRY_GOTO(open_chat(e));
     TRY_GOTO(open_device(e));
     *out = e;
@@ -50,19 +51,33 @@ void engine_close(struct Engine *e)
     mem_free(e);
 }
 
-const struct Model *engine_model(const struct Engine *e) { return &e->model; }
-const struct Tokenizer *engine_tokenizer(const struct Engine *e) { return e->tok; }
-const struct Settings *engine_settings(const struct Engine *e) { return &e->settings; }
-const char *engine_device(const struct Engine *e) { return e->be->describe(e->dev); }
+const struct Model *engine_model(const struct Engine *e)
+{
+    return &e->model;
+}
+const struct Tokenizer *engine_tokenizer(const struct Engine *e)
+{
+    return e->tok;
+}
+const struct Settings *engine_settings(const struct Engine *e)
+{
+    return &e->settings;
+}
+const char *engine_device(const struct Engine *e)
+{
+    return e->be->describe(e->dev);
+}
 
 int engine_configure(struct Engine *e, const struct Settings *settings)
 {
     struct Settings old = e->settings;
     const struct Settings *n = settings;
-    bool same = !strcmp(old.backend, n->backend) && !strcmp(old.isa, n->isa) && old.precision == n->precision &&
-                (n->threads == AUTO || n->threads == old.threads);
+    bool same = !strcmp(old.backend, n->backend) && !strcmp(old.isa, n->isa) &&
+                old.precision == n->precision && (n->threads == AUTO || n->threads == old.threads);
     if (!same)
-        return err_set(PC_ECONFIG, "backend, isa, precision and threads are fixed once the engine is open (%s)", engine_device(e));
+        return err_set(PC_ECONFIG,
+                       "backend, isa, precision and threads are fixed once the engine is open (%s)",
+                       engine_device(e));
     e->settings = *settings;
     e->settings.threads = old.threads;
     int status = open_chat(e);

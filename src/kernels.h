@@ -14,38 +14,44 @@
 #include "model.h"
 
 #define KERNEL_CAT2(a, b) a##_##b
-#define KERNEL_CAT(a, b) KERNEL_CAT2(a, b)
-#define KERNEL(name) KERNEL_CAT(name, PCOMP_ISA)
+#define KERNEL_CAT(a, b)  KERNEL_CAT2(a, b)
+#define KERNEL(name)      KERNEL_CAT(name, PCOMP_ISA)
 
 enum {
-    QBLOCK = 64,     /* values of a block; also keys a block and tokens a page */
+    QBLOCK = 64,      /* values of a block; also keys a block and tokens a page */
     GROUP_BLOCKS = 4, /* most blocks that share a scale */
-    PANEL_COLS = 64, /* outputs of one weight panel */
-    TILE_ROWS = 48,  /* rows of a product's tile: with 64 columns it stays in the first-level cache */
+    PANEL_COLS = 64,  /* outputs of one weight panel */
+    PANELS_MAX = 8,   /* panels made together */
+    TILE_ROWS =
+        48, /* rows of a product's tile: with 64 columns it stays in the first-level cache */
     /* Limits of the two sides of a product: values summed * left * right < 2^31. LIMIT_ACT is for one block a
      * group, for n blocks it is divided by n. Keys have the larger share because models with key biases put a few
      * large values into every key. */
-    LIMIT_ACT = 16383, LIMIT_WEIGHT = 2047,
-    LIMIT_QUERY = 4095, LIMIT_KEY = 8191,
-    LIMIT_PROB = 16383, LIMIT_VALUE = 2047,
+    LIMIT_ACT = 16383,
+    LIMIT_WEIGHT = 2047,
+    LIMIT_QUERY = 4095,
+    LIMIT_KEY = 8191,
+    LIMIT_PROB = 16383,
+    LIMIT_VALUE = 2047,
 };
 
 /* Rows of activations as the matrix kernels read them: int16 with scales, or f32, in tiles of
  * TILE_ROWS rows x QBLOCK values, each contiguous (rows 128 bytes apart read twice as fast as rows a kilobyte
  * apart). Rows and values are padded to whole tiles. */
 struct Act {
-    bool exact;   /* f32 mode: v points to float, scale is NULL */
+    bool exact; /* f32 mode: v points to float, scale is NULL */
     int cols;
     int n_blocks; /* cols / QBLOCK, rounded up */
-    int group;    /* blocks that share a scale: GROUP_BLOCKS, or 1 where blocks are written one by one */
-    void *v;      /* [row tiles, n_blocks, TILE_ROWS, QBLOCK] int16 or f32 */
+    int group; /* blocks that share a scale: GROUP_BLOCKS, or 1 where blocks are written one by one */
+    void *v;   /* [row tiles, n_blocks, TILE_ROWS, QBLOCK] int16 or f32 */
     float *scale; /* [row tiles, n_blocks, TILE_ROWS] f32; a group's stands at its first block */
 };
 
 /* Index of (row, block) among the blocks of an Act: times QBLOCK for values, times 1 for scales. */
 static inline size_t act_at(const struct Act *a, int row, int block)
 {
-    return ((size_t)(row / TILE_ROWS) * (size_t)a->n_blocks + (size_t)block) * TILE_ROWS + (size_t)(row % TILE_ROWS);
+    return ((size_t)(row / TILE_ROWS) * (size_t)a->n_blocks + (size_t)block) * TILE_ROWS +
+           (size_t)(row % TILE_ROWS);
 }
 
 enum MatmulMode {
@@ -61,14 +67,15 @@ struct MatmulArgs {
     const struct Weight *w, *w2; /* w2: MATMUL_SILU only */
     const float *bias;           /* [w->rows] f32 or NULL */
     enum MatmulMode mode;
-    float *out;                  /* [n_rows, ld_out] f32 */
+    float *out; /* [n_rows, ld_out] f32 */
     int ld_out;
-    struct Act *act_out;         /* MATMUL_SILU */
+    struct Act *act_out; /* MATMUL_SILU */
+    int n_panels;        /* panels that one matmul_tile call makes; 0 and MATMUL_SILU: one */
 };
 
 /* Keys and values of one (sequence, KV head), packed for the tile product. */
 struct KvPack {
-    void *k, *v;            /* key panels [n_blocks][head_dim padded x 64 keys], value panels likewise */
+    void *k, *v; /* key panels [n_blocks][head_dim padded x 64 keys], value panels likewise */
     float *k_scale, *v_scale;
 };
 
@@ -76,22 +83,22 @@ struct KvPack {
 struct AttnTile {
     bool exact;
     int head_dim;
-    const float *q;      /* [n_rows, ld_q] f32, rotated */
+    const float *q; /* [n_rows, ld_q] f32, rotated */
     int ld_q, n_rows;
-    int first_visible;   /* keys that row 0 sees; row i sees i more */
+    int first_visible; /* keys that row 0 sees; row i sees i more */
     struct KvPack kv;
-    float scale;         /* 1 / sqrt(head_dim) */
-    int n_biased;        /* the first n_biased keys get `bias` added to their logit */
+    float scale;  /* 1 / sqrt(head_dim) */
+    int n_biased; /* the first n_biased keys get `bias` added to their logit */
     float bias;
-    float *out;          /* [n_rows, ld_out] f32 */
+    float *out; /* [n_rows, ld_out] f32 */
     int ld_out;
 };
 
 /* A run of KV pages of one head for a few query rows (decode). */
 struct PageRun {
-    const void *page;    /* K^T [head_dim, 64] then V [64, head_dim]; f16, or f32 in exact mode */
-    int len;             /* tokens in use */
-    int n_biased;        /* first tokens of this page that get the bias */
+    const void *page; /* K^T [head_dim, 64] then V [64, head_dim]; f16, or f32 in exact mode */
+    int len;          /* tokens in use */
+    int n_biased;     /* first tokens of this page that get the bias */
 };
 
 struct Partial {
@@ -105,13 +112,14 @@ struct Kernels {
     void (*act_pack)(const float *x, int ld, int row0, int n_rows, struct Act *act);
     /* bytes of scratch that matmul_tile needs for `cols` inputs */
     size_t (*panel_bytes)(int cols, bool exact);
-    /* Outputs [panel * PANEL_COLS, + PANEL_COLS) for rows [row0, row1), row0 a multiple of TILE_ROWS; scratch holds the packed panel(s). */
+    /* Outputs of panels [panel, + m->n_panels), those that there are, for rows [row0, row1), row0 a multiple of TILE_ROWS; scratch holds the packed panel(s). */
     void (*matmul_tile)(const struct MatmulArgs *m, int panel, int row0, int row1, void *scratch);
 
     /* Decode products: y[i] = W[row0 + i, :] . x, i < n_rows. prep is made once from x. */
     size_t (*matvec_prep_bytes)(int cols);
     void (*matvec_prepare)(const float *x, int cols, bool exact, void *prep);
-    void (*matvec_rows)(const struct Weight *w, int row0, int n_rows, const void *prep, bool exact, float *y);
+    void (*matvec_rows)(const struct Weight *w, int row0, int n_rows, const void *prep, bool exact,
+                        float *y);
 
     void (*rmsnorm)(const float *x, const float *weight, int n, float eps, float *out);
     void (*silu_mul)(float *gate, const float *up, int n); /* gate = silu(gate) * up */
@@ -122,17 +130,20 @@ struct Kernels {
     float (*log_sum_exp)(const float *logits, int n);
 
     /* Packs 64 keys/values (n valid, the rest zero) of one block: rows k, v [n, ld]. */
-    void (*kv_pack)(const float *k, const float *v, int ld, int n, int head_dim, int block, bool exact, struct KvPack *out);
-    size_t (*kv_pack_bytes)(int head_dim, bool exact, size_t *scale_floats); /* of one block, k or v */
+    void (*kv_pack)(const float *k, const float *v, int ld, int n, int head_dim, int block,
+                    bool exact, struct KvPack *out);
+    size_t (*kv_pack_bytes)(int head_dim, bool exact,
+                            size_t *scale_floats); /* of one block, k or v */
     void (*attn_tile)(const struct AttnTile *t, void *scratch);
     size_t (*attn_scratch_bytes)(int head_dim, int n_keys, bool exact);
     /* Sum over the tile's rows of their softmax probabilities: mass[j] += , j < n_keys. */
     void (*attn_mass)(const struct AttnTile *t, int n_keys, float *mass, void *scratch);
     /* n_q query rows (one KV group) against pages: unnormalised output and partials. */
-    void (*attn_pages)(const float *q, int ld_q, int n_q, int head_dim, const struct PageRun *runs, int n_runs,
-                       float bias, bool exact, struct Partial *part, float *out);
+    void (*attn_pages)(const float *q, int ld_q, int n_q, int head_dim, const struct PageRun *runs,
+                       int n_runs, float bias, bool exact, struct Partial *part, float *out);
     /* Writes token slot `at` of a page; reads it back as f32. */
-    void (*page_write)(void *page, int at, int head_dim, const float *k, const float *v, bool exact);
+    void (*page_write)(void *page, int at, int head_dim, const float *k, const float *v,
+                       bool exact);
     void (*page_read)(const void *page, int at, int head_dim, float *k, float *v, bool exact);
 };
 

@@ -12,9 +12,15 @@
 
 #define MASKED -1e30f
 
-static int dim_blocks(int head_dim) { return (head_dim + QBLOCK - 1) / QBLOCK; }
+static int dim_blocks(int head_dim)
+{
+    return (head_dim + QBLOCK - 1) / QBLOCK;
+}
 
-static size_t value_bytes(bool exact) { return exact ? sizeof(float) : sizeof(int16_t); }
+static size_t value_bytes(bool exact)
+{
+    return exact ? sizeof(float) : sizeof(int16_t);
+}
 
 /* ==== Packing keys and values ==== */
 
@@ -25,7 +31,8 @@ size_t KERNEL(kv_pack_bytes)(int head_dim, bool exact, size_t *scale_floats)
 }
 
 /* Keys of 64 tokens in up to 64 dims: inputs are the dims, outputs the tokens. */
-static void key_panel(const float *k, int ld, int n, int dims, bool exact, void *panel, float *scale)
+static void key_panel(const float *k, int ld, int n, int dims, bool exact, void *panel,
+                      float *scale)
 {
     _Alignas(64) int32_t words[VL * QBLOCK];
     for (int t0 = 0; t0 < QBLOCK; t0 += VL) {
@@ -42,7 +49,8 @@ static void key_panel(const float *k, int ld, int n, int dims, bool exact, void 
 }
 
 /* Values of 64 tokens for up to 64 dims: inputs are the tokens, outputs the dims. */
-static void value_panel(const float *v, int ld, int n, int dims, bool exact, void *panel, float *scale)
+static void value_panel(const float *v, int ld, int n, int dims, bool exact, void *panel,
+                        float *scale)
 {
     _Alignas(64) float rows[QBLOCK][PANEL_COLS];
     memset(rows, 0, sizeof rows);
@@ -72,15 +80,17 @@ static void value_panel(const float *v, int ld, int n, int dims, bool exact, voi
     }
 }
 
-void KERNEL(kv_pack)(const float *k, const float *v, int ld, int n, int head_dim, int block, bool exact,
-                     struct KvPack *out)
+void KERNEL(kv_pack)(const float *k, const float *v, int ld, int n, int head_dim, int block,
+                     bool exact, struct KvPack *out)
 {
     int blocks = dim_blocks(head_dim);
     size_t bytes = PANEL_VALUES * value_bytes(exact), first = (size_t)block * blocks;
     for (int b = 0; b < blocks; b++) {
         int dims = head_dim - b * QBLOCK < QBLOCK ? head_dim - b * QBLOCK : QBLOCK;
-        uint8_t *kp = (uint8_t *)out->k + (first + b) * bytes, *vp = (uint8_t *)out->v + (first + b) * bytes;
-        float *ks = out->k_scale + (first + b) * PANEL_COLS, *vs = out->v_scale + (first + b) * PANEL_COLS;
+        uint8_t *kp = (uint8_t *)out->k + (first + b) * bytes,
+                *vp = (uint8_t *)out->v + (first + b) * bytes;
+        float *ks = out->k_scale + (first + b) * PANEL_COLS,
+              *vs = out->v_scale + (first + b) * PANEL_COLS;
         key_panel(k + b * QBLOCK, ld, n, dims, exact, kp, ks);
         value_panel(v + b * QBLOCK, ld, n, dims, exact, vp, vs);
     }
@@ -100,7 +110,8 @@ struct Scratch {
 
 static size_t scratch_cut(int head_dim, int n_keys, bool exact, void *base, struct Scratch *s)
 {
-    size_t blocks = (size_t)dim_blocks(head_dim), key_blocks = ((size_t)n_keys + QBLOCK - 1) / QBLOCK + 1;
+    size_t blocks = (size_t)dim_blocks(head_dim),
+           key_blocks = ((size_t)n_keys + QBLOCK - 1) / QBLOCK + 1;
     uint8_t *at = base;
     size_t tile = sizeof(float) * TILE_ROWS * PANEL_COLS;
     s->q = at, at += TILE_ROWS * blocks * QBLOCK * value_bytes(exact);
@@ -129,7 +140,8 @@ static void query_pack(const struct AttnTile *t, struct Scratch *s)
             float x[QBLOCK] = {0};
             int dims = t->head_dim - b * QBLOCK < QBLOCK ? t->head_dim - b * QBLOCK : QBLOCK;
             if (r < t->n_rows)
-                for (int i = 0; i < dims; i++) x[i] = t->q[(size_t)r * t->ld_q + b * QBLOCK + i] * factor;
+                for (int i = 0; i < dims; i++)
+                    x[i] = t->q[(size_t)r * t->ld_q + b * QBLOCK + i] * factor;
             size_t at = (size_t)b * TILE_ROWS + r;
             if (t->exact)
                 memcpy((float *)s->q + at * QBLOCK, x, sizeof x);
@@ -146,9 +158,10 @@ static void logits(const struct AttnTile *t, const struct Scratch *s, int kb, fl
     size_t vb = value_bytes(t->exact);
     for (int b = 0; b < blocks; b++) {
         size_t panel = (size_t)kb * blocks + b;
-        struct TileRows rows = {s->q + (size_t)b * TILE_ROWS * QBLOCK * vb, s->q_scale + b * TILE_ROWS, t->n_rows, 1, b == 0};
-        tile_product(&rows, (const uint8_t *)t->kv.k + panel * PANEL_VALUES * vb, t->kv.k_scale + panel * PANEL_COLS,
-                     t->exact, out);
+        struct TileRows rows = {s->q + (size_t)b * TILE_ROWS * QBLOCK * vb,
+                                s->q_scale + b * TILE_ROWS, t->n_rows, 1, b == 0};
+        tile_product(&rows, (const uint8_t *)t->kv.k + panel * PANEL_VALUES * vb,
+                     t->kv.k_scale + panel * PANEL_COLS, t->exact, out);
     }
     int first = kb * QBLOCK;
     if (first < t->n_biased) {
@@ -218,7 +231,8 @@ static void scale_output(const struct AttnTile *t, struct Scratch *s)
         for (int r = 0; r < t->n_rows; r++) {
             if (s->alpha[r] == 1.0f) continue;
             float *o = s->o + ((size_t)b * TILE_ROWS + r) * PANEL_COLS;
-            for (int v = 0; v < PANEL_COLS; v += VL) vf_store(o + v, vf_mul(vf_load(o + v), vf_set1(s->alpha[r])));
+            for (int v = 0; v < PANEL_COLS; v += VL)
+                vf_store(o + v, vf_mul(vf_load(o + v), vf_set1(s->alpha[r])));
         }
 }
 
@@ -229,8 +243,9 @@ static void add_values(const struct AttnTile *t, struct Scratch *s, int kb)
     struct TileRows rows = {s->p, s->p_scale, t->n_rows, 1, kb == 0};
     for (int b = 0; b < blocks; b++) {
         size_t panel = (size_t)kb * blocks + b;
-        tile_product(&rows, (const uint8_t *)t->kv.v + panel * PANEL_VALUES * vb, t->kv.v_scale + panel * PANEL_COLS,
-                     t->exact, s->o + (size_t)b * TILE_ROWS * PANEL_COLS);
+        tile_product(&rows, (const uint8_t *)t->kv.v + panel * PANEL_VALUES * vb,
+                     t->kv.v_scale + panel * PANEL_COLS, t->exact,
+                     s->o + (size_t)b * TILE_ROWS * PANEL_COLS);
     }
 }
 
@@ -281,6 +296,7 @@ void KERNEL(attn_mass)(const struct AttnTile *t, int n_keys, float *mass, void *
                 sum = vf_add(sum, p);
             }
         float inv = 1.0f / vf_sum(sum);
-        for (int j = 0; j < n_keys; j++) mass[j] += s.s[(size_t)(j / QBLOCK) * tile + r * PANEL_COLS + j % QBLOCK] * inv;
+        for (int j = 0; j < n_keys; j++)
+            mass[j] += s.s[(size_t)(j / QBLOCK) * tile + r * PANEL_COLS + j % QBLOCK] * inv;
     }
 }

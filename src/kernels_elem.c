@@ -53,7 +53,8 @@ float KERNEL(log_sum_exp)(const float *logits, int n)
     for (; i < n; i++) max = fmaxf(max, logits[i]);
     vf sum = vf_zero();
     for (i = 0; i + VL <= n; i += VL)
-        sum = vf_add(sum, vf_exp2(vf_mul(vf_sub(vf_load(logits + i), vf_set1(max)), vf_set1(1.44269504f))));
+        sum = vf_add(
+            sum, vf_exp2(vf_mul(vf_sub(vf_load(logits + i), vf_set1(max)), vf_set1(1.44269504f))));
     double total = vf_sum(sum);
     for (; i < n; i++) total += exp((double)(logits[i] - max));
     return max + (float)log(total);

@@ -8,9 +8,15 @@
 #include "kernels_list.h"
 #include "kernels_tile.h"
 
-static int n_blocks(int cols) { return (cols + QBLOCK - 1) / QBLOCK; }
+static int n_blocks(int cols)
+{
+    return (cols + QBLOCK - 1) / QBLOCK;
+}
 
-static size_t value_bytes(bool exact) { return exact ? sizeof(float) : sizeof(int16_t); }
+static size_t value_bytes(bool exact)
+{
+    return exact ? sizeof(float) : sizeof(int16_t);
+}
 
 /* One group of one row, n_blocks blocks from `block` on, to its place. */
 static inline void act_put(struct Act *act, int row, int block, int n_blocks, const float *x)
@@ -22,7 +28,8 @@ static inline void act_put(struct Act *act, int row, int block, int n_blocks, co
             memcpy((float *)act->v + at * QBLOCK, x, QBLOCK * sizeof *x);
             continue;
         }
-        float scale = quant_values(x, QBLOCK, max, (float)LIMIT_ACT / act->group, (int16_t *)act->v + at * QBLOCK);
+        float scale = quant_values(x, QBLOCK, max, (float)LIMIT_ACT / act->group,
+                                   (int16_t *)act->v + at * QBLOCK);
         if (b == 0) act->scale[at] = scale;
     }
 }
@@ -60,9 +67,14 @@ static size_t one_panel_bytes(int cols, bool exact)
     return panel_value_bytes(cols, exact) + (size_t)n_blocks(cols) * PANEL_COLS * sizeof(float);
 }
 
+enum { SPAN_BLOCKS = 24 }; /* 196 KB of int16 panel */
+
 size_t KERNEL(panel_bytes)(int cols, bool exact)
 {
-    return 2 * one_panel_bytes(cols, exact) + (size_t)n_blocks(cols) * QBLOCK * VL * sizeof(float);
+    size_t span = PANELS_MAX * one_panel_bytes(SPAN_BLOCKS * QBLOCK, exact),
+           pair = 2 * one_panel_bytes(cols, exact);
+    int most = n_blocks(cols) > SPAN_BLOCKS ? n_blocks(cols) : SPAN_BLOCKS;
+    return (span > pair ? span : pair) + (size_t)most * QBLOCK * VL * sizeof(float);
 }
 
 struct Panel {
@@ -77,74 +89,96 @@ static struct Panel panel_at(void *scratch, int idx, int cols, bool exact)
 }
 
 /* Decoded rows of VL outputs, one group of n_blocks each, to their columns of the panel. */
-static void put_group(const float *rows, int stride, int n_blocks, int col, int group, struct Panel out, float *scale)
+static void put_group(const float *rows, int stride, int n_blocks, int col, int group,
+                      struct Panel out, float *scale)
 {
     _Alignas(64) int32_t words[VL * QBLOCK];
     for (int b = 0; b < n_blocks; b++, rows += QBLOCK) {
         if (group == 0) {
-            for (int r = 0; r < VL; r++) memcpy(words + r * QBLOCK, rows + (size_t)r * stride, QBLOCK * sizeof *rows);
+            for (int r = 0; r < VL; r++)
+                memcpy(words + r * QBLOCK, rows + (size_t)r * stride, QBLOCK * sizeof *rows);
             panel_put(words, QBLOCK, col, out.values + (size_t)b * PANEL_VALUES * sizeof(float));
             continue;
         }
         for (int r = 0; r < VL; r++) {
             const float *x = rows + (size_t)r * stride;
             float max = b == 0 ? abs_max(x, n_blocks * QBLOCK) : scale[col + r] * LIMIT_WEIGHT;
-            float s = quant_values(x, QBLOCK, max, LIMIT_WEIGHT, (int16_t *)(words + r * (QBLOCK / 2)));
+            float s =
+                quant_values(x, QBLOCK, max, LIMIT_WEIGHT, (int16_t *)(words + r * (QBLOCK / 2)));
             if (b == 0) scale[col + r] = s;
         }
         panel_put(words, QBLOCK / 2, col, out.values + (size_t)b * PANEL_VALUES * sizeof(int16_t));
     }
 }
 
-/* Decodes and packs outputs [64 * idx, 64 * (idx + 1)) of w for activations like a; outputs past the end are zero. */
-static void panel_pack(const struct Weight *w, int idx, const struct Act *a, struct Panel out, float *rows)
+/* A run of input blocks: panels are packed and used one such span at a time, so that they stay in the
+ * second-level cache however many inputs there are. */
+struct Span {
+    int begin, end; /* blocks */
+};
+
+/* Decodes and packs outputs [64 * idx, 64 * (idx + 1)) of w, one span of inputs, for activations like a; outputs
+ * past the end are zero. */
+static void panel_pack(const struct Weight *w, int idx, const struct Act *a, struct Span span,
+                       struct Panel out, float *rows)
 {
-    int stride = a->n_blocks * QBLOCK, first = idx * PANEL_COLS;
-    size_t row_bytes = dtype_row_bytes(w->type, w->cols), block_bytes = PANEL_VALUES * value_bytes(a->exact);
+    int stride = (span.end - span.begin) * QBLOCK, col0 = span.begin * QBLOCK;
+    int cols = span.end * QBLOCK < w->cols ? stride : w->cols - col0;
+    size_t row_bytes = dtype_row_bytes(w->type, w->cols), skip = dtype_row_bytes(w->type, col0);
+    size_t block_bytes = PANEL_VALUES * value_bytes(a->exact);
     memset(rows, 0, sizeof *rows * (size_t)stride * VL);
     for (int c = 0; c < PANEL_COLS; c += VL) {
         for (int r = 0; r < VL; r++) {
-            int row = first + c + r;
+            int row = idx * PANEL_COLS + c + r;
+            float *to = rows + (size_t)r * stride;
             if (row < w->rows)
-                quant_decode(w->type, (const uint8_t *)w->data + (size_t)row * row_bytes, rows + (size_t)r * stride, w->cols);
+                quant_decode(w->type, (const uint8_t *)w->data + (size_t)row * row_bytes + skip, to,
+                             cols);
             else
-                memset(rows + (size_t)r * stride, 0, sizeof *rows * (size_t)stride);
+                memset(to, 0, sizeof *rows * (size_t)stride);
         }
-        for (int b = 0; b < a->n_blocks; b += a->group) {
-            struct Panel at = {out.values + b * block_bytes, NULL};
-            put_group(rows + b * QBLOCK, stride, group_blocks(a, b), c, a->exact ? 0 : a->group, at, out.scale + b * PANEL_COLS);
+        for (int b = span.begin; b < span.end; b += a->group) {
+            int at = b - span.begin;
+            struct Panel part = {out.values + at * block_bytes, NULL};
+            put_group(rows + at * QBLOCK, stride, group_blocks(a, b), c, a->exact ? 0 : a->group,
+                      part, out.scale + at * PANEL_COLS);
         }
     }
 }
 
 /* ==== Tiles ==== */
 
-static void tile_run(const struct Act *a, int row, int n, struct Panel p, float *tile)
+static void tile_run(const struct Act *a, struct Span span, int row, int n, struct Panel p,
+                     float *tile)
 {
     size_t vb = value_bytes(a->exact);
-    for (int b = 0; b < a->n_blocks; b += a->group) {
-        size_t at = act_at(a, row, b);
-        struct TileRows t = {(const uint8_t *)a->v + at * QBLOCK * vb, a->exact ? NULL : a->scale + at, n, group_blocks(a, b), b == 0};
-        tile_product(&t, p.values + b * PANEL_VALUES * vb, p.scale + b * PANEL_COLS, a->exact, tile);
+    for (int b = span.begin; b < span.end; b += a->group) {
+        size_t at = act_at(a, row, b), in_panel = (size_t)(b - span.begin);
+        struct TileRows t = {(const uint8_t *)a->v + at * QBLOCK * vb,
+                             a->exact ? NULL : a->scale + at, n, group_blocks(a, b),
+                             b == span.begin};
+        tile_product(&t, p.values + in_panel * PANEL_VALUES * vb, p.scale + in_panel * PANEL_COLS,
+                     a->exact, tile);
     }
 }
 
-static void tile_store(const struct MatmulArgs *m, int col, int row, int n, const float *tile)
+/* add: what `out` holds stays, because the mode or an earlier span of inputs put it there. */
+static void tile_store(const struct MatmulArgs *m, bool add, int col, int row, int n,
+                       const float *tile)
 {
     int cols = m->w->rows - col < PANEL_COLS ? m->w->rows - col : PANEL_COLS;
     for (int r = 0; r < n; r++) {
         float *out = m->out + (size_t)(row + r) * m->ld_out + col;
         const float *in = tile + r * PANEL_COLS;
-        const float *bias = m->bias ? m->bias + col : NULL;
+        const float *bias = m->bias && !(add && m->mode == MATMUL_STORE) ? m->bias + col : NULL;
         int c = 0;
         for (; c + VL <= cols; c += VL) {
             vf x = vf_load(in + c);
             if (bias) x = vf_add(x, vf_load(bias + c));
-            if (m->mode == MATMUL_ADD) x = vf_add(x, vf_load(out + c));
+            if (add) x = vf_add(x, vf_load(out + c));
             vf_store(out + c, x);
         }
-        for (; c < cols; c++)
-            out[c] = (m->mode == MATMUL_ADD ? out[c] : 0) + in[c] + (bias ? bias[c] : 0);
+        for (; c < cols; c++) out[c] = (add ? out[c] : 0) + in[c] + (bias ? bias[c] : 0);
     }
 }
 
@@ -159,31 +193,58 @@ static inline vf vf_silu(vf x)
     return vf_add(pos, neg);
 }
 
-static void tile_silu(const struct MatmulArgs *m, int col, int row, int n, float *gate, const float *up)
+static void tile_silu(const struct MatmulArgs *m, int col, int row, int n, float *gate,
+                      const float *up)
 {
     for (int i = 0; i < n * PANEL_COLS; i += VL)
         vf_store(gate + i, vf_mul(vf_silu(vf_load(gate + i)), vf_load(up + i)));
-    for (int r = 0; r < n; r++) act_put(m->act_out, row + r, col / QBLOCK, 1, gate + r * PANEL_COLS);
+    for (int r = 0; r < n; r++)
+        act_put(m->act_out, row + r, col / QBLOCK, 1, gate + r * PANEL_COLS);
 }
 
-void KERNEL(matmul_tile)(const struct MatmulArgs *m, int panel, int row0, int row1, void *scratch)
+static void matmul_silu(const struct MatmulArgs *m, int panel, int row0, int row1, void *scratch)
 {
-    bool exact = m->a->exact;
     int cols = m->w->cols;
-    struct Panel p = panel_at(scratch, 0, cols, exact), p2 = panel_at(scratch, 1, cols, exact);
+    bool exact = m->a->exact;
+    struct Span all = {0, m->a->n_blocks};
+    struct Panel gate = panel_at(scratch, 0, cols, exact), up = panel_at(scratch, 1, cols, exact);
     float *rows = (float *)((uint8_t *)scratch + 2 * one_panel_bytes(cols, exact));
     _Alignas(64) float tile[TILE_ROWS * PANEL_COLS];
     _Alignas(64) float tile2[TILE_ROWS * PANEL_COLS];
-    panel_pack(m->w, panel, m->a, p, rows);
-    if (m->mode == MATMUL_SILU) panel_pack(m->w2, panel, m->a, p2, rows);
+    panel_pack(m->w, panel, m->a, all, gate, rows);
+    panel_pack(m->w2, panel, m->a, all, up, rows);
     for (int r = row0; r < row1; r += TILE_ROWS) {
         int n = row1 - r < TILE_ROWS ? row1 - r : TILE_ROWS;
-        tile_run(m->a, r, n, p, tile);
-        if (m->mode == MATMUL_SILU) {
-            tile_run(m->a, r, n, p2, tile2);
-            tile_silu(m, panel * PANEL_COLS, r, n, tile, tile2);
-        } else {
-            tile_store(m, panel * PANEL_COLS, r, n, tile);
+        tile_run(m->a, all, r, n, gate, tile);
+        tile_run(m->a, all, r, n, up, tile2);
+        tile_silu(m, panel * PANEL_COLS, r, n, tile, tile2);
+    }
+}
+
+/* Several panels at a time run over each tile of rows while it is near: with many inputs the rows, not the
+ * weights, are what streams from memory. */
+void KERNEL(matmul_tile)(const struct MatmulArgs *m, int panel, int row0, int row1, void *scratch)
+{
+    if (m->mode == MATMUL_SILU) {
+        matmul_silu(m, panel, row0, row1, scratch);
+        return;
+    }
+    bool exact = m->a->exact;
+    int width = m->n_panels > 1 ? SPAN_BLOCKS / 2 : SPAN_BLOCKS, span_cols = SPAN_BLOCKS * QBLOCK;
+    int last = (m->w->rows + PANEL_COLS - 1) / PANEL_COLS - panel;
+    int wanted = m->n_panels > 1 ? m->n_panels : 1, n_panels = wanted < last ? wanted : last;
+    float *rows = (float *)((uint8_t *)scratch + PANELS_MAX * one_panel_bytes(span_cols, exact));
+    _Alignas(64) float tile[TILE_ROWS * PANEL_COLS];
+    for (int b = 0; b < m->a->n_blocks; b += width) {
+        struct Span span = {b, b + width < m->a->n_blocks ? b + width : m->a->n_blocks};
+        for (int i = 0; i < n_panels; i++)
+            panel_pack(m->w, panel + i, m->a, span, panel_at(scratch, i, span_cols, exact), rows);
+        for (int r = row0; r < row1; r += TILE_ROWS) {
+            int n = row1 - r < TILE_ROWS ? row1 - r : TILE_ROWS;
+            for (int i = 0; i < n_panels; i++) {
+                tile_run(m->a, span, r, n, panel_at(scratch, i, span_cols, exact), tile);
+                tile_store(m, b > 0 || m->mode == MATMUL_ADD, (panel + i) * PANEL_COLS, r, n, tile);
+            }
         }
     }
 }
@@ -191,7 +252,8 @@ void KERNEL(matmul_tile)(const struct MatmulArgs *m, int panel, int row0, int ro
 void KERNEL(silu_mul)(float *gate, const float *up, int n)
 {
     int i = 0;
-    for (; i + VL <= n; i += VL) vf_store(gate + i, vf_mul(vf_silu(vf_load(gate + i)), vf_load(up + i)));
+    for (; i + VL <= n; i += VL)
+        vf_store(gate + i, vf_mul(vf_silu(vf_load(gate + i)), vf_load(up + i)));
     for (; i < n; i++) {
         float x[VL] = {gate[i]};
         vf_store(x, vf_silu(vf_load(x)));

@@ -15,7 +15,8 @@
 enum {
     ROWS = 4,         /* rows multiplied together */
     STEP_MAX = 32767, /* largest magnitude of the vector as int16 */
-    AHEAD = 6144,     /* bytes to prefetch ahead, at least: more than memory hands over within its latency */
+    AHEAD =
+        6144, /* bytes to prefetch ahead, at least: more than memory hands over within its latency */
 };
 
 /* Vectors below this are as good as zero; keeps STEP_MAX / max finite. */
@@ -25,9 +26,9 @@ static const float TINY = 1e-30f;
 
 /* Where things lie in the memory given to matvec_prepare; exact mode fills x only. */
 struct Prep {
-    float *x;           /* [padded] f32 */
-    int16_t *natural;   /* [padded] int16 */
-    int16_t *pieces;    /* [padded] int16 in the order of packed quants (kernels_quants.h) */
+    float *x;               /* [padded] f32 */
+    int16_t *natural;       /* [padded] int16 */
+    int16_t *pieces;        /* [padded] int16 in the order of packed quants (kernels_quants.h) */
     float *scale, *sum;     /* [padded / 32] f32 step of a block, and sum of its rounded values */
     float *scale16, *sum16; /* [padded / 16] f32 the same for halves of blocks (Q6_K) */
 };
@@ -82,7 +83,8 @@ INLINE float block_max(const __m256 v[4])
 {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     __m256i m = _mm256_setzero_si256();
-    for (int i = 0; i < 4; i++) m = _mm256_max_epi32(m, _mm256_and_si256(_mm256_castps_si256(v[i]), magnitude));
+    for (int i = 0; i < 4; i++)
+        m = _mm256_max_epi32(m, _mm256_and_si256(_mm256_castps_si256(v[i]), magnitude));
     __m128i h = _mm_max_epi32(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
     h = _mm_max_epi32(h, _mm_shuffle_epi32(h, 0x4e));
     h = _mm_max_epi32(h, _mm_shuffle_epi32(h, 0xb1));
@@ -107,7 +109,8 @@ static void prepare_block(const struct Prep *p, size_t block)
                           _mm256_srai_epi32(_mm256_slli_epi32(n1, 16), 16));
     __m256i odd = narrow(_mm256_srai_epi32(n0, 16), _mm256_srai_epi32(n1, 16));
     _mm_storeu_si128((__m128i *)(p->pieces + piece_at(block, 0)), _mm256_castsi256_si128(even));
-    _mm_storeu_si128((__m128i *)(p->pieces + piece_at(block, 1)), _mm256_extracti128_si256(even, 1));
+    _mm_storeu_si128((__m128i *)(p->pieces + piece_at(block, 1)),
+                     _mm256_extracti128_si256(even, 1));
     _mm_storeu_si128((__m128i *)(p->pieces + piece_at(block, 2)), _mm256_castsi256_si128(odd));
     _mm_storeu_si128((__m128i *)(p->pieces + piece_at(block, 3)), _mm256_extracti128_si256(odd, 1));
 
@@ -134,11 +137,11 @@ void KERNEL(matvec_prepare)(const float *x, int cols, bool exact, void *prep)
 
 /* What one call multiplies. */
 struct Job {
-    const uint8_t *first;  /* row 0 of the call */
+    const uint8_t *first; /* row 0 of the call */
     size_t row_bytes;
     int n_rows, cols;
     const struct Prep *p;
-    float *y;              /* [n_rows] f32 */
+    float *y; /* [n_rows] f32 */
 };
 
 /* Four rows that are multiplied together. */
@@ -151,9 +154,10 @@ struct Rows {
 INLINE struct Rows rows_at(const struct Job *job, int i)
 {
     const size_t group_bytes = ROWS * job->row_bytes;
-    struct Rows rows = { .ahead = (AHEAD + group_bytes - 1) / group_bytes * group_bytes };
+    struct Rows rows = {.ahead = (AHEAD + group_bytes - 1) / group_bytes * group_bytes};
     for (int r = 0; r < ROWS; r++)
-        rows.at[r] = job->first + (size_t)(i + r < job->n_rows ? i + r : job->n_rows - 1) * job->row_bytes;
+        rows.at[r] =
+            job->first + (size_t)(i + r < job->n_rows ? i + r : job->n_rows - 1) * job->row_bytes;
     return rows;
 }
 
@@ -213,8 +217,8 @@ INLINE void flat_scales(enum DType type, const vi heads[WORD_VECS], const struct
 }
 
 /* One block after the other: n <= 4 blocks from w[r] on. */
-INLINE void block_step(enum DType type, const uint8_t *const w[ROWS], int n, const struct Prep *p, int block,
-                       struct FlatSums *s)
+INLINE void block_step(enum DType type, const uint8_t *const w[ROWS], int n, const struct Prep *p,
+                       int block, struct FlatSums *s)
 {
     const int size = flat_bytes(type);
     __m128i head[ROWS];
@@ -225,7 +229,8 @@ INLINE void block_step(enum DType type, const uint8_t *const w[ROWS], int n, con
         /* absent blocks repeat the first: what the vector keeps for them is 0 */
         const uint8_t *b = w[r];
         head[r] = _mm_setr_epi32((int)load32(b), (int)load32(b + (n > 1 ? size : 0)),
-                                 (int)load32(b + (n > 2 ? 2 * size : 0)), (int)load32(b + (n > 3 ? 3 * size : 0)));
+                                 (int)load32(b + (n > 2 ? 2 * size : 0)),
+                                 (int)load32(b + (n > 3 ? 3 * size : 0)));
     }
     for (int i = 0; i < WORD_VECS; i++) heads[i] = vi_join(head + i * (VL / 4));
     flat_scales(type, heads, p, block, steps, s);
@@ -243,15 +248,16 @@ INLINE void block_step(enum DType type, const uint8_t *const w[ROWS], int n, con
 #if defined(__AVX512F__)
 
 /* Four blocks at once; the n present ones start at w[r]. */
-INLINE void quad_step(enum DType type, const uint8_t *const w[ROWS], int n, const struct Prep *p, int block,
-                      struct FlatSums *s)
+INLINE void quad_step(enum DType type, const uint8_t *const w[ROWS], int n, const struct Prep *p,
+                      int block, struct FlatSums *s)
 {
     const int size = flat_bytes(type);
     struct QuadBytes q[ROWS];
     for (int r = 0; r < ROWS; r++) q[r] = quad_load(w[r], size, n);
     vi heads = quad_part(type, q[0], HEADS);
     for (int r = 1; r < ROWS; r++)
-        heads = _mm512_mask_mov_epi32(heads, (__mmask16)(15 << 4 * r), quad_part(type, q[r], HEADS));
+        heads =
+            _mm512_mask_mov_epi32(heads, (__mmask16)(15 << 4 * r), quad_part(type, q[r], HEADS));
     vf steps;
     flat_scales(type, &heads, p, block, &steps, s);
     vi x[4];
@@ -263,17 +269,19 @@ INLINE void quad_step(enum DType type, const uint8_t *const w[ROWS], int n, cons
     }
 }
 
-INLINE void flat_step(enum DType type, const uint8_t *const w[ROWS], int n, const struct Prep *p, int block,
-                      struct FlatSums *s)
+INLINE void flat_step(enum DType type, const uint8_t *const w[ROWS], int n, const struct Prep *p,
+                      int block, struct FlatSums *s)
 {
-    if (type == DT_Q8_0) block_step(type, w, n, p, block, s);
-    else quad_step(type, w, n, p, block, s);
+    if (type == DT_Q8_0)
+        block_step(type, w, n, p, block, s);
+    else
+        quad_step(type, w, n, p, block, s);
 }
 
 #else
 
-INLINE void flat_step(enum DType type, const uint8_t *const w[ROWS], int n, const struct Prep *p, int block,
-                      struct FlatSums *s)
+INLINE void flat_step(enum DType type, const uint8_t *const w[ROWS], int n, const struct Prep *p,
+                      int block, struct FlatSums *s)
 {
     block_step(type, w, n, p, block, s);
 }
@@ -287,17 +295,24 @@ INLINE __m128 flat_rows(enum DType type, const struct Rows *rows, int cols, cons
     for (int r = 0; r < ROWS; r++) s.acc[r] = vf_zero();
     for (int i = 0; i < WORD_VECS; i++) s.low[i] = vf_zero();
     int n_blocks = cols / BLOCK, block = 0;
-    const uint8_t *w[ROWS] = { rows->at[0], rows->at[1], rows->at[2], rows->at[3] };
+    const uint8_t *w[ROWS] = {rows->at[0], rows->at[1], rows->at[2], rows->at[3]};
     for (; block + 4 <= n_blocks; block += 4) {
         rows_prefetch(rows, (size_t)block * size, 4 * size);
         flat_step(type, w, 4, p, block, &s);
         for (int r = 0; r < ROWS; r++) w[r] += 4 * size;
     }
     switch (n_blocks - block) { /* constants: the loads of the tail need no run-time masks */
-    case 1: flat_step(type, w, 1, p, block, &s); break;
-    case 2: flat_step(type, w, 2, p, block, &s); break;
-    case 3: flat_step(type, w, 3, p, block, &s); break;
-    default: break;
+    case 1:
+        flat_step(type, w, 1, p, block, &s);
+        break;
+    case 2:
+        flat_step(type, w, 2, p, block, &s);
+        break;
+    case 3:
+        flat_step(type, w, 3, p, block, &s);
+        break;
+    default:
+        break;
     }
 
     float low[16];
@@ -329,7 +344,8 @@ INLINE __m256 group_scales(const uint8_t *b, const struct Prep *p, int block, __
     __m128i min_bytes = _mm_cvtsi64_si128((long long)(min_high << 32 | min_low));
     __m128 d = _mm_cvtph_ps(_mm_cvtsi32_si128((int)load32(b)));
     __m256 step = _mm256_mul_ps(_mm256_broadcastss_ps(d), _mm256_loadu_ps(p->scale + block));
-    __m256 min = _mm256_mul_ps(_mm256_broadcastss_ps(_mm_movehdup_ps(d)), _mm256_loadu_ps(p->sum + block));
+    __m256 min =
+        _mm256_mul_ps(_mm256_broadcastss_ps(_mm_movehdup_ps(d)), _mm256_loadu_ps(p->sum + block));
     *low = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(min_bytes)), min, *low);
     return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(step_bytes)), step);
 }
@@ -346,13 +362,15 @@ INLINE __m128 group_rows(enum DType type, const struct Rows *rows, int cols, con
     for (int i = 0; i < cols / SUPER; i++) {
         __m256 steps[ROWS];
         rows_prefetch(rows, (size_t)i * size, size);
-        for (int r = 0; r < ROWS; r++) steps[r] = group_scales(rows->at[r] + (size_t)i * size, p, 8 * i, &low[r]);
+        for (int r = 0; r < ROWS; r++)
+            steps[r] = group_scales(rows->at[r] + (size_t)i * size, p, 8 * i, &low[r]);
         for (int u = 0; u < 2; u++) {
             struct Words x[4];
             groups_vector(p->pieces, 8 * i + 4 * u, x);
             for (int r = 0; r < ROWS; r++) {
                 const uint8_t *b = rows->at[r] + (size_t)i * size;
-                acc[r] = groups_dot(b + size - 128, type == DT_Q5_K ? b + 16 : NULL, u, x, steps[r], acc[r]);
+                acc[r] = groups_dot(b + size - 128, type == DT_Q5_K ? b + 16 : NULL, u, x, steps[r],
+                                    acc[r]);
             }
         }
     }
@@ -392,7 +410,8 @@ INLINE __m128 six_rows(const struct Rows *rows, int cols, const struct Prep *p)
             vi even, odd;
             six_vector(p->pieces, 8 * i + u * (SIX_UNIT / BLOCK), &even, &odd);
             for (int r = 0; r < ROWS; r++)
-                acc[r] = vf_fma(six_dot(six_bytes(b[r], u), even, odd), six_spread(steps[r], u), acc[r]);
+                acc[r] =
+                    vf_fma(six_dot(six_bytes(b[r], u), even, odd), six_spread(steps[r], u), acc[r]);
         }
     }
     return _mm_sub_ps(sum_rows(acc), _mm_mul_ps(_mm_set1_ps(32), sum_rows(low)));
@@ -420,7 +439,8 @@ INLINE vf plain_load(enum DType type, const uint8_t *p, int i)
 /* Adds the products of 32 weights; lanes stay apart until plain_sum. */
 INLINE void plain_step(enum DType type, const uint8_t *w, const float *x, vf acc[FLOAT_VECS])
 {
-    for (int i = 0; i < FLOAT_VECS; i++) acc[i] = vf_fma(plain_load(type, w, i * VL), vf_load(x + i * VL), acc[i]);
+    for (int i = 0; i < FLOAT_VECS; i++)
+        acc[i] = vf_fma(plain_load(type, w, i * VL), vf_load(x + i * VL), acc[i]);
 }
 
 INLINE float plain_sum(vf acc[FLOAT_VECS])
@@ -442,7 +462,7 @@ INLINE float plain_row(enum DType type, const uint8_t *w, int cols, const float 
             _mm_prefetch((const char *)w + (size_t)at * size + AHEAD + line, _MM_HINT_T0);
     }
     if (at < cols) {
-        uint8_t tail[BLOCK * sizeof(float)] = { 0 }; /* the last row may end with the file */
+        uint8_t tail[BLOCK * sizeof(float)] = {0}; /* the last row may end with the file */
         memcpy(tail, w + (size_t)at * size, (size_t)(cols - at) * size);
         plain_step(type, tail, x + at, acc);
     }
@@ -457,7 +477,8 @@ static float exact_row(enum DType type, const uint8_t *w, int cols, const float 
     for (int at = 0; at < cols; at += SUPER) {
         int n = cols - at < SUPER ? cols - at : SUPER;
         quant_decode(type, w + dtype_row_bytes(type, at), weights, n);
-        for (int i = 0; i < n; i += BLOCK) plain_step(DT_F32, (const uint8_t *)(weights + i), x + at + i, acc);
+        for (int i = 0; i < n; i += BLOCK)
+            plain_step(DT_F32, (const uint8_t *)(weights + i), x + at + i, acc);
     }
     return plain_sum(acc);
 }
@@ -467,33 +488,58 @@ static float exact_row(enum DType type, const uint8_t *w, int cols, const float 
 static void block_rows(enum DType type, const struct Job *job)
 {
     switch (type) {
-    case DT_Q4_0: flat_job(DT_Q4_0, job); break;
-    case DT_Q4_1: flat_job(DT_Q4_1, job); break;
-    case DT_Q5_0: flat_job(DT_Q5_0, job); break;
-    case DT_Q5_1: flat_job(DT_Q5_1, job); break;
-    case DT_Q8_0: flat_job(DT_Q8_0, job); break;
-    case DT_Q4_K: group_job(DT_Q4_K, job); break;
-    case DT_Q5_K: group_job(DT_Q5_K, job); break;
-    default: six_job(job); break;
+    case DT_Q4_0:
+        flat_job(DT_Q4_0, job);
+        break;
+    case DT_Q4_1:
+        flat_job(DT_Q4_1, job);
+        break;
+    case DT_Q5_0:
+        flat_job(DT_Q5_0, job);
+        break;
+    case DT_Q5_1:
+        flat_job(DT_Q5_1, job);
+        break;
+    case DT_Q8_0:
+        flat_job(DT_Q8_0, job);
+        break;
+    case DT_Q4_K:
+        group_job(DT_Q4_K, job);
+        break;
+    case DT_Q5_K:
+        group_job(DT_Q5_K, job);
+        break;
+    default:
+        six_job(job);
+        break;
     }
 }
 
 static float single_row(enum DType type, const uint8_t *row, int cols, const float *x)
 {
     switch (type) {
-    case DT_F32: return plain_row(DT_F32, row, cols, x);
-    case DT_F16: return plain_row(DT_F16, row, cols, x);
-    case DT_BF16: return plain_row(DT_BF16, row, cols, x);
-    default: return exact_row(type, row, cols, x);
+    case DT_F32:
+        return plain_row(DT_F32, row, cols, x);
+    case DT_F16:
+        return plain_row(DT_F16, row, cols, x);
+    case DT_BF16:
+        return plain_row(DT_BF16, row, cols, x);
+    default:
+        return exact_row(type, row, cols, x);
     }
 }
 
-void KERNEL(matvec_rows)(const struct Weight *w, int row0, int n_rows, const void *prep, bool exact, float *y)
+void KERNEL(matvec_rows)(const struct Weight *w, int row0, int n_rows, const void *prep, bool exact,
+                         float *y)
 {
     const size_t row_bytes = dtype_row_bytes(w->type, w->cols);
     const struct Prep p = prep_at(prep, w->cols);
-    const struct Job job = { .first = (const uint8_t *)w->data + (size_t)row0 * row_bytes,
-                             .row_bytes = row_bytes, .n_rows = n_rows, .cols = w->cols, .p = &p, .y = y };
+    const struct Job job = {.first = (const uint8_t *)w->data + (size_t)row0 * row_bytes,
+                            .row_bytes = row_bytes,
+                            .n_rows = n_rows,
+                            .cols = w->cols,
+                            .p = &p,
+                            .y = y};
     if (!exact && w->type != DT_F32 && w->type != DT_F16 && w->type != DT_BF16) {
         block_rows(w->type, &job);
         return;

@@ -6,6 +6,7 @@
 
 size_t KERNEL(matvec_prep_bytes)(int cols);
 void KERNEL(matvec_prepare)(const float *x, int cols, bool exact, void *prep);
-void KERNEL(matvec_rows)(const struct Weight *w, int row0, int n_rows, const void *prep, bool exact, float *y);
+void KERNEL(matvec_rows)(const struct Weight *w, int row0, int n_rows, const void *prep, bool exact,
+                         float *y);
 
 #endif

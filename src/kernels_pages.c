@@ -17,12 +17,14 @@ enum {
     GROUP_WIDE = VL == 16 ? GROUP : 1,
 };
 
-void KERNEL(page_write)(void *page, int at, int head_dim, const float *k, const float *v, bool exact)
+void KERNEL(page_write)(void *page, int at, int head_dim, const float *k, const float *v,
+                        bool exact)
 {
     if (exact) {
         float *p = page;
         for (int d = 0; d < head_dim; d++) p[d * QBLOCK + at] = k[d];
-        memcpy(p + (size_t)head_dim * QBLOCK + (size_t)at * head_dim, v, sizeof *v * (size_t)head_dim);
+        memcpy(p + (size_t)head_dim * QBLOCK + (size_t)at * head_dim, v,
+               sizeof *v * (size_t)head_dim);
         return;
     }
     uint16_t *p = page;
@@ -59,8 +61,9 @@ static inline float value_at(const void *p, size_t i, bool exact)
 }
 
 /* Base-2 logits of n_q queries (scaled by the caller's factor) against a page's 64 keys: s [n_q][64]. */
-static inline __attribute__((always_inline)) void page_logits(const float *q, int ld_q, int n_q, int head_dim,
-                                                              const void *page, float factor, bool exact, float *s)
+static inline __attribute__((always_inline)) void page_logits(const float *q, int ld_q, int n_q,
+                                                              int head_dim, const void *page,
+                                                              float factor, bool exact, float *s)
 {
     for (int q0 = 0; q0 < n_q; q0 += GROUP_WIDE) {
         int n = n_q - q0 < GROUP_WIDE ? n_q - q0 : GROUP_WIDE;
@@ -71,14 +74,16 @@ static inline __attribute__((always_inline)) void page_logits(const float *q, in
         for (int g = 0; g < GROUP_WIDE; g++) row[g] = q + (size_t)(q0 + (g < n ? g : 0)) * ld_q;
         for (int d = 0; d < head_dim; d++) {
             vf k[KEY_VECS];
-            for (int v = 0; v < KEY_VECS; v++) k[v] = load_at(page, (size_t)d * QBLOCK + v * VL, exact);
+            for (int v = 0; v < KEY_VECS; v++)
+                k[v] = load_at(page, (size_t)d * QBLOCK + v * VL, exact);
             for (int g = 0; g < GROUP_WIDE; g++) {
                 vf x = vf_set1(row[g][d]);
                 for (int v = 0; v < KEY_VECS; v++) acc[g][v] = vf_fma(x, k[v], acc[g][v]);
             }
         }
         for (int g = 0; g < n; g++)
-            for (int v = 0; v < KEY_VECS; v++) vf_store(s + (q0 + g) * QBLOCK + v * VL, vf_mul(acc[g][v], vf_set1(factor)));
+            for (int v = 0; v < KEY_VECS; v++)
+                vf_store(s + (q0 + g) * QBLOCK + v * VL, vf_mul(acc[g][v], vf_set1(factor)));
     }
 }
 
@@ -107,8 +112,9 @@ static void page_softmax(float *s, int len, int head_dim, struct Partial *part, 
 }
 
 /* out [n_q][head_dim] += p [n_q][64] x V, four query heads and VL dims at a time. */
-static inline __attribute__((always_inline)) void page_values(const float *p, int n_q, int head_dim, int len,
-                                                              const void *page, bool exact, float *out)
+static inline __attribute__((always_inline)) void page_values(const float *p, int n_q, int head_dim,
+                                                              int len, const void *page, bool exact,
+                                                              float *out)
 {
     size_t base = (size_t)head_dim * QBLOCK;
     for (int q0 = 0; q0 < n_q; q0 += GROUP) {
@@ -116,7 +122,8 @@ static inline __attribute__((always_inline)) void page_values(const float *p, in
         int d = 0;
         for (; d + VL <= head_dim; d += VL) {
             vf acc[GROUP];
-            for (int g = 0; g < GROUP; g++) acc[g] = g < n ? vf_load(out + (size_t)(q0 + g) * head_dim + d) : vf_zero();
+            for (int g = 0; g < GROUP; g++)
+                acc[g] = g < n ? vf_load(out + (size_t)(q0 + g) * head_dim + d) : vf_zero();
             for (int t = 0; t < len; t++) {
                 vf v = load_at(page, base + (size_t)t * head_dim + d, exact);
                 for (int g = 0; g < GROUP; g++)
@@ -127,12 +134,13 @@ static inline __attribute__((always_inline)) void page_values(const float *p, in
         for (; d < head_dim; d++) /* head widths that are no multiple of VL */
             for (int g = q0; g < q0 + n; g++)
                 for (int t = 0; t < len; t++)
-                    out[(size_t)g * head_dim + d] += p[g * QBLOCK + t] * value_at(page, base + (size_t)t * head_dim + d, exact);
+                    out[(size_t)g * head_dim + d] +=
+                        p[g * QBLOCK + t] * value_at(page, base + (size_t)t * head_dim + d, exact);
     }
 }
 
-void KERNEL(attn_pages)(const float *q, int ld_q, int n_q, int head_dim, const struct PageRun *runs, int n_runs,
-                        float bias, bool exact, struct Partial *part, float *out)
+void KERNEL(attn_pages)(const float *q, int ld_q, int n_q, int head_dim, const struct PageRun *runs,
+                        int n_runs, float bias, bool exact, struct Partial *part, float *out)
 {
     enum { QUERIES_MAX = 16 };
     _Alignas(64) float s[QUERIES_MAX * QBLOCK];
@@ -150,12 +158,15 @@ void KERNEL(attn_pages)(const float *q, int ld_q, int n_q, int head_dim, const s
                 page_logits(qs, ld_q, n, head_dim, runs[i].page, factor, false, s);
             for (int g = 0; g < n; g++) {
                 for (int j = 0; j < runs[i].n_biased; j++) s[g * QBLOCK + j] += bias * 1.44269504f;
-                page_softmax(s + g * QBLOCK, runs[i].len, head_dim, part + q0 + g, out + (size_t)(q0 + g) * head_dim);
+                page_softmax(s + g * QBLOCK, runs[i].len, head_dim, part + q0 + g,
+                             out + (size_t)(q0 + g) * head_dim);
             }
             if (exact)
-                page_values(s, n, head_dim, runs[i].len, runs[i].page, true, out + (size_t)q0 * head_dim);
+                page_values(s, n, head_dim, runs[i].len, runs[i].page, true,
+                            out + (size_t)q0 * head_dim);
             else
-                page_values(s, n, head_dim, runs[i].len, runs[i].page, false, out + (size_t)q0 * head_dim);
+                page_values(s, n, head_dim, runs[i].len, runs[i].page, false,
+                            out + (size_t)q0 * head_dim);
         }
     }
 }

@@ -29,7 +29,11 @@ INLINE size_t piece_at(size_t block, size_t k)
 /* Bytes of a block of 32 weights. */
 INLINE int flat_bytes(enum DType type)
 {
-    return type == DT_Q4_0 ? 18 : type == DT_Q4_1 ? 20 : type == DT_Q5_0 ? 22 : type == DT_Q5_1 ? 24 : 34;
+    return type == DT_Q4_0   ? 18
+           : type == DT_Q4_1 ? 20
+           : type == DT_Q5_0 ? 22
+           : type == DT_Q5_1 ? 24
+                             : 34;
 }
 
 enum { WORD_VECS = 16 / VL }; /* vectors that hold 32 int16 */
@@ -76,7 +80,7 @@ INLINE vf words_dot(struct Words a, struct Words b)
 
 INLINE struct Words widen_int8(const uint8_t *p)
 {
-    return (struct Words){ { _mm512_cvtepi8_epi16(load256(p)) } };
+    return (struct Words){{_mm512_cvtepi8_epi16(load256(p))}};
 }
 
 INLINE vi low_nibbles(vi v)
@@ -103,7 +107,8 @@ INLINE vf vf_from_int8(const uint8_t *p)
 
 INLINE vf vf_from_bf16(const uint16_t *p)
 {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load256((const uint8_t *)p)), 16));
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(load256((const uint8_t *)p)), 16));
 }
 
 INLINE vi vi_high_words(vi v)
@@ -119,8 +124,9 @@ INLINE vf vf_load4(const float *p)
 
 /* Four of the eight 128-bit quarters of two vectors. */
 #define PICK(a, b, i0, i1, i2, i3) _mm512_permutex2var_epi64(a, QUARTERS(i0, i1, i2, i3), b)
-#define QUARTERS(i0, i1, i2, i3)                                                                                       \
-    _mm512_setr_epi64(2 * i0, 2 * i0 + 1, 2 * i1, 2 * i1 + 1, 2 * i2, 2 * i2 + 1, 2 * i3, 2 * i3 + 1)
+#define QUARTERS(i0, i1, i2, i3)                                                                   \
+    _mm512_setr_epi64(2 * i0, 2 * i0 + 1, 2 * i1, 2 * i1 + 1, 2 * i2, 2 * i2 + 1, 2 * i3,          \
+                      2 * i3 + 1)
 
 INLINE vi vi_join(const __m128i q[4])
 {
@@ -143,23 +149,23 @@ INLINE struct Words flat_widen(enum DType type, const uint8_t *b)
 
 /* Where the parts of four blocks of `s` words lie in two vectors, one with their first 32 words and one
  * with their last 32: indices for permutex2var. */
-#define AT(s, w) ((w) < 32 ? (w) : (w) + 64 - 4 * (s))
+#define AT(s, w)   ((w) < 32 ? (w) : (w) + 64 - 4 * (s))
 #define PAIR(s, w) AT(s, w), AT(s, w + 1)
-#define RUN(s, w) PAIR(s, w), PAIR(s, w + 2), PAIR(s, w + 4), PAIR(s, w + 6)
+#define RUN(s, w)  PAIR(s, w), PAIR(s, w + 2), PAIR(s, w + 4), PAIR(s, w + 6)
 #define SAME(s, w) AT(s, w), AT(s, w), AT(s, w), AT(s, w), AT(s, w), AT(s, w), AT(s, w), AT(s, w)
-#define HEAD(s) PAIR(s, 0), PAIR(s, s), PAIR(s, 2 * s), PAIR(s, 3 * s)
-#define PARTS(s)                                                                                                       \
-    {                                                                                                                  \
-        { HEAD(s), HEAD(s), HEAD(s), HEAD(s) },                                                                        \
-        { RUN(s, s - 8), RUN(s, 2 * s - 8), RUN(s, 3 * s - 8), RUN(s, 4 * s - 8) },                                    \
-        { SAME(s, s - 10), SAME(s, 2 * s - 10), SAME(s, 3 * s - 10), SAME(s, 4 * s - 10) },                            \
-        { SAME(s, s - 9), SAME(s, 2 * s - 9), SAME(s, 3 * s - 9), SAME(s, 4 * s - 9) },                                \
+#define HEAD(s)    PAIR(s, 0), PAIR(s, s), PAIR(s, 2 * s), PAIR(s, 3 * s)
+#define PARTS(s)                                                                                   \
+    {                                                                                              \
+        {HEAD(s), HEAD(s), HEAD(s), HEAD(s)},                                                      \
+            {RUN(s, s - 8), RUN(s, 2 * s - 8), RUN(s, 3 * s - 8), RUN(s, 4 * s - 8)},              \
+            {SAME(s, s - 10), SAME(s, 2 * s - 10), SAME(s, 3 * s - 10), SAME(s, 4 * s - 10)},      \
+            {SAME(s, s - 9), SAME(s, 2 * s - 9), SAME(s, 3 * s - 9), SAME(s, 4 * s - 9)},          \
     }
 
 enum QuadPart { HEADS, QUANTS, FIFTH_LOW, FIFTH_HIGH };
 
 /* By words of a block, from 9 (Q4_0) to 12 (Q5_1). The fifth bits: low or high half of each block's. */
-static const int16_t quad_parts[4][4][32] = { PARTS(9), PARTS(10), PARTS(11), PARTS(12) };
+static const int16_t quad_parts[4][4][32] = {PARTS(9), PARTS(10), PARTS(11), PARTS(12)};
 
 /* The first and the last 64 bytes of four blocks. */
 struct QuadBytes {
@@ -169,26 +175,29 @@ struct QuadBytes {
 /* Reads nothing behind the n present blocks; the others are zeros. */
 INLINE struct QuadBytes quad_load(const uint8_t *b, int size, int n)
 {
-    if (n == 4) return (struct QuadBytes){ vi_load(b), vi_load(b + 4 * size - 64) };
+    if (n == 4) return (struct QuadBytes){vi_load(b), vi_load(b + 4 * size - 64)};
     int have = n * size, have_last = have - (4 * size - 64);
     __mmask64 first = have >= 64 ? ~UINT64_C(0) : (UINT64_C(1) << have) - 1;
     __mmask64 last = have_last <= 0 ? 0 : (UINT64_C(1) << have_last) - 1;
-    return (struct QuadBytes){ _mm512_maskz_loadu_epi8(first, b), _mm512_maskz_loadu_epi8(last, b + 4 * size - 64) };
+    return (struct QuadBytes){_mm512_maskz_loadu_epi8(first, b),
+                              _mm512_maskz_loadu_epi8(last, b + 4 * size - 64)};
 }
 
 INLINE vi quad_part(enum DType type, struct QuadBytes q, enum QuadPart part)
 {
-    return _mm512_permutex2var_epi16(q.first, vi_load(quad_parts[flat_bytes(type) / 2 - 9][part]), q.last);
+    return _mm512_permutex2var_epi16(q.first, vi_load(quad_parts[flat_bytes(type) / 2 - 9][part]),
+                                     q.last);
 }
 
 /* Products of four blocks of a row: lanes 4 j .. 4 j + 3 belong to block j. */
 INLINE vf quad_dot(enum DType type, struct QuadBytes q, const vi x[4])
 {
     vi v = quad_part(type, q, QUANTS);
-    vi w[4] = { low_nibbles(v), low_nibbles(_mm512_srli_epi16(v, 4)), low_nibbles(_mm512_srli_epi16(v, 8)),
-                _mm512_srli_epi16(v, 12) };
+    vi w[4] = {low_nibbles(v), low_nibbles(_mm512_srli_epi16(v, 4)),
+               low_nibbles(_mm512_srli_epi16(v, 8)), _mm512_srli_epi16(v, 12)};
     if (type == DT_Q5_0 || type == DT_Q5_1) {
-        const vi even = _mm512_broadcast_i32x4(_mm_setr_epi16(1, 4, 16, 64, 256, 1024, 4096, 16384));
+        const vi even =
+            _mm512_broadcast_i32x4(_mm_setr_epi16(1, 4, 16, 64, 256, 1024, 4096, 16384));
         const vi odd = _mm512_slli_epi16(even, 1);
         vi low = quad_part(type, q, FIFTH_LOW), high = quad_part(type, q, FIFTH_HIGH);
         w[0] = add_fifth(w[0], low, even);
@@ -203,13 +212,14 @@ INLINE vf quad_dot(enum DType type, struct QuadBytes q, const vi x[4])
 
 /* Groups 4 u .. 4 u + 3 of a block, in two chunks of 32 bytes; of each chunk, one group in the low nibbles
  * and one in the high ones. fifth: NULL, or 32 bytes with a bit for each group. */
-INLINE vf groups_dot(const uint8_t *quants, const uint8_t *fifth, int u, const struct Words x[4], __m256 steps, vf acc)
+INLINE vf groups_dot(const uint8_t *quants, const uint8_t *fifth, int u, const struct Words x[4],
+                     __m256 steps, vf acc)
 {
     const vi lane = _mm512_inserti64x4(vi_zero(), _mm256_set1_epi32(2), 1);
     vf step = _mm512_castps256_ps512(steps);
     vi v = vi_load(quants + 64 * u);
-    vi w[4] = { low_nibbles(v), low_nibbles(_mm512_srli_epi16(v, 8)), low_nibbles(_mm512_srli_epi16(v, 4)),
-                _mm512_srli_epi16(v, 12) };
+    vi w[4] = {low_nibbles(v), low_nibbles(_mm512_srli_epi16(v, 8)),
+               low_nibbles(_mm512_srli_epi16(v, 4)), _mm512_srli_epi16(v, 12)};
     if (fifth) {
         const vi bit = _mm512_inserti64x4(_mm512_set1_epi16(1), _mm256_set1_epi16(4), 1);
         vi bits = _mm512_broadcast_i64x4(load256(fifth));
@@ -222,7 +232,8 @@ INLINE vf groups_dot(const uint8_t *quants, const uint8_t *fifth, int u, const s
     vf low = vi_to_f32(vi_dot(_mm512_madd_epi16(w[0], x[0].v[0]), w[1], x[1].v[0]));
     vf high = vi_to_f32(vi_dot(_mm512_madd_epi16(w[2], x[2].v[0]), w[3], x[3].v[0]));
     acc = vf_fma(low, _mm512_permutexvar_ps(_mm512_add_epi32(lane, vi_set1(4 * u)), step), acc);
-    return vf_fma(high, _mm512_permutexvar_ps(_mm512_add_epi32(lane, vi_set1(4 * u + 1)), step), acc);
+    return vf_fma(high, _mm512_permutexvar_ps(_mm512_add_epi32(lane, vi_set1(4 * u + 1)), step),
+                  acc);
 }
 
 /* The vector in that order: even and odd values for the low nibbles, then for the high ones. */
@@ -281,18 +292,20 @@ INLINE vf six_spread(const vf *steps, int u)
 
 INLINE vf words_dot(struct Words a, struct Words b)
 {
-    return vi_to_f32(_mm256_add_epi32(_mm256_madd_epi16(a.v[0], b.v[0]), _mm256_madd_epi16(a.v[1], b.v[1])));
+    return vi_to_f32(
+        _mm256_add_epi32(_mm256_madd_epi16(a.v[0], b.v[0]), _mm256_madd_epi16(a.v[1], b.v[1])));
 }
 
 INLINE struct Words widen_int8(const uint8_t *p)
 {
-    return (struct Words){ { _mm256_cvtepi8_epi16(load128(p)), _mm256_cvtepi8_epi16(load128(p + 16)) } };
+    return (struct Words){
+        {_mm256_cvtepi8_epi16(load128(p)), _mm256_cvtepi8_epi16(load128(p + 16))}};
 }
 
 /* 32 bytes to the order of the pieces. */
 INLINE struct Words words_from_bytes(vi v)
 {
-    return (struct Words){ { _mm256_and_si256(v, _mm256_set1_epi16(255)), _mm256_srli_epi16(v, 8) } };
+    return (struct Words){{_mm256_and_si256(v, _mm256_set1_epi16(255)), _mm256_srli_epi16(v, 8)}};
 }
 
 /* 16 bytes, values 0..15 in the low nibbles and 16..31 in the high ones, as 32 bytes. */
@@ -311,7 +324,8 @@ INLINE struct Words widen_nibbles(const uint8_t *p)
 /* The same, and 16 more for value i when bit i is set. */
 INLINE struct Words widen_fives(const uint8_t *p, uint32_t bits)
 {
-    const vi place = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const vi place =
+        _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const vi bit = _mm256_set1_epi64x((long long)0x8040201008040201);
     vi spread = _mm256_and_si256(_mm256_shuffle_epi8(vi_set1((int32_t)bits), place), bit);
     vi fifth = _mm256_and_si256(_mm256_cmpeq_epi8(spread, bit), _mm256_set1_epi8(16));
@@ -333,7 +347,8 @@ INLINE vf vf_from_int8(const uint8_t *p)
 
 INLINE vf vf_from_bf16(const uint16_t *p)
 {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load128((const uint8_t *)p)), 16));
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_cvtepu16_epi32(load128((const uint8_t *)p)), 16));
 }
 
 INLINE vi vi_high_words(vi v)
@@ -360,17 +375,23 @@ INLINE __m256 vf_fold(vf v)
 INLINE struct Words flat_widen(enum DType type, const uint8_t *b)
 {
     switch (type) {
-    case DT_Q4_0: return widen_nibbles(b + 2);
-    case DT_Q4_1: return widen_nibbles(b + 4);
-    case DT_Q5_0: return widen_fives(b + 6, load32(b + 2));
-    case DT_Q5_1: return widen_fives(b + 8, load32(b + 4));
-    default: return widen_int8(b + 2);
+    case DT_Q4_0:
+        return widen_nibbles(b + 2);
+    case DT_Q4_1:
+        return widen_nibbles(b + 4);
+    case DT_Q5_0:
+        return widen_fives(b + 6, load32(b + 2));
+    case DT_Q5_1:
+        return widen_fives(b + 8, load32(b + 4));
+    default:
+        return widen_int8(b + 2);
     }
 }
 
 /* Groups 4 u .. 4 u + 3 of a block, in two chunks of 32 bytes; of each chunk, one group in the low nibbles
  * and one in the high ones. fifth: NULL, or 32 bytes with a bit for each group. */
-INLINE vf groups_dot(const uint8_t *quants, const uint8_t *fifth, int u, const struct Words x[4], __m256 steps, vf acc)
+INLINE vf groups_dot(const uint8_t *quants, const uint8_t *fifth, int u, const struct Words x[4],
+                     __m256 steps, vf acc)
 {
     const vi mask = _mm256_set1_epi8(15);
     for (int i = 0; i < 4; i++) {
@@ -379,7 +400,8 @@ INLINE vf groups_dot(const uint8_t *quants, const uint8_t *fifth, int u, const s
         v = _mm256_and_si256(i % 2 ? _mm256_srli_epi16(v, 4) : v, mask);
         if (fifth) {
             vi bits = _mm256_srl_epi16(load256(fifth), _mm_cvtsi32_si128(group));
-            v = _mm256_or_si256(v, _mm256_slli_epi16(_mm256_and_si256(bits, _mm256_set1_epi8(1)), 4));
+            v = _mm256_or_si256(v,
+                                _mm256_slli_epi16(_mm256_and_si256(bits, _mm256_set1_epi8(1)), 4));
         }
         vf step = _mm256_permutevar8x32_ps(steps, vi_set1(group));
         acc = vf_fma(words_dot(words_from_bytes(v), x[i]), step, acc);

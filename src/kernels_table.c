@@ -3,7 +3,7 @@
 #include "kernels_matvec.h"
 
 #define STR2(x) #x
-#define STR(x) STR2(x)
+#define STR(x)  STR2(x)
 
 const struct Kernels KERNEL(kernels) = {
     .isa = STR(PCOMP_ISA),

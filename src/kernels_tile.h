@@ -11,8 +11,8 @@
 #include "kernels_simd.h"
 
 enum {
-    MICRO_ROWS = 6,                    /* rows held in registers */
-    SUB_COLS = VL * PANEL_VECS,        /* outputs held in registers */
+    MICRO_ROWS = 6,             /* rows held in registers */
+    SUB_COLS = VL * PANEL_VECS, /* outputs held in registers */
     N_SUBS = PANEL_COLS / SUB_COLS,
     PANEL_VALUES = QBLOCK * PANEL_COLS, /* of one block */
 };
@@ -23,12 +23,13 @@ struct TileRows {
     const void *a;   /* [n_blocks, TILE_ROWS, QBLOCK] int16 or f32 */
     const float *sa; /* [TILE_ROWS] f32 scales (int16 only) */
     int n, n_blocks;
-    bool first;      /* the tile holds nothing yet: set instead of add */
+    bool first; /* the tile holds nothing yet: set instead of add */
 };
 
 enum { ROWS_STEP = TILE_ROWS * QBLOCK }; /* values from one block of rows to the next */
 
-static inline __attribute__((always_inline)) void flush_int16(vi acc[MICRO_ROWS][PANEL_VECS], const float *sa, const float *sw, bool first, float *c)
+static inline __attribute__((always_inline)) void
+flush_int16(vi acc[MICRO_ROWS][PANEL_VECS], const float *sa, const float *sw, bool first, float *c)
 {
     for (int r = 0; r < MICRO_ROWS; r++) {
         vf s = vf_set1(sa[r]);
@@ -40,7 +41,8 @@ static inline __attribute__((always_inline)) void flush_int16(vi acc[MICRO_ROWS]
     }
 }
 
-static inline __attribute__((always_inline)) void micro_int16(const struct TileRows *t, int row, const int16_t *panel, const float *sw, float *c)
+static inline __attribute__((always_inline)) void
+micro_int16(const struct TileRows *t, int row, const int16_t *panel, const float *sw, float *c)
 {
     const int16_t *a = (const int16_t *)t->a + row * QBLOCK;
     vi acc[MICRO_ROWS][PANEL_VECS];
@@ -49,7 +51,8 @@ static inline __attribute__((always_inline)) void micro_int16(const struct TileR
     for (int b = 0; b < t->n_blocks; b++, a += ROWS_STEP, panel += PANEL_VALUES) {
         for (int p = 0; p < QBLOCK / 2; p++) {
             vi w[PANEL_VECS];
-            for (int v = 0; v < PANEL_VECS; v++) w[v] = vi_load(panel + (p * SUB_COLS + v * VL) * 2);
+            for (int v = 0; v < PANEL_VECS; v++)
+                w[v] = vi_load(panel + (p * SUB_COLS + v * VL) * 2);
             for (int r = 0; r < MICRO_ROWS; r++) {
                 int32_t pair;
                 memcpy(&pair, a + r * QBLOCK + 2 * p, sizeof pair);
@@ -64,12 +67,14 @@ static inline __attribute__((always_inline)) void micro_int16(const struct TileR
         flush_int16(acc, t->sa + row, sw, false, c);
 }
 
-static inline __attribute__((always_inline)) void micro_f32(const struct TileRows *t, int row, const float *panel, float *c)
+static inline __attribute__((always_inline)) void micro_f32(const struct TileRows *t, int row,
+                                                            const float *panel, float *c)
 {
     const float *a = (const float *)t->a + row * QBLOCK;
     vf acc[MICRO_ROWS][PANEL_VECS];
     for (int r = 0; r < MICRO_ROWS; r++)
-        for (int v = 0; v < PANEL_VECS; v++) acc[r][v] = t->first ? vf_zero() : vf_load(c + r * PANEL_COLS + v * VL);
+        for (int v = 0; v < PANEL_VECS; v++)
+            acc[r][v] = t->first ? vf_zero() : vf_load(c + r * PANEL_COLS + v * VL);
     for (int b = 0; b < t->n_blocks; b++, a += ROWS_STEP, panel += PANEL_VALUES) {
         for (int p = 0; p < QBLOCK; p++) {
             vf w[PANEL_VECS];
@@ -85,8 +90,8 @@ static inline __attribute__((always_inline)) void micro_f32(const struct TileRow
 }
 
 /* c [rows][64] (+)= rows x panels [n_blocks][PANEL_VALUES]; panel_scale [64] f32 (int16 only). */
-static inline void tile_product(const struct TileRows *t, const void *panel, const float *panel_scale, bool exact,
-                                float *c)
+static inline void tile_product(const struct TileRows *t, const void *panel,
+                                const float *panel_scale, bool exact, float *c)
 {
     for (int s = 0; s < N_SUBS; s++) {
         for (int r = 0; r < t->n; r += MICRO_ROWS) {
@@ -94,7 +99,8 @@ static inline void tile_product(const struct TileRows *t, const void *panel, con
             if (exact)
                 micro_f32(t, r, (const float *)panel + s * QBLOCK * SUB_COLS, out);
             else
-                micro_int16(t, r, (const int16_t *)panel + s * QBLOCK * SUB_COLS, panel_scale + s * SUB_COLS, out);
+                micro_int16(t, r, (const int16_t *)panel + s * QBLOCK * SUB_COLS,
+                            panel_scale + s * SUB_COLS, out);
         }
     }
 }

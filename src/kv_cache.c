@@ -8,7 +8,8 @@ size_t kv_pool_bytes(const struct Backend *be, const struct Device *dev, size_t 
     return n_pages * (be->page_bytes(dev) + sizeof(uint32_t));
 }
 
-int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev, const struct ModelConfig *m, size_t n_pages)
+int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev,
+            const struct ModelConfig *m, size_t n_pages)
 {
     memset(kv, 0, sizeof *kv);
     kv->be = be;
@@ -19,7 +20,10 @@ int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev, co
     size_t bytes;
     p->page_bytes = be->page_bytes(dev);
     if (n_pages > UINT32_MAX || !size_mul(n_pages, p->page_bytes, &bytes))
-        return err_set(PC_ENOMEM, "the KV cache needs %zu pages: more than can be numbered; lower --keep or --kv-cap", n_pages);
+        return err_set(
+            PC_ENOMEM,
+            "the KV cache needs %zu pages: more than can be numbered; lower --keep or --kv-cap",
+            n_pages);
     p->free = mem_alloc(n_pages, sizeof *p->free);
     if (!p->free) return PC_ENOMEM;
     p->data = be->alloc(dev, bytes);
@@ -38,7 +42,8 @@ void kv_close(struct KvCache *kv)
 
 size_t kv_table_bytes(const struct ModelConfig *m, int max_refs)
 {
-    return (size_t)m->n_layers * m->n_kv_heads * (sizeof(struct PageRef) * (size_t)max_refs + 2 * sizeof(int));
+    return (size_t)m->n_layers * m->n_kv_heads *
+           (sizeof(struct PageRef) * (size_t)max_refs + 2 * sizeof(int));
 }
 
 int kv_table_open(struct HeadTable *t, const struct ModelConfig *m, int max_refs)
@@ -75,7 +80,8 @@ void kv_writes_close(struct KvWrites *w)
     memset(w, 0, sizeof *w);
 }
 
-int kv_append(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, const struct KvRows *rows, struct KvWrites *w)
+int kv_append(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head,
+              const struct KvRows *rows, struct KvWrites *w)
 {
     int head = layer * kv->n_kv_heads + kv_head;
     struct PageRef *refs = t->refs + (size_t)head * t->stride;
@@ -83,16 +89,19 @@ int kv_append(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, c
         int n = t->n_refs[head];
         if (n == 0 || refs[n - 1].len == PAGE_TOKENS) {
             if (n == t->stride || kv->pool.n_free == 0)
-                return err_set(PC_EINTERNAL, "KV cache: no room in layer %d head %d (%d of %d pages, %u free)", layer, kv_head, n,
-                               t->stride, kv->pool.n_free);
+                return err_set(PC_EINTERNAL,
+                               "KV cache: no room in layer %d head %d (%d of %d pages, %u free)",
+                               layer, kv_head, n, t->stride, kv->pool.n_free);
             refs[n] = (struct PageRef){kv->pool.free[--kv->pool.n_free], 0};
             t->n_refs[head] = ++n;
         }
         struct PageRef *last = &refs[n - 1];
-        int room = PAGE_TOKENS - (int)last->len, left = rows->n - done, take = left < room ? left : room;
+        int room = PAGE_TOKENS - (int)last->len, left = rows->n - done,
+            take = left < room ? left : room;
         if (w->n == w->cap) TRY(kv_flush(kv, w));
-        w->list[w->n++] = (struct KvWrite){rows->k, rows->v, kv_head, rows->index ? rows->index + done : NULL, done, take,
-                                           *last, (int)last->len};
+        w->list[w->n++] =
+            (struct KvWrite){rows->k, rows->v, kv_head, rows->index ? rows->index + done : NULL,
+                             done,    take,    *last,   (int)last->len};
         last->len += (uint32_t)take;
         t->n_tokens[head] += take;
         done += take;
@@ -100,7 +109,8 @@ int kv_append(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, c
     return PC_OK;
 }
 
-int kv_append_all(struct KvCache *kv, struct HeadTable *t, int layer, const struct KvRows *rows, struct KvWrites *w)
+int kv_append_all(struct KvCache *kv, struct HeadTable *t, int layer, const struct KvRows *rows,
+                  struct KvWrites *w)
 {
     for (int h = 0; h < kv->n_kv_heads; h++) TRY(kv_append(kv, t, layer, h, rows, w));
     return PC_OK;
@@ -118,9 +128,10 @@ int kv_move(struct HeadTable *dst, struct HeadTable *src)
     for (int h = 0; h < dst->n_heads; h++) {
         int n = src->n_refs[h];
         if (dst->n_refs[h] + n > dst->stride)
-            return err_set(PC_EINTERNAL, "KV cache: merged table has room for %d pages a head", dst->stride);
-        memcpy(dst->refs + (size_t)h * dst->stride + dst->n_refs[h], src->refs + (size_t)h * src->stride,
-               sizeof *dst->refs * (size_t)n);
+            return err_set(PC_EINTERNAL, "KV cache: merged table has room for %d pages a head",
+                           dst->stride);
+        memcpy(dst->refs + (size_t)h * dst->stride + dst->n_refs[h],
+               src->refs + (size_t)h * src->stride, sizeof *dst->refs * (size_t)n);
         dst->n_refs[h] += n;
         dst->n_tokens[h] += src->n_tokens[h];
         src->n_refs[h] = src->n_tokens[h] = 0;
@@ -131,7 +142,8 @@ int kv_move(struct HeadTable *dst, struct HeadTable *src)
 void kv_clear(struct KvCache *kv, struct HeadTable *t)
 {
     for (int h = 0; h < t->n_heads; h++) {
-        for (int i = t->n_refs[h]; i-- > 0;) kv->pool.free[kv->pool.n_free++] = t->refs[(size_t)h * t->stride + i].page;
+        for (int i = t->n_refs[h]; i-- > 0;)
+            kv->pool.free[kv->pool.n_free++] = t->refs[(size_t)h * t->stride + i].page;
         t->n_refs[h] = t->n_tokens[h] = 0;
     }
 }

@@ -18,7 +18,8 @@ struct KvCache {
 
 /* Bytes kv_open takes for n_pages, page memory and free list. */
 size_t kv_pool_bytes(const struct Backend *be, const struct Device *dev, size_t n_pages);
-int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev, const struct ModelConfig *m, size_t n_pages);
+int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev,
+            const struct ModelConfig *m, size_t n_pages);
 void kv_close(struct KvCache *kv);
 
 /* A table with room for max_refs pages a head. The caller owns it: kv_table_close (after kv_clear). */
@@ -42,9 +43,11 @@ void kv_writes_close(struct KvWrites *w);
 
 /* Gives pages to rows behind the tokens of head (layer, kv_head), filling the last page first, and notes the writes.
  * rows->index must stay until kv_flush. PC_EINTERNAL when pool or table are full: the plan was wrong. */
-int kv_append(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, const struct KvRows *rows, struct KvWrites *w);
+int kv_append(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head,
+              const struct KvRows *rows, struct KvWrites *w);
 /* All KV heads of a layer: the same first n rows. */
-int kv_append_all(struct KvCache *kv, struct HeadTable *t, int layer, const struct KvRows *rows, struct KvWrites *w);
+int kv_append_all(struct KvCache *kv, struct HeadTable *t, int layer, const struct KvRows *rows,
+                  struct KvWrites *w);
 int kv_flush(struct KvCache *kv, struct KvWrites *w);
 /* Moves all pages of src behind those of dst; src is empty afterwards. */
 int kv_move(struct HeadTable *dst, struct HeadTable *src);

@@ -30,56 +30,63 @@ enum Stage { STAGE_TOKENIZE, STAGE_PREFILL, STAGE_QUESTION, STAGE_DECODE, STAGE_
 
 struct Progress {
     enum Stage stage;
-    int chunks_done, n_chunks;      /* prefill */
-    int64_t tokens_done, n_tokens;  /* prefill: context tokens; decode: tokens made and the most there may be */
-    double seconds;                 /* since this run began */
-    size_t memory;                  /* bytes held */
+    int chunks_done, n_chunks; /* prefill */
+    int64_t tokens_done,
+        n_tokens;   /* prefill: context tokens; decode: tokens made and the most there may be */
+    double seconds; /* since this run began */
+    size_t memory;  /* bytes held */
 };
 
 struct Request {
-    const char *context;            /* UTF-8, borrowed */
+    const char *context; /* UTF-8, borrowed */
     size_t context_len;
-    const char *question;           /* the user's words; "" for none */
-    void *user;                     /* handed to the callbacks */
-    void (*on_progress)(void *user, const struct Progress *p);   /* may be NULL */
-    void (*on_text)(void *user, const char *piece, size_t len);  /* answer text as it comes; may be NULL */
-    bool (*stop)(void *user);       /* asked between layers: true ends the run with PC_EINTR; may be NULL */
+    const char *question;                                      /* the user's words; "" for none */
+    void *user;                                                /* handed to the callbacks */
+    void (*on_progress)(void *user, const struct Progress *p); /* may be NULL */
+    void (*on_text)(void *user, const char *piece,
+                    size_t len); /* answer text as it comes; may be NULL */
+    bool (*stop)(
+        void *user); /* asked between layers: true ends the run with PC_EINTR; may be NULL */
 };
 
 struct ChunkInfo {
-    int begin, end;        /* context tokens [begin, end) */
+    int begin, end;              /* context tokens [begin, end) */
     size_t byte_begin, byte_end; /* the same in the context text */
-    double score;          /* mean NLL of the scored question tokens, nats; lower is kept; NAN when none was taken */
+    double
+        score; /* mean NLL of the scored question tokens, nats; lower is kept; NAN when none was taken */
     bool kept;
 };
 
-struct Timings { double tokenize, prefill, question, decode, total; }; /* seconds */
+struct Timings {
+    double tokenize, prefill, question, decode, total;
+}; /* seconds */
 
 /* What one run needs and did. Filled by session_plan() without running, and by session_run(). */
 struct PlanInfo {
-    int n_context, n_prefix, n_question; /* tokens */
+    int n_context, n_prefix, n_question;                    /* tokens */
     int n_chunks, chunk_tokens, wave, keep, kv_cap, window; /* resolved values, no AUTO left */
-    int question_pos;                    /* position of the first question token in stage 2 */
+    int question_pos; /* position of the first question token in stage 2 */
     int max_tokens;
-    int n_truncated;                     /* context tokens left out (--method truncate only) */
-    size_t kv_bytes;                     /* pages of the kept chunks */
-    size_t peak_bytes;                   /* all that the run allocates, model file excluded */
-    size_t model_bytes;                  /* mapped weights */
-    size_t available_bytes;              /* what the run may use */
+    int n_truncated;        /* context tokens left out (--method truncate only) */
+    size_t kv_bytes;        /* pages of the kept chunks */
+    size_t peak_bytes;      /* all that the run allocates, model file excluded */
+    size_t model_bytes;     /* mapped weights */
+    size_t available_bytes; /* what the run may use */
     bool fits;
     char chat_template[32];
 };
 
 struct Result {
-    struct Str text;                     /* the answer */
-    int *ids;                            /* [n_ids] its tokens */
+    struct Str text; /* the answer */
+    int *ids;        /* [n_ids] its tokens */
     int n_ids;
     bool stopped_at_eos;
     struct PlanInfo plan;
-    struct ChunkInfo *chunks;            /* [plan.n_chunks] */
-    int64_t *kv_in, *kv_kept;            /* [n_layers * n_kv_heads] context entries seen in kept chunks, and kept */
+    struct ChunkInfo *chunks; /* [plan.n_chunks] */
+    int64_t *kv_in,
+        *kv_kept; /* [n_layers * n_kv_heads] context entries seen in kept chunks, and kept */
     struct Timings time;
-    size_t peak_bytes;                   /* measured */
+    size_t peak_bytes;                             /* measured */
     uint64_t input_hash, config_hash, logits_hash; /* logits_hash: of the first answer row */
 };
 
@@ -93,14 +100,20 @@ void result_free(struct Result *r);
 /* Perplexity of text under the settings' method (method.md section 6, point 19).
  * full: mean NLL of every token after the first, in windows of `window` positions.
  * parallelcomp, truncate: mean NLL of the last `tail` tokens given the compressed rest. */
-struct PerplexityResult { double nll, ppl; int64_t n_scored, n_context; double seconds; };
-int session_perplexity(struct Engine *e, const struct Request *text, int tail, struct PerplexityResult *out);
+struct PerplexityResult {
+    double nll, ppl;
+    int64_t n_scored, n_context;
+    double seconds;
+};
+int session_perplexity(struct Engine *e, const struct Request *text, int tail,
+                       struct PerplexityResult *out);
 
 /* Times one operation class for `pcomp bench`: see bench.c. */
 struct BenchRow {
     char name[48], shape[64];
-    double seconds, flops, bytes;        /* one repetition: time, work, memory touched */
+    double seconds, flops, bytes; /* one repetition: time, work, memory touched */
 };
-int engine_bench_op(struct Engine *e, int op, int n_tokens, struct BenchRow *row); /* PC_ERANGE past the last op */
+int engine_bench_op(struct Engine *e, int op, int n_tokens,
+                    struct BenchRow *row); /* PC_ERANGE past the last op */
 
 #endif

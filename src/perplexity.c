@@ -62,11 +62,16 @@ static int text_prompt(struct Engine *e, const struct Request *req, int tail, st
 {
     const struct VocabSpec *v = tokenizer_spec(e->tok);
     size_t bad = utf8_invalid_at(req->context, req->context_len);
-    if (bad < req->context_len) return err_set(PC_EFORMAT, "the text is not UTF-8 at byte %zu", bad);
-    if (v->add_bos && v->bos_id >= 0) TRY(tokens_push(tail ? &out->prefix : &out->context, v->bos_id));
+    if (bad < req->context_len)
+        return err_set(PC_EFORMAT, "the text is not UTF-8 at byte %zu", bad);
+    if (v->add_bos && v->bos_id >= 0)
+        TRY(tokens_push(tail ? &out->prefix : &out->context, v->bos_id));
     TRY(tokenizer_encode(e->tok, req->context, req->context_len, false, &out->context));
-    if (out->context.n < tail + 2) return err_set(PC_ERANGE, "the text has %d tokens: too few for a tail of %d", out->context.n, tail);
-    for (int i = out->context.n - tail; i < out->context.n; i++) TRY(tokens_push(&out->tail, out->context.ids[i]));
+    if (out->context.n < tail + 2)
+        return err_set(PC_ERANGE, "the text has %d tokens: too few for a tail of %d",
+                       out->context.n, tail);
+    for (int i = out->context.n - tail; i < out->context.n; i++)
+        TRY(tokens_push(&out->tail, out->context.ids[i]));
     out->context.n -= tail;
     return PC_OK;
 }
@@ -84,24 +89,33 @@ static int open_plain(struct Session *s, int window)
     for (int i = 0; i < 5; i++)
         if (!(*arrays[i] = mem_alloc(ints + 2, sizeof(int)))) return PC_ENOMEM;
     if (!(s->nll = mem_alloc(ints, sizeof(float)))) return PC_ENOMEM;
-    size_t need = s->e->be->scratch_bytes(s->e->dev, &s->wave_shape) + tf_bytes(&s->e->model.cfg, rows);
+    size_t need =
+        s->e->be->scratch_bytes(s->e->dev, &s->wave_shape) + tf_bytes(&s->e->model.cfg, rows);
     size_t have = s->set.memory ? s->set.memory : mem_available();
     if (need > have)
-        return err_set(PC_ENOMEM, "perplexity in windows of %d needs %.2f GiB and may use %.2f GiB; try a smaller --window", rows,
-                       (double)need / (1 << 30), (double)have / (1 << 30));
+        return err_set(
+            PC_ENOMEM,
+            "perplexity in windows of %d needs %.2f GiB and may use %.2f GiB; try a smaller --window",
+            rows, (double)need / (1 << 30), (double)have / (1 << 30));
     TRY(tf_open(&s->tf, s->e->be, s->e->dev, &s->e->model, rows));
     return s->e->be->reserve(s->e->dev, &s->wave_shape);
 }
 
-int session_perplexity(struct Engine *e, const struct Request *text, int tail, struct PerplexityResult *out)
+int session_perplexity(struct Engine *e, const struct Request *text, int tail,
+                       struct PerplexityResult *out)
 {
     struct Session s = {0};
     struct Prompt prompt = {0};
     struct Result result = {0};
     memset(out, 0, sizeof *out);
     if (tail == 0 && e->settings.method != METHOD_FULL)
-        return err_set(PC_ECONFIG, "perplexity under a method needs --tail N: the last N tokens are scored given the rest");
-    if (tail == 1) return err_set(PC_ECONFIG, "--tail 1 scores nothing: a tail's first token only starts it; use 2 or more");
+        return err_set(
+            PC_ECONFIG,
+            "perplexity under a method needs --tail N: the last N tokens are scored given the rest");
+    if (tail == 1)
+        return err_set(
+            PC_ECONFIG,
+            "--tail 1 scores nothing: a tail's first token only starts it; use 2 or more");
     double begun = clock_seconds();
     s.begun = begun;
     int status = text_prompt(e, text, tail, &prompt);

@@ -14,15 +14,30 @@ enum {
     HEAD_ROWS = 48,       /* rows whose logits are made at once */
 };
 
-static int min_int(int a, int b) { return a < b ? a : b; }
-static int max_int(int a, int b) { return a > b ? a : b; }
+static int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+static int max_int(int a, int b)
+{
+    return a > b ? a : b;
+}
 
-static int pages_for(int tokens) { return (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS; }
+static int pages_for(int tokens)
+{
+    return (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS;
+}
 
-static bool is_plain(const struct Session *s) { return s->set.method != METHOD_PARALLELCOMP; }
+static bool is_plain(const struct Session *s)
+{
+    return s->set.method != METHOD_PARALLELCOMP;
+}
 
 /* Whether anything asks for the attention mass on tokens. */
-static bool needs_mass(const struct Session *s) { return s->set.n_calib > 0 || s->cap < s->plan.chunk_tokens; }
+static bool needs_mass(const struct Session *s)
+{
+    return !is_plain(s) && (s->set.n_calib > 0 || s->cap < s->plan.chunk_tokens);
+}
 
 /* ==== Chunks and positions ==== */
 
@@ -33,8 +48,9 @@ static int truncate_middle(struct Session *s, int payload)
     if (c->n <= payload) return PC_OK;
     int head = payload - payload / 2, tail = payload / 2, cut = c->n - payload;
     memmove(c->ids + head, c->ids + c->n - tail, sizeof *c->ids * (size_t)tail);
-    memmove(s->prompt.context_offset + head, s->prompt.context_offset + c->n - tail,
-            sizeof *s->prompt.context_offset * (size_t)(tail + 1));
+    if (s->prompt.context_offset) /* absent when the request came as token ids */
+        memmove(s->prompt.context_offset + head, s->prompt.context_offset + c->n - tail,
+                sizeof *s->prompt.context_offset * (size_t)(tail + 1));
     c->n = payload;
     s->plan.n_truncated = cut;
     return PC_OK;
@@ -43,7 +59,8 @@ static int truncate_middle(struct Session *s, int payload)
 static int plan_plain(struct Session *s)
 {
     if (s->set.method == METHOD_TRUNCATE) {
-        struct ChunkBudget b = {s->plan.window, s->plan.n_prefix, s->plan.n_question, s->plan.max_tokens, s->plan.window};
+        struct ChunkBudget b = {s->plan.window, s->plan.n_prefix, s->plan.n_question,
+                                s->plan.max_tokens, s->plan.window};
         int payload;
         TRY(chunk_payload(&b, &payload));
         TRY(truncate_middle(s, payload));
@@ -57,13 +74,15 @@ static int plan_plain(struct Session *s)
 
 static int plan_chunks(struct Session *s)
 {
-    struct ChunkBudget b = {s->plan.window, s->plan.n_prefix, s->plan.n_question, s->plan.max_tokens, s->set.chunk};
+    struct ChunkBudget b = {s->plan.window, s->plan.n_prefix, s->plan.n_question,
+                            s->plan.max_tokens, s->set.chunk};
     int payload, n = s->prompt.context.n;
     TRY(chunk_payload(&b, &payload));
     s->cut = (struct ChunkInput){.n_tokens = n, .payload = payload, .overlap = s->set.overlap};
     TRY(chunk_count(&s->cut, &s->plan.n_chunks));
     s->plan.chunk_tokens = min_int(payload, n);
-    s->plan.keep = s->set.keep == KEEP_ALL ? s->plan.n_chunks : min_int(s->set.keep, s->plan.n_chunks);
+    s->plan.keep =
+        s->set.keep == KEEP_ALL ? s->plan.n_chunks : min_int(s->set.keep, s->plan.n_chunks);
     return PC_OK;
 }
 
@@ -79,7 +98,8 @@ static int cut_chunks(struct Session *s)
     if (s->req->context && s->prompt.context_offset) {
         s->boundary = mem_alloc((size_t)max_int(n, 1), 1);
         if (!s->boundary) return PC_ENOMEM;
-        boundary_classify(s->req->context, s->req->context_len, s->prompt.context_offset, n, s->boundary);
+        boundary_classify(s->req->context, s->req->context_len, s->prompt.context_offset, n,
+                          s->boundary);
         s->cut.boundary = s->boundary;
     }
     chunk_plan_make(&s->cut, s->plan.n_chunks, s->chunks);
@@ -92,23 +112,31 @@ static void plan_shapes(struct Session *s)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
     struct PlanInfo *p = &s->plan;
-    int p0 = p->n_prefix, q = p->n_question, heads = m->n_layers * m->n_kv_heads, scored = max_int(q, 1);
+    int p0 = p->n_prefix, q = p->n_question, heads = m->n_layers * m->n_kv_heads,
+        scored = max_int(q, 1);
     int merged = is_plain(s) ? p0 + p->chunk_tokens : p0 + p->keep * s->cap;
     int answer_keys = merged + q + p->max_tokens;
-    int mass_keys = needs_mass(s) && !is_plain(s) ? p0 + p->chunk_tokens + q : 0;
+    int mass_keys = needs_mass(s) ? p0 + p->chunk_tokens + q : 0;
     if (is_plain(s)) {
         s->batch_rows = max_int(max_int(min_int(PLAIN_ROWS, p->chunk_tokens), p0), q);
-        s->wave_shape = (struct BatchShape){s->batch_rows, 1, merged, 0, min_int(HEAD_ROWS, scored)};
+        s->wave_shape =
+            (struct BatchShape){s->batch_rows, 1, merged, 0, min_int(HEAD_ROWS, scored)};
         s->n_slots = 0;
         s->n_pages = (size_t)heads * (size_t)(pages_for(answer_keys) + 1);
     } else {
         s->batch_rows = max_int(max_int(p->wave * (p->chunk_tokens + q), p0), q);
-        s->wave_shape = (struct BatchShape){s->batch_rows, p->wave, p0 + p->chunk_tokens + q, mass_keys,
-                                            min_int(HEAD_ROWS, scored * p->wave)};
+        s->wave_shape = (struct BatchShape){s->batch_rows, p->wave, p0 + p->chunk_tokens + q,
+                                            mass_keys, min_int(HEAD_ROWS, scored * p->wave)};
         s->n_slots = min_int(p->keep + p->wave, p->n_chunks);
-        s->n_pages = (size_t)heads * ((size_t)s->n_slots * pages_for(s->cap) + pages_for(p0) + pages_for(q + p->max_tokens) + 1);
+        s->n_pages = (size_t)heads * ((size_t)s->n_slots * pages_for(s->cap) + pages_for(p0) +
+                                      pages_for(q + p->max_tokens) + 1);
     }
-    s->answer_shape = (struct BatchShape){max_int(q, 1), 1, answer_keys, needs_mass(s) && !is_plain(s) ? answer_keys : 0,
+    /* every kept chunk ends in a page of its own: count whole pages */
+    int answer_room = is_plain(s) ? answer_keys
+                                  : PAGE_TOKENS * (pages_for(p0) + p->keep * pages_for(s->cap)) +
+                                        q + p->max_tokens;
+    s->answer_shape = (struct BatchShape){max_int(q, 1), 1, answer_room,
+                                          needs_mass(s) ? answer_keys : 0,
                                           min_int(HEAD_ROWS, scored)};
     s->mass_stride = needs_mass(s) ? max_int(mass_keys, answer_keys) : 0;
 }
@@ -117,14 +145,16 @@ static size_t plan_bytes(const struct Session *s)
 {
     const struct Engine *e = s->e;
     const struct ModelConfig *m = &e->model.cfg;
-    size_t wave = e->be->scratch_bytes(e->dev, &s->wave_shape), answer = e->be->scratch_bytes(e->dev, &s->answer_shape);
+    size_t wave = e->be->scratch_bytes(e->dev, &s->wave_shape),
+           answer = e->be->scratch_bytes(e->dev, &s->answer_shape);
     size_t rows = (size_t)s->batch_rows, heads = (size_t)m->n_layers * m->n_kv_heads;
     size_t index = needs_mass(s) ? heads * ((size_t)s->cap + 1) * sizeof(int) : 0;
     size_t slot = kv_table_bytes(m, pages_for(s->cap)) + index;
     size_t policy = (size_t)s->mass_stride * (((size_t)s->plan.wave + 1) * m->n_kv_heads * 9 + 12);
-    size_t text = (size_t)s->prompt.context.n * (sizeof(int) + sizeof(size_t) + 1);
-    return (wave > answer ? wave : answer) + tf_bytes(m, s->batch_rows) + kv_pool_bytes(e->be, e->dev, s->n_pages) +
-           slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text + (size_t)m->vocab_size * sizeof(float);
+    size_t text = (size_t)s->plan.n_context * (sizeof(int) + sizeof(size_t) + 1);
+    return (wave > answer ? wave : answer) + tf_bytes(m, s->batch_rows) +
+           kv_pool_bytes(e->be, e->dev, s->n_pages) + slot * (size_t)s->n_slots +
+           rows * 5 * sizeof(int) + policy + text + (size_t)m->vocab_size * sizeof(float);
 }
 
 /* The largest wave wanted for speed that memory allows. */
@@ -137,7 +167,8 @@ static void plan_wave(struct Session *s)
         return;
     }
     int threads = s->set.threads, rows = p->chunk_tokens + p->n_question;
-    int wave = s->set.wave != AUTO ? s->set.wave : max_int(1, ROWS_A_THREAD * threads / max_int(rows, 1));
+    int wave =
+        s->set.wave != AUTO ? s->set.wave : max_int(1, ROWS_A_THREAD * threads / max_int(rows, 1));
     for (p->wave = max_int(1, min_int(min_int(wave, WAVE_MAX), p->n_chunks));; p->wave--) {
         plan_shapes(s);
         p->peak_bytes = plan_bytes(s);
@@ -151,8 +182,10 @@ int plan_make(struct Session *s)
     struct PlanInfo *p = &s->plan;
     TRY(plan_defaults(&s->set, m->train_len));
     for (int i = 0; i < s->prompt.tail.n + s->prompt.prefix.n; i++) {
-        int id = i < s->prompt.tail.n ? s->prompt.tail.ids[i] : s->prompt.prefix.ids[i - s->prompt.tail.n];
-        if (id < 0 || id >= m->vocab_size) return err_set(PC_EFORMAT, "token id %d is outside the model's %d", id, m->vocab_size);
+        int id = i < s->prompt.tail.n ? s->prompt.tail.ids[i]
+                                      : s->prompt.prefix.ids[i - s->prompt.tail.n];
+        if (id < 0 || id >= m->vocab_size)
+            return err_set(PC_EFORMAT, "token id %d is outside the model's %d", id, m->vocab_size);
     }
     p->n_context = s->prompt.context.n;
     p->n_prefix = s->prompt.prefix.n;
@@ -161,17 +194,20 @@ int plan_make(struct Session *s)
     p->max_tokens = s->set.max_tokens;
     snprintf(p->chat_template, sizeof p->chat_template, "%s", chat_name(s->e->chat.kind));
     TRY(is_plain(s) ? plan_plain(s) : plan_chunks(s));
-    s->cap = s->set.kv_cap == CAP_OFF || is_plain(s) ? p->chunk_tokens : min_int(s->set.kv_cap, p->chunk_tokens);
+    s->cap = s->set.kv_cap == CAP_OFF || is_plain(s) ? p->chunk_tokens
+                                                     : min_int(s->set.kv_cap, p->chunk_tokens);
     p->kv_cap = s->cap;
     p->model_bytes = s->e->file_bytes;
     p->available_bytes = s->set.memory ? s->set.memory : mem_available();
     plan_wave(s);
     p->fits = p->peak_bytes <= p->available_bytes;
     int kept = is_plain(s) ? p->chunk_tokens : p->keep * s->cap;
-    p->kv_bytes = (size_t)m->n_layers * m->n_kv_heads * pages_for(p->n_prefix + kept) * s->e->be->page_bytes(s->e->dev);
+    p->kv_bytes = (size_t)m->n_layers * m->n_kv_heads * pages_for(p->n_prefix + kept) *
+                  s->e->be->page_bytes(s->e->dev);
     TRY(cut_chunks(s));
     int longest = 0;
-    for (int i = 0; i < p->n_chunks; i++) longest = max_int(longest, s->chunks[i].end - s->chunks[i].begin);
+    for (int i = 0; i < p->n_chunks; i++)
+        longest = max_int(longest, s->chunks[i].end - s->chunks[i].begin);
     p->question_pos = p->n_prefix + longest;
     return PC_OK;
 }
@@ -180,8 +216,9 @@ int plan_check(const struct PlanInfo *p)
 {
     if (p->fits) return PC_OK;
     double gib = 1024.0 * 1024 * 1024;
-    return err_set(PC_ENOMEM,
-                   "the run needs %.2f GiB and may use %.2f GiB; try a smaller --kv-cap (now %d), --keep (now %d), --chunk (now %d) "
-                   "or --wave 1, or raise --memory",
-                   p->peak_bytes / gib, p->available_bytes / gib, p->kv_cap, p->keep, p->chunk_tokens);
+    return err_set(
+        PC_ENOMEM,
+        "the run needs %.2f GiB and may use %.2f GiB; try a smaller --kv-cap (now %d), --keep (now %d), --chunk (now %d) "
+        "or --wave 1, or raise --memory",
+        p->peak_bytes / gib, p->available_bytes / gib, p->kv_cap, p->keep, p->chunk_tokens);
 }

@@ -22,17 +22,24 @@ static void fill_rows(struct Session *s, const int *ids, int n, int at, int pos0
 }
 
 /* Runs ids as one sequence after `past` and appends its K and V there. */
-static int prefill_segment(struct Session *s, const int *ids, int n, int pos0, struct HeadTable *past)
+static int prefill_segment(struct Session *s, const int *ids, int n, int pos0,
+                           struct HeadTable *past)
 {
     int n_layers = s->e->model.cfg.n_layers;
     s->seq_begin[0] = 0;
     s->seq_begin[1] = n;
     fill_rows(s, ids, n, 0, pos0);
-    struct Batch b = {.tokens = s->tokens, .pos = s->pos, .seq_begin = s->seq_begin, .n_seqs = 1, .pool = &s->kv.pool, .past = past};
+    struct Batch b = {.tokens = s->tokens,
+                      .pos = s->pos,
+                      .seq_begin = s->seq_begin,
+                      .n_seqs = 1,
+                      .pool = &s->kv.pool,
+                      .past = past};
     TRY(tf_begin(&s->tf, &b));
     for (int l = 0; l < n_layers; l++) {
         struct AttnArgs args;
-        bool last = l == n_layers - 1; /* nothing reads this sequence's rows after its last K and V */
+        bool last =
+            l == n_layers - 1; /* nothing reads this sequence's rows after its last K and V */
         TRY(session_stop(s));
         TRY(tf_attend(&s->tf, &b, l, last ? 1 : 0, &args));
         struct KvRows rows = {s->tf.k, s->tf.v, NULL, n};
@@ -100,8 +107,12 @@ static int wave_begin(struct Session *s, struct Wave *w)
         row += n + q;
     }
     s->seq_begin[w->n] = row;
-    w->batch = (struct Batch){.tokens = s->tokens, .pos = s->pos, .seq_begin = s->seq_begin, .n_seqs = w->n,
-                              .pool = &s->kv.pool, .past = &s->prefix};
+    w->batch = (struct Batch){.tokens = s->tokens,
+                              .pos = s->pos,
+                              .seq_begin = s->seq_begin,
+                              .n_seqs = w->n,
+                              .pool = &s->kv.pool,
+                              .past = &s->prefix};
     return tf_begin(&s->tf, &w->batch);
 }
 
@@ -113,7 +124,8 @@ static size_t mass_at(const struct Session *s, int seq, int kv_head)
 }
 
 /* Adds to s->drop what one stage-1 rule removes; s->mass holds the sums over the rule's rows. */
-static void apply_rule(struct Session *s, const struct Wave *w, int layer, const struct CalibRule *r)
+static void apply_rule(struct Session *s, const struct Wave *w, int layer,
+                       const struct CalibRule *r)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
     int q = s->prompt.tail.n, rows = r->rows == 0 || r->rows > q ? q : r->rows;
@@ -133,13 +145,14 @@ static void apply_rule(struct Session *s, const struct Wave *w, int layer, const
 }
 
 /* Stage-1 calibration: marks what rules of this layer drop. */
-static int calibrate(struct Session *s, const struct Wave *w, int layer, const struct AttnArgs *args)
+static int calibrate(struct Session *s, const struct Wave *w, int layer,
+                     const struct AttnArgs *args)
 {
     memset(s->drop, 0, mass_at(s, w->n, 0));
     for (int i = 0; i < s->set.n_calib; i++) {
         const struct CalibRule *r = &s->set.calib[i];
         if (!calib_applies(r, layer, 1)) continue;
-        int rows = r->rows == 0 ? s->prompt.tail.n : r->rows;
+        int q = s->prompt.tail.n, rows = r->rows == 0 || r->rows > q ? q : r->rows;
         TRY(s->tf.be->attn_mass(s->tf.dev, args, rows, s->mass, s->mass_stride));
         apply_rule(s, w, layer, r);
     }
@@ -169,8 +182,9 @@ static int keep_tokens(struct Session *s, struct Wave *w, int layer, const struc
     size_t kv_dim = (size_t)m->n_kv_heads * m->head_dim;
     if (s->mass) {
         TRY(calibrate(s, w, layer, args));
+        int q = s->prompt.tail.n, rows = s->set.obs_rows < q ? s->set.obs_rows : q;
         if (s->cap < s->plan.chunk_tokens)
-            TRY(s->tf.be->attn_mass(s->tf.dev, args, s->set.obs_rows, s->mass, s->mass_stride));
+            TRY(s->tf.be->attn_mass(s->tf.dev, args, rows, s->mass, s->mass_stride));
     }
     for (int i = 0; i < w->n; i++) {
         size_t row = (size_t)s->seq_begin[i] * kv_dim;
@@ -181,7 +195,8 @@ static int keep_tokens(struct Session *s, struct Wave *w, int layer, const struc
                 rows.index = keep;
                 rows.n = choose_tokens(s, w, i, h, keep);
                 w->slot[i]->kept[layer * m->n_kv_heads + h] = rows.n;
-                memcpy(w->slot[i]->index + ((size_t)layer * m->n_kv_heads + h) * s->cap, keep, sizeof *keep * (size_t)rows.n);
+                memcpy(w->slot[i]->index + ((size_t)layer * m->n_kv_heads + h) * s->cap, keep,
+                       sizeof *keep * (size_t)rows.n);
             }
             TRY(kv_append(&s->kv, &w->slot[i]->table, layer, h, &rows, &s->writes));
         }
@@ -215,7 +230,8 @@ static int score_wave(struct Session *s, const struct Wave *w)
         }
     TRY(s->tf.be->nll(s->tf.dev, s->tf.x, s->rows, s->targets, n, s->nll));
     for (int i = 0; i < w->n; i++)
-        s->out->chunks[w->first + i].score = self_information(s->nll + i * (end - begin), end - begin, 0, end - begin);
+        s->out->chunks[w->first + i].score =
+            self_information(s->nll + i * (end - begin), end - begin, 0, end - begin);
     return PC_OK;
 }
 

@@ -11,16 +11,25 @@
 
 #include "tokenizer.h"
 
-enum ChatTemplate { CHAT_RAW, CHAT_CHATML, CHAT_QWEN, CHAT_LLAMA2, CHAT_LLAMA3, CHAT_MISTRAL, CHAT_COUNT };
+enum ChatTemplate {
+    CHAT_RAW,
+    CHAT_CHATML,
+    CHAT_QWEN,
+    CHAT_LLAMA2,
+    CHAT_LLAMA3,
+    CHAT_MISTRAL,
+    CHAT_COUNT
+};
 
 /* A template and what differs between models that share it. */
 struct Chat {
     enum ChatTemplate kind;
-    char system[512];      /* its own default system message; "" for none */
-    char system_lead[128]; /* stands before any system message, given or default (Llama-3.1's dates) */
-    char user_lead[16];    /* llama-2, mistral: "[INST] " and " [/INST]" with the model's own spaces */
+    char system[512]; /* its own default system message; "" for none */
+    char system_lead
+        [128];          /* stands before any system message, given or default (Llama-3.1's dates) */
+    char user_lead[16]; /* llama-2, mistral: "[INST] " and " [/INST]" with the model's own spaces */
     char user_end[16];
-    char answer_lead[16];  /* put into the assistant's mouth: "<think>\n" of thinking models */
+    char answer_lead[16]; /* put into the assistant's mouth: "<think>\n" of thinking models */
 };
 
 const char *chat_name(enum ChatTemplate t); /* raw, chatml, qwen, llama-2, llama-3, mistral */
@@ -44,8 +53,10 @@ void chat_text_free(struct ChatText *text);
 
 struct Prompt {
     struct Tokens prefix, context, tail;
-    int score_begin, score_end;   /* tail tokens that touch the user's own question words; empty range if none */
-    size_t *context_offset;       /* [context.n + 1] byte where each context token begins in the context text */
+    int score_begin,
+        score_end; /* tail tokens that touch the user's own question words; empty range if none */
+    size_t *
+        context_offset; /* [context.n + 1] byte where each context token begins in the context text */
 };
 
 struct PromptText {

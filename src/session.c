@@ -29,7 +29,8 @@ int session_stages(struct Session *s, bool answer)
     TRY(s->e->be->reserve(s->e->dev, &s->answer_shape));
     if (!answer) return PC_OK;
     TRY(question_pass(s)); /* calibration of the merged cache, first answer row */
-    s->out->time.question = clock_seconds() - s->begun - s->out->time.tokenize - s->out->time.prefill;
+    s->out->time.question =
+        clock_seconds() - s->begun - s->out->time.tokenize - s->out->time.prefill;
     return decode_answer(s);
 }
 
@@ -70,7 +71,8 @@ static int alloc_slots(struct Session *s)
 
 static int alloc_policy(struct Session *s)
 {
-    size_t stride = (size_t)s->mass_stride, heads = (size_t)s->e->model.cfg.n_kv_heads, wave = (size_t)s->plan.wave;
+    size_t stride = (size_t)s->mass_stride, heads = (size_t)s->e->model.cfg.n_kv_heads,
+           wave = (size_t)s->plan.wave;
     if (stride == 0) return PC_OK;
     s->mass = mem_alloc(wave * heads * stride, sizeof *s->mass);
     s->keep = mem_alloc(wave * heads * stride, sizeof *s->keep);
@@ -89,7 +91,9 @@ static int alloc_rows(struct Session *s)
     s->nll = mem_alloc(rows, sizeof(float));
     s->seq_begin = mem_alloc((size_t)s->plan.wave + 1, sizeof(int));
     s->logits = mem_alloc((size_t)s->e->model.cfg.vocab_size, sizeof(float));
-    return s->tokens && s->pos && s->rows && s->targets && s->nll && s->seq_begin && s->logits ? PC_OK : PC_ENOMEM;
+    return s->tokens && s->pos && s->rows && s->targets && s->nll && s->seq_begin && s->logits
+               ? PC_OK
+               : PC_ENOMEM;
 }
 
 static int alloc_cache(struct Session *s)
@@ -97,12 +101,15 @@ static int alloc_cache(struct Session *s)
     const struct ModelConfig *m = &s->e->model.cfg;
     const struct PlanInfo *p = &s->plan;
     int heads = m->n_kv_heads, slots = s->set.method == METHOD_PARALLELCOMP ? p->keep : 0;
-    int prefix = p->n_prefix / PAGE_TOKENS + 1, tail = (p->n_question + p->max_tokens) / PAGE_TOKENS + 2;
-    int kept = slots ? slots * ((s->cap + PAGE_TOKENS - 1) / PAGE_TOKENS) : p->chunk_tokens / PAGE_TOKENS + 1;
+    int prefix = p->n_prefix / PAGE_TOKENS + 1,
+        tail = (p->n_question + p->max_tokens) / PAGE_TOKENS + 2;
+    int kept = slots ? slots * ((s->cap + PAGE_TOKENS - 1) / PAGE_TOKENS)
+                     : p->chunk_tokens / PAGE_TOKENS + 1;
     TRY(kv_open(&s->kv, s->e->be, s->e->dev, m, s->n_pages));
     TRY(kv_table_open(&s->prefix, m, prefix));
     TRY(kv_table_open(&s->merged, m, prefix + kept + tail));
-    TRY(kv_writes_open(&s->writes, (p->wave * heads + 1) * (s->batch_rows / PAGE_TOKENS / p->wave + 2)));
+    TRY(kv_writes_open(&s->writes,
+                       (p->wave * heads + 1) * (s->batch_rows / PAGE_TOKENS / p->wave + 2)));
     return PC_OK;
 }
 
@@ -121,7 +128,8 @@ static int alloc_result(struct Session *s)
     for (int i = 0; i < s->plan.n_chunks; i++) {
         const struct Chunk *c = &s->chunks[i];
         r->chunks[i] = (struct ChunkInfo){.begin = c->begin, .end = c->end, .score = NAN};
-        if (offset) r->chunks[i].byte_begin = offset[c->begin], r->chunks[i].byte_end = offset[c->end];
+        if (offset)
+            r->chunks[i].byte_begin = offset[c->begin], r->chunks[i].byte_end = offset[c->end];
     }
     /* room for the answer's text now, so that decoding appends without allocating */
     size_t longest = 0;
@@ -139,12 +147,14 @@ static int session_alloc(struct Session *s)
     TRY(alloc_cache(s));
     TRY(alloc_slots(s));
     TRY(alloc_policy(s));
-    if (s->set.method == METHOD_PARALLELCOMP) TRY(chunk_queue_open(&s->queue, s->plan.keep ? s->plan.keep : 1, s->plan.n_chunks));
+    if (s->set.method == METHOD_PARALLELCOMP)
+        TRY(chunk_queue_open(&s->queue, s->plan.keep ? s->plan.keep : 1, s->plan.n_chunks));
     TRY(tf_open(&s->tf, s->e->be, s->e->dev, &s->e->model, s->batch_rows));
     return s->e->be->reserve(s->e->dev, &s->wave_shape);
 }
 
-int session_open(struct Session *s, struct Engine *e, const struct Request *req, struct Prompt *prompt, struct Result *out)
+int session_open(struct Session *s, struct Engine *e, const struct Request *req,
+                 struct Prompt *prompt, struct Result *out)
 {
     s->e = e;
     s->req = req;
@@ -172,8 +182,8 @@ void session_close(struct Session *s)
     kv_close(&s->kv);
     kv_writes_close(&s->writes);
     chunk_queue_close(&s->queue);
-    void *blocks[] = {s->slots, s->boundary, s->chunks, s->tokens, s->pos, s->rows, s->targets, s->seq_begin,
-                      s->nll, s->mass, s->work, s->keep, s->drop, s->logits};
+    void *blocks[] = {s->slots,     s->boundary, s->chunks, s->tokens, s->pos,  s->rows, s->targets,
+                      s->seq_begin, s->nll,      s->mass,   s->work,   s->keep, s->drop, s->logits};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     prompt_free(&s->prompt);
     memset(s, 0, sizeof *s);
@@ -198,9 +208,13 @@ void session_progress(struct Session *s, enum Stage stage, int chunks, int64_t t
 {
     if (!s->req->on_progress) return;
     struct Progress p = {
-        .stage = stage, .chunks_done = chunks, .n_chunks = s->plan.n_chunks, .tokens_done = tokens,
+        .stage = stage,
+        .chunks_done = chunks,
+        .n_chunks = s->plan.n_chunks,
+        .tokens_done = tokens,
         .n_tokens = stage == STAGE_DECODE ? s->plan.max_tokens : s->plan.n_context,
-        .seconds = clock_seconds() - s->begun, .memory = mem_in_use(),
+        .seconds = clock_seconds() - s->begun,
+        .memory = mem_in_use(),
     };
     s->req->on_progress(s->req->user, &p);
 }
@@ -210,9 +224,12 @@ void session_progress(struct Session *s, enum Stage stage, int chunks, int64_t t
 static int make_prompt(struct Engine *e, const struct Request *req, struct Prompt *out)
 {
     const struct Settings *set = &e->settings;
-    struct PromptText text = {req->context, req->context_len, req->question, set->instruction, set->answer_prefix, set->system, &e->chat};
+    struct PromptText text = {req->context,       req->context_len, req->question, set->instruction,
+                              set->answer_prefix, set->system,      &e->chat};
     TRY(prompt_make(e->tok, &text, out));
-    if (out->context.n == 0) return err_set(PC_ERANGE, "the context is empty: give a text with -f FILE or on standard input");
+    if (out->context.n == 0)
+        return err_set(PC_ERANGE,
+                       "the context is empty: give a text with -f FILE or on standard input");
     return PC_OK;
 }
 
@@ -231,7 +248,8 @@ int session_plan(struct Engine *e, const struct Request *req, struct PlanInfo *o
 static void hash_request(struct Session *s)
 {
     struct Str config = {0};
-    if (settings_json(&s->e->settings, &config) == PC_OK) s->out->config_hash = hash64(config.data, config.len, s->e->model.hash);
+    if (settings_json(&s->e->settings, &config) == PC_OK)
+        s->out->config_hash = hash64(config.data, config.len, s->e->model.hash);
     str_free(&config);
     const char *q = s->req->question ? s->req->question : "";
     s->out->input_hash = hash64(q, strlen(q), hash64(s->req->context, s->req->context_len, 0));

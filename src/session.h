@@ -23,45 +23,46 @@ struct Engine {
 
 /* The cache of one chunk while it may still win. */
 struct Slot {
-    int chunk;              /* -1: free */
+    int chunk; /* -1: free */
     struct HeadTable table;
-    int *index;             /* [n_heads, cap] chunk token of each kept entry; NULL when nothing can be dropped */
-    int *kept;              /* [n_heads] entries of index in use */
+    int *
+        index; /* [n_heads, cap] chunk token of each kept entry; NULL when nothing can be dropped */
+    int *kept; /* [n_heads] entries of index in use */
 };
 
 struct Session {
     struct Engine *e;
     const struct Request *req;
-    struct Settings set;    /* no AUTO left */
+    struct Settings set; /* no AUTO left */
     struct Prompt prompt;
     struct PlanInfo plan;
     struct Result *out;
     double begun;
 
-    struct ChunkInput cut;  /* how the context is cut */
-    uint8_t *boundary;      /* [n_context] */
-    struct Chunk *chunks;   /* [n_chunks] */
-    int cap;                /* tokens kept a chunk and head, at most */
+    struct ChunkInput cut;   /* how the context is cut */
+    uint8_t *boundary;       /* [n_context] */
+    struct Chunk *chunks;    /* [n_chunks] */
+    int cap;                 /* tokens kept a chunk and head, at most */
     int n_slots, batch_rows; /* rows of the largest batch */
     struct BatchShape wave_shape, answer_shape;
     size_t n_pages;
 
     struct KvCache kv;
     struct HeadTable prefix, merged;
-    struct Slot *slots;     /* [n_slots] */
+    struct Slot *slots; /* [n_slots] */
     struct ChunkQueue queue;
     struct KvWrites writes;
     struct Transformer tf;
 
     int *tokens, *pos, *rows, *targets; /* [batch_rows] */
-    int *seq_begin;         /* [wave + 1] */
-    float *nll;             /* [batch_rows] */
-    float *mass;            /* [wave, n_kv_heads, mass_stride]; NULL when nothing asks */
+    int *seq_begin;                     /* [wave + 1] */
+    float *nll;                         /* [batch_rows] */
+    float *mass; /* [wave, n_kv_heads, mass_stride]; NULL when nothing asks */
     int mass_stride;
-    float *work;            /* [3, mass_stride] scratch of the policies */
-    int *keep;              /* [wave, n_kv_heads, mass_stride] chosen tokens */
-    uint8_t *drop;          /* [wave + 1, n_kv_heads, mass_stride] tokens that calibration removes */
-    float *logits;          /* [vocab_size] */
+    float *work;   /* [3, mass_stride] scratch of the policies */
+    int *keep;     /* [wave, n_kv_heads, mass_stride] chosen tokens */
+    uint8_t *drop; /* [wave + 1, n_kv_heads, mass_stride] tokens that calibration removes */
+    float *logits; /* [vocab_size] */
 };
 
 /* plan.c: fills set, plan, cut, shapes from settings and prompt; allocates only the chunk list. */
@@ -82,11 +83,12 @@ int decode_answer(struct Session *s);
 int question_nll(struct Session *s, float *nll);
 
 /* session.c: open takes over prompt, also on failure. */
-int session_open(struct Session *s, struct Engine *e, const struct Request *req, struct Prompt *prompt, struct Result *out);
+int session_open(struct Session *s, struct Engine *e, const struct Request *req,
+                 struct Prompt *prompt, struct Result *out);
 int session_stages(struct Session *s, bool answer);
 void session_close(struct Session *s);
 struct Slot *session_slot(struct Session *s, int chunk); /* NULL when the chunk lost */
-int session_stop(struct Session *s); /* PC_EINTR when the caller asks to stop */
+int session_stop(struct Session *s);                     /* PC_EINTR when the caller asks to stop */
 void session_progress(struct Session *s, enum Stage stage, int chunks, int64_t tokens);
 
 #endif

@@ -12,7 +12,7 @@
 struct Tokenizer;
 
 struct Tokens {
-    int *ids;     /* [n] */
+    int *ids; /* [n] */
     int n, cap;
 };
 
@@ -22,7 +22,8 @@ void tokenizer_close(struct Tokenizer *t);
 
 /* Appends the ids of text to out. special: spellings of control tokens ("<|im_end|>") in the text
  * become their ids; otherwise they are plain text (user input must never become control tokens). No BOS is added. */
-int tokenizer_encode(const struct Tokenizer *t, const char *text, size_t len, bool special, struct Tokens *out);
+int tokenizer_encode(const struct Tokenizer *t, const char *text, size_t len, bool special,
+                     struct Tokens *out);
 void tokens_free(struct Tokens *t);
 int tokens_push(struct Tokens *t, int id);
 
@@ -31,7 +32,8 @@ struct Slice tokenizer_piece(const struct Tokenizer *t, int id);
 bool tokenizer_is_control(const struct Tokenizer *t, int id);
 /* True for every id that ends an answer (eos, eot, <|im_end|>, <|eot_id|>, …). */
 bool tokenizer_is_end(const struct Tokenizer *t, int id);
-int tokenizer_id(const struct Tokenizer *t, const char *piece); /* exact stored spelling; -1 when absent */
+int tokenizer_id(const struct Tokenizer *t,
+                 const char *piece); /* exact stored spelling; -1 when absent */
 const struct VocabSpec *tokenizer_spec(const struct Tokenizer *t);
 
 /* Incremental decode: appends to out the longest complete UTF-8 text so far and holds back a cut

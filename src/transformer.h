@@ -13,9 +13,9 @@ struct Transformer {
     struct Device *dev;
     const struct Model *model;
     int max_rows;
-    float *x;         /* [max_rows, dim] f32 residual stream */
-    float *q, *out;   /* [max_rows, n_heads * head_dim] f32 */
-    float *k, *v;     /* [max_rows, n_kv_heads * head_dim] f32 */
+    float *x;       /* [max_rows, dim] f32 residual stream */
+    float *q, *out; /* [max_rows, n_heads * head_dim] f32 */
+    float *k, *v;   /* [max_rows, n_kv_heads * head_dim] f32 */
 };
 
 /* Tokens of n_seqs sequences, one after another. */
@@ -30,13 +30,15 @@ struct Batch {
 };
 
 size_t tf_bytes(const struct ModelConfig *m, int max_rows);
-int tf_open(struct Transformer *t, const struct Backend *be, struct Device *dev, const struct Model *model, int max_rows);
+int tf_open(struct Transformer *t, const struct Backend *be, struct Device *dev,
+            const struct Model *model, int max_rows);
 void tf_close(struct Transformer *t);
 
 /* Token rows into x, positions to the device. */
 int tf_begin(struct Transformer *t, const struct Batch *b);
 /* First half: norm, q k v, rotation, attention into out. last_rows as in AttnArgs; *args is what attn_mass needs. */
-int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_rows, struct AttnArgs *args);
+int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_rows,
+              struct AttnArgs *args);
 /* Second half for n_rows rows of x and out: output projection and feed-forward, each added to x. */
 int tf_ffn(struct Transformer *t, int layer, int n_rows);
 

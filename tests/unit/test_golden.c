@@ -123,12 +123,14 @@ static void check_plain(const struct Case *c)
 {
     const cJSON *plain = get(c->json, "plain");
     struct Tokens ids = ids_of(get(plain, "ids"));
-    float *nll = calloc((size_t)ids.n, sizeof *nll), *logits = calloc((size_t)c->engine->model.cfg.vocab_size, sizeof *logits);
+    float *nll = calloc((size_t)ids.n, sizeof *nll),
+          *logits = calloc((size_t)c->engine->model.cfg.vocab_size, sizeof *logits);
     forward(c->engine, ids, nll, logits);
     double mean = 0, err = top_error(get(plain, "last_top10"), logits);
     for (int i = 0; i + 1 < ids.n; i++) mean += nll[i] / (ids.n - 1);
     double off = fabs(mean - get(plain, "mean_nll")->valuedouble);
-    print_message("# %s: mean NLL off by %.6f, top-10 logits by %.5f\n", engine_device(c->engine), off, err);
+    print_message("# %s: mean NLL off by %.6f, top-10 logits by %.5f\n", engine_device(c->engine),
+                  off, err);
     assert_true(off <= c->tol->mean_nll);
     assert_true(err <= c->tol->logit);
     tokens_free(&ids);
@@ -147,7 +149,9 @@ static void run_method(struct Run *run, const struct Case *c, int cap, int n_tok
 {
     const cJSON *m = get(c->json, "method");
     static const struct Request none = {.context = NULL, .question = ""};
-    struct Prompt p = {.prefix = ids_of(get(m, "prefix_ids")), .context = ids_of(get(m, "context_ids")), .tail = ids_of(get(m, "question_ids"))};
+    struct Prompt p = {.prefix = ids_of(get(m, "prefix_ids")),
+                       .context = ids_of(get(m, "context_ids")),
+                       .tail = ids_of(get(m, "question_ids"))};
     struct Settings *set = &c->engine->settings;
     set->chunk = get(m, "chunk_tokens")->valueint;
     set->keep = get(m, "keep_chunks")->valueint;
@@ -169,7 +173,8 @@ static void run_close(struct Run *run)
 
 static void check_scores(const struct Case *c, const struct Result *r)
 {
-    const cJSON *m = get(c->json, "method"), *nll = get(m, "question_nll_mean_per_chunk"), *kept = get(m, "kept");
+    const cJSON *m = get(c->json, "method"), *nll = get(m, "question_nll_mean_per_chunk"),
+                *kept = get(m, "kept");
     double worst = 0;
     assert_int_equal(r->plan.n_chunks, cJSON_GetArraySize(nll));
     for (int i = 0; i < r->plan.n_chunks; i++) {
@@ -189,15 +194,15 @@ static void check_answer(const cJSON *want, const struct Result *r)
     int n = cJSON_GetArraySize(ids);
     assert_true(r->n_ids >= n || (r->stopped_at_eos && r->n_ids == n));
     for (int i = 0; i < n; i++) assert_int_equal(r->ids[i], cJSON_GetArrayItem(ids, i)->valueint);
-    assert_memory_equal(r->text.data, get(want, "greedy_text")->valuestring, strlen(get(want, "greedy_text")->valuestring));
+    assert_memory_equal(r->text.data, get(want, "greedy_text")->valuestring,
+                        strlen(get(want, "greedy_text")->valuestring));
 }
 
 static double overlap(const int *have, int n, const cJSON *want)
 {
     int both = 0;
     const cJSON *x;
-    cJSON_ArrayForEach(x, want)
-        for (int i = 0; i < n; i++) both += have[i] == x->valueint;
+    cJSON_ArrayForEach(x, want) for (int i = 0; i < n; i++) both += have[i] == x->valueint;
     return (double)both / cJSON_GetArraySize(want);
 }
 
@@ -215,19 +220,22 @@ static void check_kept_tokens(const struct Case *c, struct Run *run)
         for (int h = 0; h < cJSON_GetArraySize(entry); h++, n++) {
             int head = layer * run->s.kv.n_kv_heads + h;
             assert_int_equal(slot->kept[head], cJSON_GetArraySize(cJSON_GetArrayItem(entry, h)));
-            double same = overlap(slot->index + (size_t)head * run->s.cap, slot->kept[head], cJSON_GetArrayItem(entry, h));
+            double same = overlap(slot->index + (size_t)head * run->s.cap, slot->kept[head],
+                                  cJSON_GetArrayItem(entry, h));
             sum += same;
             least = fmin(least, same);
         }
     }
-    print_message("# kept tokens: %.2f%% equal over %d heads, %.2f%% in the worst\n", 100 * sum / n, n, 100 * least);
+    print_message("# kept tokens: %.2f%% equal over %d heads, %.2f%% in the worst\n", 100 * sum / n,
+                  n, 100 * least);
     assert_true(sum / n >= c->tol->kept);
 }
 
 static void check_method(const struct Case *c)
 {
     struct Run run;
-    const cJSON *m = get(c->json, "method"), *all = get(m, "decode_no_kv_eviction"), *capped = get(m, "decode_kv_cap");
+    const cJSON *m = get(c->json, "method"), *all = get(m, "decode_no_kv_eviction"),
+                *capped = get(m, "decode_kv_cap");
     run_method(&run, c, CAP_OFF, cJSON_GetArraySize(get(all, "greedy_ids")));
     check_scores(c, &run.r);
     check_answer(all, &run.r);
@@ -248,10 +256,26 @@ static void run_case(int golden, int tol)
     case_close(&c);
 }
 
-static void test_smol_int16(void **state) { (void)state; run_case(0, 0); }
-static void test_smol_f32(void **state) { (void)state; run_case(0, 1); }
-static void test_qwen_int16(void **state) { (void)state; run_case(1, 0); }
-static void test_qwen_f32(void **state) { (void)state; run_case(1, 1); }
+static void test_smol_int16(void **state)
+{
+    (void)state;
+    run_case(0, 0);
+}
+static void test_smol_f32(void **state)
+{
+    (void)state;
+    run_case(0, 1);
+}
+static void test_qwen_int16(void **state)
+{
+    (void)state;
+    run_case(1, 0);
+}
+static void test_qwen_f32(void **state)
+{
+    (void)state;
+    run_case(1, 1);
+}
 
 int main(void)
 {

@@ -1,0 +1,345 @@
+/* test_kv_cache.c - the paged cache against plain arrays of tokens under random operations: what every head holds,
+ * in order; no page in two places; none lost.
+ */
+#include "kv_cache.h"
+
+#include <setjmp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum {
+    LAYERS = 2,
+    KV_HEADS = 3,
+    HEADS = LAYERS * KV_HEADS,
+    DIM = 16,
+    TABLES = 4,
+    STRIDE = 7,  /* pages a head */
+    N_PAGES = 70, /* fewer than all tables could hold: the pool runs out at times */
+    ROWS_MAX = 200,
+    TOKENS_MAX = STRIDE * PAGE_TOKENS,
+};
+
+static uint64_t rng_state = 5;
+
+static int rng(int below)
+{
+    rng_state = rng_state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    return (int)((rng_state >> 33) % (uint64_t)below);
+}
+
+/* ==== The cache and its model ==== */
+
+/* What one head should hold: the number of each token, in order. */
+struct List {
+    int id[TOKENS_MAX];
+    int n;
+};
+
+struct World {
+    struct Model model;
+    struct Device *dev;
+    struct KvCache kv;
+    struct KvWrites writes;
+    struct HeadTable table[TABLES];
+    struct List list[TABLES][HEADS];
+    int next_id;
+    float *k, *v;  /* [ROWS_MAX, KV_HEADS * DIM] rows to append */
+    int *ids;      /* [ROWS_MAX] their tokens */
+};
+
+/* Exact in f16 too; differs between tokens, heads and elements. */
+static float value_of(int id, int kv_head, int element, bool is_key)
+{
+    return (float)((id * 7 + kv_head * 131 + element * 3 + is_key * 17) % 2048) - 1024;
+}
+
+static void world_open(struct World *w, bool exact, int n_pages)
+{
+    memset(w, 0, sizeof *w);
+    w->model.cfg = (struct ModelConfig){.n_layers = LAYERS, .n_kv_heads = KV_HEADS, .n_heads = KV_HEADS, .head_dim = DIM};
+    struct DeviceOptions o = {&w->model, exact, 1, "auto"};
+    assert_int_equal(backend_cpu.open(&o, &w->dev), PC_OK);
+    assert_int_equal(kv_open(&w->kv, &backend_cpu, w->dev, &w->model.cfg, (size_t)n_pages), PC_OK);
+    assert_int_equal(kv_writes_open(&w->writes, 5), PC_OK); /* so few that appending flushes by itself */
+    for (int t = 0; t < TABLES; t++) assert_int_equal(kv_table_open(&w->table[t], &w->model.cfg, STRIDE), PC_OK);
+    w->k = calloc((size_t)ROWS_MAX * KV_HEADS * DIM, sizeof *w->k);
+    w->v = calloc((size_t)ROWS_MAX * KV_HEADS * DIM, sizeof *w->v);
+    w->ids = calloc(ROWS_MAX, sizeof *w->ids);
+}
+
+static void world_close(struct World *w)
+{
+    for (int t = 0; t < TABLES; t++) kv_table_close(&w->table[t]);
+    kv_writes_close(&w->writes);
+    kv_close(&w->kv);
+    backend_cpu.close(w->dev);
+    free(w->k);
+    free(w->v);
+    free(w->ids);
+}
+
+static void make_rows(struct World *w)
+{
+    for (int r = 0; r < ROWS_MAX; r++) {
+        w->ids[r] = w->next_id++;
+        for (int i = 0; i < KV_HEADS * DIM; i++) {
+            w->k[r * KV_HEADS * DIM + i] = value_of(w->ids[r], i / DIM, i % DIM, true);
+            w->v[r * KV_HEADS * DIM + i] = value_of(w->ids[r], i / DIM, i % DIM, false);
+        }
+    }
+}
+
+/* ==== Checks ==== */
+
+static void check_head(const struct World *w, int t, int head)
+{
+    const struct HeadTable *table = &w->table[t];
+    const struct List *want = &w->list[t][head];
+    int token = 0;
+    assert_int_equal(table->n_tokens[head], want->n);
+    for (int i = 0; i < table->n_refs[head]; i++) {
+        struct PageRef ref = table->refs[(size_t)head * STRIDE + i];
+        assert_in_range(ref.len, 1, PAGE_TOKENS);
+        for (int at = 0; at < (int)ref.len; at++, token++) {
+            float k[DIM], v[DIM];
+            assert_true(token < want->n);
+            assert_int_equal(w->kv.be->kv_read(w->dev, &w->kv.pool, ref, at, k, v), PC_OK);
+            for (int d = 0; d < DIM; d++) {
+                assert_true(k[d] == value_of(want->id[token], head % KV_HEADS, d, true));
+                assert_true(v[d] == value_of(want->id[token], head % KV_HEADS, d, false));
+            }
+        }
+    }
+    assert_int_equal(token, want->n);
+}
+
+/* Every page is either free or in one place of one table. */
+static void check_pages(const struct World *w)
+{
+    const struct PagePool *p = &w->kv.pool;
+    int *seen = calloc(p->n_pages, sizeof *seen);
+    for (uint32_t i = 0; i < p->n_free; i++) seen[p->free[i]]++;
+    for (int t = 0; t < TABLES; t++)
+        for (int h = 0; h < HEADS; h++)
+            for (int i = 0; i < w->table[t].n_refs[h]; i++) seen[w->table[t].refs[(size_t)h * STRIDE + i].page]++;
+    for (uint32_t i = 0; i < p->n_pages; i++) assert_int_equal(seen[i], 1);
+    free(seen);
+}
+
+static void check_world(const struct World *w)
+{
+    for (int t = 0; t < TABLES; t++)
+        for (int h = 0; h < HEADS; h++) check_head(w, t, h);
+    check_pages(w);
+}
+
+/* ==== Operations ==== */
+
+static void list_add(struct List *l, int id)
+{
+    l->id[l->n++] = id;
+}
+
+/* The rows to append: the first n, or n of them picked in order. */
+static int pick_rows(int *index, int n)
+{
+    int at = 0, got = 0;
+    for (; got < n && at < ROWS_MAX; at += 1 + rng(3)) index[got++] = at;
+    return got;
+}
+
+static int room_of(const struct World *w, const struct HeadTable *t, int head)
+{
+    int refs = t->n_refs[head], pages = STRIDE - refs < (int)w->kv.pool.n_free ? STRIDE - refs : (int)w->kv.pool.n_free;
+    int last = refs ? PAGE_TOKENS - (int)t->refs[(size_t)head * STRIDE + refs - 1].len : 0;
+    return last + pages * PAGE_TOKENS;
+}
+
+/* Appends rows to one head; without room for all, those that fit are there and the call fails. */
+static void do_append(struct World *w)
+{
+    int t = rng(TABLES), layer = rng(LAYERS), kv = rng(KV_HEADS), head = layer * KV_HEADS + kv, index[ROWS_MAX];
+    int n = rng(4) ? rng(30) : rng(ROWS_MAX), room = room_of(w, &w->table[t], head);
+    bool picked = rng(2);
+    make_rows(w);
+    if (picked) n = pick_rows(index, n);
+    struct KvRows rows = {w->k, w->v, picked ? index : NULL, n};
+    int status = kv_append(&w->kv, &w->table[t], layer, kv, &rows, &w->writes);
+    assert_int_equal(kv_flush(&w->kv, &w->writes), PC_OK);
+    assert_int_equal(status, n > room ? PC_EINTERNAL : PC_OK);
+    for (int i = 0; i < n && i < room; i++) list_add(&w->list[t][head], w->ids[picked ? index[i] : i]);
+}
+
+static void do_append_all(struct World *w)
+{
+    int t = rng(TABLES), layer = rng(LAYERS), n = rng(40);
+    for (int kv = 0; kv < KV_HEADS; kv++)
+        if (room_of(w, &w->table[t], layer * KV_HEADS + kv) < n) return;
+    if ((int)w->kv.pool.n_free < KV_HEADS) return;
+    make_rows(w);
+    struct KvRows rows = {w->k, w->v, NULL, n};
+    assert_int_equal(kv_append_all(&w->kv, &w->table[t], layer, &rows, &w->writes), PC_OK);
+    assert_int_equal(kv_flush(&w->kv, &w->writes), PC_OK);
+    for (int kv = 0; kv < KV_HEADS; kv++)
+        for (int i = 0; i < n; i++) list_add(&w->list[t][layer * KV_HEADS + kv], w->ids[i]);
+}
+
+static void do_move(struct World *w)
+{
+    int dst = rng(TABLES), src = rng(TABLES);
+    if (dst == src) return;
+    for (int h = 0; h < HEADS; h++)
+        if (w->table[dst].n_refs[h] + w->table[src].n_refs[h] > STRIDE) return;
+    assert_int_equal(kv_move(&w->table[dst], &w->table[src]), PC_OK);
+    for (int h = 0; h < HEADS; h++) {
+        for (int i = 0; i < w->list[src][h].n; i++) list_add(&w->list[dst][h], w->list[src][h].id[i]);
+        w->list[src][h].n = 0;
+        assert_int_equal(w->table[src].n_refs[h], 0);
+    }
+}
+
+static void do_clear(struct World *w)
+{
+    int t = rng(TABLES);
+    kv_clear(&w->kv, &w->table[t]);
+    for (int h = 0; h < HEADS; h++) w->list[t][h].n = 0;
+}
+
+static void do_filter(struct World *w)
+{
+    int t = rng(TABLES), layer = rng(LAYERS), kv = rng(KV_HEADS), mode = rng(5), kept = 0;
+    struct List *l = &w->list[t][layer * KV_HEADS + kv];
+    uint8_t keep[TOKENS_MAX];
+    for (int i = 0; i < l->n; i++) {
+        keep[i] = mode == 0 ? 0 : mode == 1 ? 1 : mode == 2 ? i < l->n / 2 : mode == 3 ? i % 9 == 0 : rng(2);
+        if (keep[i]) l->id[kept++] = l->id[i];
+    }
+    l->n = kept;
+    assert_int_equal(kv_filter(&w->kv, &w->table[t], layer, kv, keep), PC_OK);
+    /* as few pages as the tokens need */
+    assert_int_equal(w->table[t].n_refs[layer * KV_HEADS + kv], (kept + PAGE_TOKENS - 1) / PAGE_TOKENS);
+}
+
+static void run_random(bool exact)
+{
+    struct World w;
+    size_t before = mem_in_use();
+    world_open(&w, exact, N_PAGES);
+    for (int step = 0; step < 1500; step++) {
+        switch (rng(10)) {
+        case 0:
+        case 1: do_append_all(&w); break;
+        case 2:
+        case 3: do_move(&w); break;
+        case 4:
+            if (rng(4) == 0) do_clear(&w);
+            break;
+        case 5:
+        case 6: do_filter(&w); break;
+        default: do_append(&w); break;
+        }
+        if (step % 4 == 0) check_world(&w);
+        else check_pages(&w);
+    }
+    for (int t = 0; t < TABLES; t++) kv_clear(&w.kv, &w.table[t]);
+    assert_int_equal(w.kv.pool.n_free, N_PAGES);
+    world_close(&w);
+    assert_int_equal(mem_in_use(), before);
+}
+
+static void test_random_f16(void **state)
+{
+    (void)state;
+    run_random(false);
+}
+
+static void test_random_f32(void **state)
+{
+    (void)state;
+    run_random(true);
+}
+
+/* ==== Limits ==== */
+
+static void test_pool_runs_out(void **state)
+{
+    (void)state;
+    struct World w;
+    world_open(&w, false, 4);
+    make_rows(&w);
+    struct KvRows rows = {w.k, w.v, NULL, 2 * PAGE_TOKENS};
+    assert_int_equal(kv_append(&w.kv, &w.table[0], 0, 0, &rows, &w.writes), PC_OK);
+    assert_int_equal(kv_append(&w.kv, &w.table[1], 1, 2, &rows, &w.writes), PC_OK);
+    assert_int_equal(w.kv.pool.n_free, 0);
+    rows.n = 1;
+    assert_int_equal(kv_append(&w.kv, &w.table[1], 0, 1, &rows, &w.writes), PC_EINTERNAL);
+    assert_non_null(strstr(err_text(), "layer 0 head 1"));
+    assert_int_equal(kv_append(&w.kv, &w.table[1], 1, 2, &rows, &w.writes), PC_EINTERNAL); /* its last page is full */
+    kv_clear(&w.kv, &w.table[0]);
+    assert_int_equal(w.kv.pool.n_free, 2);
+    assert_int_equal(kv_append(&w.kv, &w.table[1], 0, 1, &rows, &w.writes), PC_OK);
+    kv_clear(&w.kv, &w.table[1]);
+    assert_int_equal(w.kv.pool.n_free, 4);
+    check_pages(&w);
+    world_close(&w);
+}
+
+static void test_table_runs_out(void **state)
+{
+    (void)state;
+    struct World w;
+    world_open(&w, true, 3 * STRIDE);
+    make_rows(&w);
+    struct KvRows rows = {w.k, w.v, NULL, PAGE_TOKENS};
+    for (int i = 0; i < STRIDE; i++) assert_int_equal(kv_append(&w.kv, &w.table[0], 1, 0, &rows, &w.writes), PC_OK);
+    assert_int_equal(kv_append(&w.kv, &w.table[0], 1, 0, &rows, &w.writes), PC_EINTERNAL);
+    assert_int_equal(w.table[0].n_tokens[KV_HEADS], TOKENS_MAX);
+    /* other heads have their own room */
+    assert_int_equal(kv_append(&w.kv, &w.table[0], 1, 1, &rows, &w.writes), PC_OK);
+    rows.n = 1;
+    assert_int_equal(kv_append(&w.kv, &w.table[1], 1, 0, &rows, &w.writes), PC_OK);
+    assert_int_equal(kv_move(&w.table[0], &w.table[1]), PC_EINTERNAL);
+    assert_non_null(strstr(err_text(), "room"));
+    check_pages(&w); /* whatever was moved before the failure lies in one of the two */
+    kv_clear(&w.kv, &w.table[0]);
+    kv_clear(&w.kv, &w.table[1]);
+    assert_int_equal(w.kv.pool.n_free, 3 * STRIDE);
+    world_close(&w);
+}
+
+/* What kv_open and kv_table_open take is what their size functions say. */
+static void test_sizes(void **state)
+{
+    (void)state;
+    struct World w;
+    world_open(&w, false, N_PAGES);
+    struct KvCache kv;
+    struct HeadTable t;
+    size_t before = mem_in_use();
+    assert_int_equal(kv_open(&kv, &backend_cpu, w.dev, &w.model.cfg, 33), PC_OK);
+    assert_int_equal(mem_in_use() - before, kv_pool_bytes(&backend_cpu, w.dev, 33));
+    assert_int_equal(kv.pool.page_bytes, 2 * PAGE_TOKENS * DIM * 2);
+    kv_close(&kv);
+    assert_int_equal(mem_in_use(), before);
+    assert_int_equal(kv_table_open(&t, &w.model.cfg, 9), PC_OK);
+    assert_int_equal(mem_in_use() - before, kv_table_bytes(&w.model.cfg, 9));
+    kv_table_close(&t);
+    assert_int_equal(mem_in_use(), before);
+    /* more pages than 32 bits number */
+    assert_int_equal(kv_open(&kv, &backend_cpu, w.dev, &w.model.cfg, (size_t)1 << 33), PC_ENOMEM);
+    kv_close(&kv);
+    assert_int_equal(mem_in_use(), before);
+    world_close(&w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_random_f16),    cmocka_unit_test(test_random_f32),
+        cmocka_unit_test(test_pool_runs_out), cmocka_unit_test(test_table_runs_out),
+        cmocka_unit_test(test_sizes),
+    };
+    return cmocka_run_group_tests_name("kv_cache", tests, NULL, NULL) != 0;
+}
