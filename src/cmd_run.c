@@ -307,13 +307,12 @@ fail:
 
 /* ==== Demo ==== */
 
-/* A form that a model of 135M parameters can answer, once the right chunk is kept. */
-static const char NEEDLE[] = "One of the special magic numbers for Queequeg is: 71432.";
-static const char NEEDLE_VALUE[] = "71432";
-static const char NEEDLE_QUESTION[] =
-    "What is the special magic number for Queequeg mentioned in the text?";
-static const char NEEDLE_ANSWER[] =
-    "The special magic number for Queequeg mentioned in the text is";
+/* The field's classic needle; a model of 135M parameters can repeat it once the right chunk is kept. */
+static const char NEEDLE[] = "The best thing to do in San Francisco is to eat a sandwich and sit in "
+                             "Dolores Park on a sunny day.";
+static const char NEEDLE_VALUE[] = "Dolores Park";
+static const char NEEDLE_QUESTION[] = "What is the best thing to do in San Francisco?";
+static const char NEEDLE_ANSWER[] = "The best thing to do in San Francisco is";
 
 /* The book that `make demo` fetches: book.txt beside the model. */
 static int read_book(struct Cli *cli, struct Str *book, char *name, size_t room)

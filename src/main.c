@@ -15,7 +15,7 @@ static int cmd_help(struct Cli *cli);
 /* Summaries keep every chunk: a summary of two chunks out of many would not cover the text. */
 static const char *const SUMMARY_DEFAULTS[] = {
     "keep", "all", "instruction", "Summarise the following text.", "max_tokens", "256", NULL};
-static const char *const DEMO_DEFAULTS[] = {"max_tokens", "64", NULL};
+static const char *const DEMO_DEFAULTS[] = {"max_tokens", "24", NULL};
 
 static const struct Command COMMANDS[] = {
     {"run", ON_RUN, cmd_run, "answer questions about a text of any length",

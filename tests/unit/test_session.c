@@ -420,20 +420,20 @@ static void test_idle_limits(void **state)
 
 static void check_waves(struct Engine *e)
 {
-    static const struct Input inputs[] = {{9, 600, 14, 1}, {0, 333, 1, 2}, {3, 500, 49, 5}, {70, 600, 97, 6}};
-    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
-        for (int capped = 0; capped < 2; capped++) {
-            e->settings.chunk = 90;
-            e->settings.kv_cap = capped ? 30 : CAP_OFF;
-            e->settings.wave = 1;
-            struct Outcome want = outcome(e, inputs[i]);
-            static const int waves[] = {2, 3, 5, 100, AUTO};
-            for (int w = 0; w < 5; w++) {
-                e->settings.wave = waves[w];
-                struct Outcome have = outcome(e, inputs[i]);
-                same_bits(&want, &have);
-            }
+    /* questions of 49 and 97 tokens leave single rows over where logits are made in blocks of 48 */
+    static const struct Input inputs[] = {{9, 400, 14, 1}, {0, 333, 1, 2}, {3, 300, 49, 5}, {70, 300, 97, 6}};
+    static const int waves[] = {2, 3, AUTO};
+    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++) {
+        e->settings.chunk = 90;
+        e->settings.kv_cap = i % 2 ? 30 : CAP_OFF;
+        e->settings.wave = 1;
+        struct Outcome want = outcome(e, inputs[i]);
+        for (int w = 0; w < 3; w++) {
+            e->settings.wave = waves[w];
+            struct Outcome have = outcome(e, inputs[i]);
+            same_bits(&want, &have);
         }
+    }
 }
 
 static void test_waves(void **state)
