@@ -148,37 +148,47 @@ static void panel_pack(const struct Weight *w, int idx, const struct Act *a, str
 
 /* ==== Tiles ==== */
 
-static void tile_run(const struct Act *a, struct Span span, int row, int n, struct Panel p,
-                     float *tile)
+/* fresh: the tile holds nothing yet. */
+static void tile_run(const struct Act *a, struct Span span, bool fresh, int row, int n,
+                     struct Panel p, float *tile)
 {
     size_t vb = value_bytes(a->exact);
     for (int b = span.begin; b < span.end; b += a->group) {
         size_t at = act_at(a, row, b), in_panel = (size_t)(b - span.begin);
         struct TileRows t = {(const uint8_t *)a->v + at * QBLOCK * vb,
                              a->exact ? NULL : a->scale + at, n, group_blocks(a, b),
-                             b == span.begin};
+                             fresh && b == span.begin};
         tile_product(&t, p.values + in_panel * PANEL_VALUES * vb, p.scale + in_panel * PANEL_COLS,
                      a->exact, tile);
     }
 }
 
-/* add: what `out` holds stays, because the mode or an earlier span of inputs put it there. */
-static void tile_store(const struct MatmulArgs *m, bool add, int col, int row, int n,
+/* Goes on from what earlier spans of inputs left in `out`: one order of sums, however wide the spans. */
+static void tile_load(const struct MatmulArgs *m, int col, int row, int n, float *tile)
+{
+    int cols = m->w->rows - col < PANEL_COLS ? m->w->rows - col : PANEL_COLS;
+    memset(tile, 0, sizeof *tile * TILE_ROWS * PANEL_COLS);
+    for (int r = 0; r < n; r++)
+        memcpy(tile + r * PANEL_COLS, m->out + (size_t)(row + r) * m->ld_out + col,
+               sizeof *tile * (size_t)cols);
+}
+
+static void tile_store(const struct MatmulArgs *m, const float *bias, int col, int row, int n,
                        const float *tile)
 {
     int cols = m->w->rows - col < PANEL_COLS ? m->w->rows - col : PANEL_COLS;
     for (int r = 0; r < n; r++) {
         float *out = m->out + (size_t)(row + r) * m->ld_out + col;
         const float *in = tile + r * PANEL_COLS;
-        const float *bias = m->bias && !(add && m->mode == MATMUL_STORE) ? m->bias + col : NULL;
         int c = 0;
         for (; c + VL <= cols; c += VL) {
             vf x = vf_load(in + c);
-            if (bias) x = vf_add(x, vf_load(bias + c));
-            if (add) x = vf_add(x, vf_load(out + c));
+            if (bias) x = vf_add(x, vf_load(bias + col + c));
+            if (m->mode == MATMUL_ADD) x = vf_add(x, vf_load(out + c));
             vf_store(out + c, x);
         }
-        for (; c < cols; c++) out[c] = (add ? out[c] : 0) + in[c] + (bias ? bias[c] : 0);
+        for (; c < cols; c++)
+            out[c] = (m->mode == MATMUL_ADD ? out[c] : 0) + in[c] + (bias ? bias[col + c] : 0);
     }
 }
 
@@ -215,8 +225,8 @@ static void matmul_silu(const struct MatmulArgs *m, int panel, int row0, int row
     panel_pack(m->w2, panel, m->a, all, up, rows);
     for (int r = row0; r < row1; r += TILE_ROWS) {
         int n = row1 - r < TILE_ROWS ? row1 - r : TILE_ROWS;
-        tile_run(m->a, all, r, n, gate, tile);
-        tile_run(m->a, all, r, n, up, tile2);
+        tile_run(m->a, all, true, r, n, gate, tile);
+        tile_run(m->a, all, true, r, n, up, tile2);
         tile_silu(m, panel * PANEL_COLS, r, n, tile, tile2);
     }
 }
@@ -230,20 +240,26 @@ void KERNEL(matmul_tile)(const struct MatmulArgs *m, int panel, int row0, int ro
         return;
     }
     bool exact = m->a->exact;
-    int width = m->n_panels > 1 ? SPAN_BLOCKS / 2 : SPAN_BLOCKS, span_cols = SPAN_BLOCKS * QBLOCK;
+    /* MATMUL_ADD adds each span's sum: its spans are of one width, or n_panels would show in the result */
+    int width = m->n_panels > 1 || m->mode == MATMUL_ADD ? SPAN_BLOCKS / 2 : SPAN_BLOCKS;
+    int span_cols = SPAN_BLOCKS * QBLOCK;
     int last = (m->w->rows + PANEL_COLS - 1) / PANEL_COLS - panel;
     int wanted = m->n_panels > 1 ? m->n_panels : 1, n_panels = wanted < last ? wanted : last;
     float *rows = (float *)((uint8_t *)scratch + PANELS_MAX * one_panel_bytes(span_cols, exact));
     _Alignas(64) float tile[TILE_ROWS * PANEL_COLS];
     for (int b = 0; b < m->a->n_blocks; b += width) {
         struct Span span = {b, b + width < m->a->n_blocks ? b + width : m->a->n_blocks};
+        const float *bias = span.end == m->a->n_blocks ? m->bias : NULL;
+        bool fresh = b == 0 || m->mode == MATMUL_ADD;
         for (int i = 0; i < n_panels; i++)
             panel_pack(m->w, panel + i, m->a, span, panel_at(scratch, i, span_cols, exact), rows);
         for (int r = row0; r < row1; r += TILE_ROWS) {
             int n = row1 - r < TILE_ROWS ? row1 - r : TILE_ROWS;
             for (int i = 0; i < n_panels; i++) {
-                tile_run(m->a, span, r, n, panel_at(scratch, i, span_cols, exact), tile);
-                tile_store(m, b > 0 || m->mode == MATMUL_ADD, (panel + i) * PANEL_COLS, r, n, tile);
+                int col = (panel + i) * PANEL_COLS;
+                if (!fresh) tile_load(m, col, r, n, tile);
+                tile_run(m->a, span, fresh, r, n, panel_at(scratch, i, span_cols, exact), tile);
+                tile_store(m, bias, col, r, n, tile);
             }
         }
     }

@@ -245,14 +245,16 @@ int session_plan(struct Engine *e, const struct Request *req, struct PlanInfo *o
     return status;
 }
 
-static void hash_request(struct Session *s)
+static int hash_request(struct Session *s)
 {
     struct Str config = {0};
-    if (settings_json(&s->e->settings, &config) == PC_OK)
+    int status = settings_json(&s->e->settings, &config);
+    if (status == PC_OK)
         s->out->config_hash = hash64(config.data, config.len, s->e->model.hash);
     str_free(&config);
     const char *q = s->req->question ? s->req->question : "";
     s->out->input_hash = hash64(q, strlen(q), hash64(s->req->context, s->req->context_len, 0));
+    return status;
 }
 
 int session_run(struct Engine *e, const struct Request *req, struct Result *out)
@@ -266,8 +268,8 @@ int session_run(struct Engine *e, const struct Request *req, struct Result *out)
     if (status == PC_OK) status = session_open(&s, e, req, &prompt, out);
     out->time.tokenize = clock_seconds() - s.begun;
     if (status == PC_OK) {
-        hash_request(&s);
-        status = session_stages(&s, true);
+        status = hash_request(&s);
+        if (status == PC_OK) status = session_stages(&s, true);
         out->plan = s.plan;
         session_progress(&s, STAGE_DONE, s.plan.n_chunks, out->n_ids);
     }

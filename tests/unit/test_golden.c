@@ -247,9 +247,21 @@ static void check_method(const struct Case *c)
     run_close(&run);
 }
 
+/* Real models take minutes under a sanitizer, and the tiny models of test_session cover the same code. */
+static bool sanitized(void)
+{
+#if defined(__SANITIZE_ADDRESS__)
+    print_message("SKIP: real models are too slow under a sanitizer\n");
+    return true;
+#else
+    return false;
+#endif
+}
+
 static void run_case(int golden, int tol)
 {
     struct Case c;
+    if (sanitized()) skip();
     if (!case_open(&c, golden, tol)) skip();
     check_plain(&c);
     check_method(&c);

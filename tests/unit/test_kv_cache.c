@@ -15,7 +15,7 @@ enum {
     HEADS = LAYERS * KV_HEADS,
     DIM = 16,
     TABLES = 4,
-    STRIDE = 7,  /* pages a head */
+    STRIDE = 7,   /* pages a head */
     N_PAGES = 70, /* fewer than all tables could hold: the pool runs out at times */
     ROWS_MAX = 200,
     TOKENS_MAX = STRIDE * PAGE_TOKENS,
@@ -45,8 +45,8 @@ struct World {
     struct HeadTable table[TABLES];
     struct List list[TABLES][HEADS];
     int next_id;
-    float *k, *v;  /* [ROWS_MAX, KV_HEADS * DIM] rows to append */
-    int *ids;      /* [ROWS_MAX] their tokens */
+    float *k, *v; /* [ROWS_MAX, KV_HEADS * DIM] rows to append */
+    int *ids;     /* [ROWS_MAX] their tokens */
 };
 
 /* Exact in f16 too; differs between tokens, heads and elements. */
@@ -58,12 +58,15 @@ static float value_of(int id, int kv_head, int element, bool is_key)
 static void world_open(struct World *w, bool exact, int n_pages)
 {
     memset(w, 0, sizeof *w);
-    w->model.cfg = (struct ModelConfig){.n_layers = LAYERS, .n_kv_heads = KV_HEADS, .n_heads = KV_HEADS, .head_dim = DIM};
+    w->model.cfg = (struct ModelConfig){
+        .n_layers = LAYERS, .n_kv_heads = KV_HEADS, .n_heads = KV_HEADS, .head_dim = DIM};
     struct DeviceOptions o = {&w->model, exact, 1, "auto"};
     assert_int_equal(backend_cpu.open(&o, &w->dev), PC_OK);
     assert_int_equal(kv_open(&w->kv, &backend_cpu, w->dev, &w->model.cfg, (size_t)n_pages), PC_OK);
-    assert_int_equal(kv_writes_open(&w->writes, 5), PC_OK); /* so few that appending flushes by itself */
-    for (int t = 0; t < TABLES; t++) assert_int_equal(kv_table_open(&w->table[t], &w->model.cfg, STRIDE), PC_OK);
+    assert_int_equal(kv_writes_open(&w->writes, 5),
+                     PC_OK); /* so few that appending flushes by itself */
+    for (int t = 0; t < TABLES; t++)
+        assert_int_equal(kv_table_open(&w->table[t], &w->model.cfg, STRIDE), PC_OK);
     w->k = calloc((size_t)ROWS_MAX * KV_HEADS * DIM, sizeof *w->k);
     w->v = calloc((size_t)ROWS_MAX * KV_HEADS * DIM, sizeof *w->v);
     w->ids = calloc(ROWS_MAX, sizeof *w->ids);
@@ -123,7 +126,8 @@ static void check_pages(const struct World *w)
     for (uint32_t i = 0; i < p->n_free; i++) seen[p->free[i]]++;
     for (int t = 0; t < TABLES; t++)
         for (int h = 0; h < HEADS; h++)
-            for (int i = 0; i < w->table[t].n_refs[h]; i++) seen[w->table[t].refs[(size_t)h * STRIDE + i].page]++;
+            for (int i = 0; i < w->table[t].n_refs[h]; i++)
+                seen[w->table[t].refs[(size_t)h * STRIDE + i].page]++;
     for (uint32_t i = 0; i < p->n_pages; i++) assert_int_equal(seen[i], 1);
     free(seen);
 }
@@ -152,7 +156,8 @@ static int pick_rows(int *index, int n)
 
 static int room_of(const struct World *w, const struct HeadTable *t, int head)
 {
-    int refs = t->n_refs[head], pages = STRIDE - refs < (int)w->kv.pool.n_free ? STRIDE - refs : (int)w->kv.pool.n_free;
+    int refs = t->n_refs[head],
+        pages = STRIDE - refs < (int)w->kv.pool.n_free ? STRIDE - refs : (int)w->kv.pool.n_free;
     int last = refs ? PAGE_TOKENS - (int)t->refs[(size_t)head * STRIDE + refs - 1].len : 0;
     return last + pages * PAGE_TOKENS;
 }
@@ -160,7 +165,8 @@ static int room_of(const struct World *w, const struct HeadTable *t, int head)
 /* Appends rows to one head; without room for all, those that fit are there and the call fails. */
 static void do_append(struct World *w)
 {
-    int t = rng(TABLES), layer = rng(LAYERS), kv = rng(KV_HEADS), head = layer * KV_HEADS + kv, index[ROWS_MAX];
+    int t = rng(TABLES), layer = rng(LAYERS), kv = rng(KV_HEADS), head = layer * KV_HEADS + kv,
+        index[ROWS_MAX];
     int n = rng(4) ? rng(30) : rng(ROWS_MAX), room = room_of(w, &w->table[t], head);
     bool picked = rng(2);
     make_rows(w);
@@ -169,7 +175,8 @@ static void do_append(struct World *w)
     int status = kv_append(&w->kv, &w->table[t], layer, kv, &rows, &w->writes);
     assert_int_equal(kv_flush(&w->kv, &w->writes), PC_OK);
     assert_int_equal(status, n > room ? PC_EINTERNAL : PC_OK);
-    for (int i = 0; i < n && i < room; i++) list_add(&w->list[t][head], w->ids[picked ? index[i] : i]);
+    for (int i = 0; i < n && i < room; i++)
+        list_add(&w->list[t][head], w->ids[picked ? index[i] : i]);
 }
 
 static void do_append_all(struct World *w)
@@ -194,7 +201,8 @@ static void do_move(struct World *w)
         if (w->table[dst].n_refs[h] + w->table[src].n_refs[h] > STRIDE) return;
     assert_int_equal(kv_move(&w->table[dst], &w->table[src]), PC_OK);
     for (int h = 0; h < HEADS; h++) {
-        for (int i = 0; i < w->list[src][h].n; i++) list_add(&w->list[dst][h], w->list[src][h].id[i]);
+        for (int i = 0; i < w->list[src][h].n; i++)
+            list_add(&w->list[dst][h], w->list[src][h].id[i]);
         w->list[src][h].n = 0;
         assert_int_equal(w->table[src].n_refs[h], 0);
     }
@@ -213,13 +221,18 @@ static void do_filter(struct World *w)
     struct List *l = &w->list[t][layer * KV_HEADS + kv];
     uint8_t keep[TOKENS_MAX];
     for (int i = 0; i < l->n; i++) {
-        keep[i] = mode == 0 ? 0 : mode == 1 ? 1 : mode == 2 ? i < l->n / 2 : mode == 3 ? i % 9 == 0 : rng(2);
+        keep[i] = mode == 0   ? 0
+                  : mode == 1 ? 1
+                  : mode == 2 ? i < l->n / 2
+                  : mode == 3 ? i % 9 == 0
+                              : rng(2);
         if (keep[i]) l->id[kept++] = l->id[i];
     }
     l->n = kept;
     assert_int_equal(kv_filter(&w->kv, &w->table[t], layer, kv, keep), PC_OK);
     /* as few pages as the tokens need */
-    assert_int_equal(w->table[t].n_refs[layer * KV_HEADS + kv], (kept + PAGE_TOKENS - 1) / PAGE_TOKENS);
+    assert_int_equal(w->table[t].n_refs[layer * KV_HEADS + kv],
+                     (kept + PAGE_TOKENS - 1) / PAGE_TOKENS);
 }
 
 static void run_random(bool exact)
@@ -230,18 +243,28 @@ static void run_random(bool exact)
     for (int step = 0; step < 1500; step++) {
         switch (rng(10)) {
         case 0:
-        case 1: do_append_all(&w); break;
+        case 1:
+            do_append_all(&w);
+            break;
         case 2:
-        case 3: do_move(&w); break;
+        case 3:
+            do_move(&w);
+            break;
         case 4:
             if (rng(4) == 0) do_clear(&w);
             break;
         case 5:
-        case 6: do_filter(&w); break;
-        default: do_append(&w); break;
+        case 6:
+            do_filter(&w);
+            break;
+        default:
+            do_append(&w);
+            break;
         }
-        if (step % 4 == 0) check_world(&w);
-        else check_pages(&w);
+        if (step % 4 == 0)
+            check_world(&w);
+        else
+            check_pages(&w);
     }
     for (int t = 0; t < TABLES; t++) kv_clear(&w.kv, &w.table[t]);
     assert_int_equal(w.kv.pool.n_free, N_PAGES);
@@ -276,7 +299,8 @@ static void test_pool_runs_out(void **state)
     rows.n = 1;
     assert_int_equal(kv_append(&w.kv, &w.table[1], 0, 1, &rows, &w.writes), PC_EINTERNAL);
     assert_non_null(strstr(err_text(), "layer 0 head 1"));
-    assert_int_equal(kv_append(&w.kv, &w.table[1], 1, 2, &rows, &w.writes), PC_EINTERNAL); /* its last page is full */
+    assert_int_equal(kv_append(&w.kv, &w.table[1], 1, 2, &rows, &w.writes),
+                     PC_EINTERNAL); /* its last page is full */
     kv_clear(&w.kv, &w.table[0]);
     assert_int_equal(w.kv.pool.n_free, 2);
     assert_int_equal(kv_append(&w.kv, &w.table[1], 0, 1, &rows, &w.writes), PC_OK);
@@ -293,7 +317,8 @@ static void test_table_runs_out(void **state)
     world_open(&w, true, 3 * STRIDE);
     make_rows(&w);
     struct KvRows rows = {w.k, w.v, NULL, PAGE_TOKENS};
-    for (int i = 0; i < STRIDE; i++) assert_int_equal(kv_append(&w.kv, &w.table[0], 1, 0, &rows, &w.writes), PC_OK);
+    for (int i = 0; i < STRIDE; i++)
+        assert_int_equal(kv_append(&w.kv, &w.table[0], 1, 0, &rows, &w.writes), PC_OK);
     assert_int_equal(kv_append(&w.kv, &w.table[0], 1, 0, &rows, &w.writes), PC_EINTERNAL);
     assert_int_equal(w.table[0].n_tokens[KV_HEADS], TOKENS_MAX);
     /* other heads have their own room */

@@ -223,7 +223,8 @@ static void test_compressed(void **state)
     assert_int_equal(tokens_push(&ids, e->model.vocab.bos_id), PC_OK);
     for (int i = 0; i < rest.n; i++) assert_int_equal(tokens_push(&ids, rest.ids[i]), PC_OK);
     e->settings.window = 4096;
-    assert_true(fabs(perplexity(e, text, 0).nll - sum_nll(e, ids.ids, ids.n, 1) / (ids.n - 1)) <= 1e-6);
+    assert_true(fabs(perplexity(e, text, 0).nll - sum_nll(e, ids.ids, ids.n, 1) / (ids.n - 1)) <=
+                1e-6);
     double tail = sum_nll(e, ids.ids, ids.n, ids.n - 59) / 59;
     assert_true(fabs(perplexity(e, text, 60).nll - tail) <= tolerance(e));
     tokens_free(&ids);
@@ -234,7 +235,8 @@ static void test_compressed(void **state)
 
 /* ==== Errors ==== */
 
-static void refused(struct Engine *e, const char *text, size_t len, int tail, int code, const char *says)
+static void refused(struct Engine *e, const char *text, size_t len, int tail, int code,
+                    const char *says)
 {
     struct Request req = {.context = text, .context_len = len};
     struct PerplexityResult r;
