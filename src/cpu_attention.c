@@ -29,6 +29,8 @@ static struct KvPack pack_of(const struct Device *d, int seq, int kv_head)
     size_t scales, bytes = d->kern->kv_pack_bytes(m->head_dim, d->exact, &scales);
     size_t first = ((size_t)seq * m->n_kv_heads + kv_head) * d->pack_blocks;
     return (struct KvPack){
+        d->exact,
+        m->head_dim,
         (uint8_t *)d->pack.k + first * bytes,
         (uint8_t *)d->pack.v + first * bytes,
         d->pack.k_scale + first * scales,
@@ -77,13 +79,12 @@ static void pack_keys(struct Device *d, const struct AttnArgs *a)
                 size_t src =
                     ((size_t)(a->seq_begin[seq] + at - past) * m->n_kv_heads + kv) * m->head_dim;
                 d->kern->kv_pack(a->k + src, a->v + src, m->n_kv_heads * m->head_dim,
-                                 n < QBLOCK ? n : QBLOCK, m->head_dim, b, d->exact, &out);
+                                 n < QBLOCK ? n : QBLOCK, b, &out);
                 continue;
             }
             float *k = thread_scratch(d, omp_get_thread_num()), *v = k + QBLOCK * m->head_dim;
             gather_block(d, a, seq, kv, at, k, v);
-            d->kern->kv_pack(k, v, m->head_dim, n < QBLOCK ? n : QBLOCK, m->head_dim, b, d->exact,
-                             &out);
+            d->kern->kv_pack(k, v, m->head_dim, n < QBLOCK ? n : QBLOCK, b, &out);
         }
     }
 }
@@ -204,7 +205,15 @@ static void attend_split(struct Device *d, const struct AttnArgs *a, struct Spli
         before += (int)ref.len;
     }
     const float *q = a->q + (size_t)s.kv_head * group * m->head_dim;
-    d->kern->attn_pages(q, m->head_dim, group, m->head_dim, runs, n, a->bias, d->exact, part, out);
+    struct PageAttn pages = {.exact = d->exact,
+                             .head_dim = m->head_dim,
+                             .q = q,
+                             .ld_q = m->head_dim,
+                             .n_q = group,
+                             .runs = runs,
+                             .n_runs = n,
+                             .bias = a->bias};
+    d->kern->attn_pages(&pages, part, out);
 }
 
 /* Merges the partial results of one query head, in item order. */

@@ -75,6 +75,8 @@ struct MatmulArgs {
 
 /* Keys and values of one (sequence, KV head), packed for the tile product. */
 struct KvPack {
+    bool exact;
+    int head_dim;
     void *k, *v; /* key panels [n_blocks][head_dim padded x 64 keys], value panels likewise */
     float *k_scale, *v_scale;
 };
@@ -99,6 +101,17 @@ struct PageRun {
     const void *page; /* K^T [head_dim, 64] then V [64, head_dim]; f16, or f32 in exact mode */
     int len;          /* tokens in use */
     int n_biased;     /* first tokens of this page that get the bias */
+};
+
+/* Query rows of one KV group (decode). */
+struct PageAttn {
+    bool exact;
+    int head_dim;
+    const float *q; /* [n_q, ld_q] f32, rotated */
+    int ld_q, n_q;
+    const struct PageRun *runs;
+    int n_runs;
+    float bias;
 };
 
 struct Partial {
@@ -129,18 +142,16 @@ struct Kernels {
     /* log sum exp and the largest value of n logits */
     float (*log_sum_exp)(const float *logits, int n);
 
-    /* Packs 64 keys/values (n valid, the rest zero) of one block: rows k, v [n, ld]. */
-    void (*kv_pack)(const float *k, const float *v, int ld, int n, int head_dim, int block,
-                    bool exact, struct KvPack *out);
+    /* Packs block `block` of 64 tokens (n valid, the rest zero): rows k, v [n, ld]. */
+    void (*kv_pack)(const float *k, const float *v, int ld, int n, int block, struct KvPack *out);
     size_t (*kv_pack_bytes)(int head_dim, bool exact,
                             size_t *scale_floats); /* of one block, k or v */
     void (*attn_tile)(const struct AttnTile *t, void *scratch);
     size_t (*attn_scratch_bytes)(int head_dim, int n_keys, bool exact);
     /* Sum over the tile's rows of their softmax probabilities: mass[j] += , j < n_keys. */
     void (*attn_mass)(const struct AttnTile *t, int n_keys, float *mass, void *scratch);
-    /* n_q query rows (one KV group) against pages: unnormalised output and partials. */
-    void (*attn_pages)(const float *q, int ld_q, int n_q, int head_dim, const struct PageRun *runs,
-                       int n_runs, float bias, bool exact, struct Partial *part, float *out);
+    /* Unnormalised output [n_q, head_dim] and partials [n_q] of a few query rows over pages. */
+    void (*attn_pages)(const struct PageAttn *a, struct Partial *part, float *out);
     /* Writes token slot `at` of a page; reads it back as f32. */
     void (*page_write)(void *page, int at, int head_dim, const float *k, const float *v,
                        bool exact);

@@ -80,10 +80,10 @@ static void value_panel(const float *v, int ld, int n, int dims, bool exact, voi
     }
 }
 
-void KERNEL(kv_pack)(const float *k, const float *v, int ld, int n, int head_dim, int block,
-                     bool exact, struct KvPack *out)
+void KERNEL(kv_pack)(const float *k, const float *v, int ld, int n, int block, struct KvPack *out)
 {
-    int blocks = dim_blocks(head_dim);
+    bool exact = out->exact;
+    int head_dim = out->head_dim, blocks = dim_blocks(head_dim);
     size_t bytes = PANEL_VALUES * value_bytes(exact), first = (size_t)block * blocks;
     for (int b = 0; b < blocks; b++) {
         int dims = head_dim - b * QBLOCK < QBLOCK ? head_dim - b * QBLOCK : QBLOCK;

@@ -12,14 +12,12 @@ void KERNEL(silu_mul)(float *gate, const float *up, int n);
 void KERNEL(add)(float *x, const float *y, int n);
 void KERNEL(rope)(float *head, const float *cos_sin, int rope_dim, enum RopeStyle style);
 float KERNEL(log_sum_exp)(const float *logits, int n);
-void KERNEL(kv_pack)(const float *k, const float *v, int ld, int n, int head_dim, int block,
-                     bool exact, struct KvPack *out);
+void KERNEL(kv_pack)(const float *k, const float *v, int ld, int n, int block, struct KvPack *out);
 size_t KERNEL(kv_pack_bytes)(int head_dim, bool exact, size_t *scale_floats);
 void KERNEL(attn_tile)(const struct AttnTile *t, void *scratch);
 size_t KERNEL(attn_scratch_bytes)(int head_dim, int n_keys, bool exact);
 void KERNEL(attn_mass)(const struct AttnTile *t, int n_keys, float *mass, void *scratch);
-void KERNEL(attn_pages)(const float *q, int ld_q, int n_q, int head_dim, const struct PageRun *runs,
-                        int n_runs, float bias, bool exact, struct Partial *part, float *out);
+void KERNEL(attn_pages)(const struct PageAttn *a, struct Partial *part, float *out);
 void KERNEL(page_write)(void *page, int at, int head_dim, const float *k, const float *v,
                         bool exact);
 void KERNEL(page_read)(const void *page, int at, int head_dim, float *k, float *v, bool exact);

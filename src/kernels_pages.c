@@ -15,6 +15,7 @@ enum {
     KEY_VECS = QBLOCK / VL, /* vectors of a row of 64 keys */
     GROUP = 4,              /* query heads per pass over a page: what the registers hold */
     GROUP_WIDE = VL == 16 ? GROUP : 1,
+    QUERIES_MAX = 16, /* query rows whose logits are held at once */
 };
 
 void KERNEL(page_write)(void *page, int at, int head_dim, const float *k, const float *v,
@@ -60,19 +61,20 @@ static inline float value_at(const void *p, size_t i, bool exact)
     return exact ? ((const float *)p)[i] : f16_to_f32(((const uint16_t *)p)[i]);
 }
 
-/* Base-2 logits of n_q queries (scaled by the caller's factor) against a page's 64 keys: s [n_q][64]. */
-static inline __attribute__((always_inline)) void page_logits(const float *q, int ld_q, int n_q,
-                                                              int head_dim, const void *page,
-                                                              float factor, bool exact, float *s)
+/* Base-2 logits of query rows [first, first + n_q) against a page's 64 keys: s [n_q][64]. */
+static inline __attribute__((always_inline)) void
+page_logits(const struct PageAttn *a, int first, int n_q, const void *page, bool exact, float *s)
 {
+    float factor = 1.44269504f / sqrtf((float)a->head_dim);
     for (int q0 = 0; q0 < n_q; q0 += GROUP_WIDE) {
         int n = n_q - q0 < GROUP_WIDE ? n_q - q0 : GROUP_WIDE;
         vf acc[GROUP_WIDE][KEY_VECS];
         for (int g = 0; g < GROUP_WIDE; g++)
             for (int v = 0; v < KEY_VECS; v++) acc[g][v] = vf_zero();
         const float *row[GROUP_WIDE];
-        for (int g = 0; g < GROUP_WIDE; g++) row[g] = q + (size_t)(q0 + (g < n ? g : 0)) * ld_q;
-        for (int d = 0; d < head_dim; d++) {
+        for (int g = 0; g < GROUP_WIDE; g++)
+            row[g] = a->q + (size_t)(first + q0 + (g < n ? g : 0)) * a->ld_q;
+        for (int d = 0; d < a->head_dim; d++) {
             vf k[KEY_VECS];
             for (int v = 0; v < KEY_VECS; v++)
                 k[v] = load_at(page, (size_t)d * QBLOCK + v * VL, exact);
@@ -139,34 +141,35 @@ static inline __attribute__((always_inline)) void page_values(const float *p, in
     }
 }
 
-void KERNEL(attn_pages)(const float *q, int ld_q, int n_q, int head_dim, const struct PageRun *runs,
-                        int n_runs, float bias, bool exact, struct Partial *part, float *out)
+/* One page for query rows [first, first + n): logits, softmax, values. */
+static inline __attribute__((always_inline)) void attend_page(const struct PageAttn *a,
+                                                              const struct PageRun *run, int first,
+                                                              int n, bool exact,
+                                                              struct Partial *part, float *out)
 {
-    enum { QUERIES_MAX = 16 };
     _Alignas(64) float s[QUERIES_MAX * QBLOCK];
-    float factor = 1.44269504f / sqrtf((float)head_dim);
-    for (int g = 0; g < n_q; g++) part[g] = (struct Partial){-INFINITY, 0};
-    memset(out, 0, sizeof *out * (size_t)n_q * head_dim);
-    for (int i = 0; i < n_runs; i++) {
-        if (runs[i].len == 0) continue;
-        for (int q0 = 0; q0 < n_q; q0 += QUERIES_MAX) {
-            int n = n_q - q0 < QUERIES_MAX ? n_q - q0 : QUERIES_MAX;
-            const float *qs = q + (size_t)q0 * ld_q;
-            if (exact)
-                page_logits(qs, ld_q, n, head_dim, runs[i].page, factor, true, s);
+    page_logits(a, first, n, run->page, exact, s);
+    for (int g = 0; g < n; g++) {
+        for (int j = 0; j < run->n_biased; j++) s[g * QBLOCK + j] += a->bias * 1.44269504f;
+        page_softmax(s + g * QBLOCK, run->len, a->head_dim, part + g,
+                     out + (size_t)g * a->head_dim);
+    }
+    page_values(s, n, a->head_dim, run->len, run->page, exact, out);
+}
+
+void KERNEL(attn_pages)(const struct PageAttn *a, struct Partial *part, float *out)
+{
+    for (int g = 0; g < a->n_q; g++) part[g] = (struct Partial){-INFINITY, 0};
+    memset(out, 0, sizeof *out * (size_t)a->n_q * a->head_dim);
+    for (int i = 0; i < a->n_runs; i++) {
+        if (a->runs[i].len == 0) continue;
+        for (int q = 0; q < a->n_q; q += QUERIES_MAX) {
+            int n = a->n_q - q < QUERIES_MAX ? a->n_q - q : QUERIES_MAX;
+            float *to = out + (size_t)q * a->head_dim;
+            if (a->exact)
+                attend_page(a, &a->runs[i], q, n, true, part + q, to);
             else
-                page_logits(qs, ld_q, n, head_dim, runs[i].page, factor, false, s);
-            for (int g = 0; g < n; g++) {
-                for (int j = 0; j < runs[i].n_biased; j++) s[g * QBLOCK + j] += bias * 1.44269504f;
-                page_softmax(s + g * QBLOCK, runs[i].len, head_dim, part + q0 + g,
-                             out + (size_t)(q0 + g) * head_dim);
-            }
-            if (exact)
-                page_values(s, n, head_dim, runs[i].len, runs[i].page, true,
-                            out + (size_t)q0 * head_dim);
-            else
-                page_values(s, n, head_dim, runs[i].len, runs[i].page, false,
-                            out + (size_t)q0 * head_dim);
+                attend_page(a, &a->runs[i], q, n, false, part + q, to);
         }
     }
 }

@@ -459,6 +459,8 @@ static const float *query_row(const struct Attn *a, int r)
 static void attn_pack(struct Attn *a)
 {
     struct KvPack *kv = &a->tile.kv;
+    kv->exact = a->exact;
+    kv->head_dim = a->dim;
     size_t scales, bytes = a->k->kv_pack_bytes(a->dim, a->exact, &scales);
     int blocks = (n_keys(a) + QBLOCK - 1) / QBLOCK;
     kv->k = block(bytes * (size_t)blocks);
@@ -467,8 +469,7 @@ static void attn_pack(struct Attn *a)
     kv->v_scale = floats(scales * (size_t)blocks);
     for (int b = 0; b < blocks; b++)
         a->k->kv_pack(key_row(a, a->keys, b * QBLOCK), key_row(a, a->values, b * QBLOCK),
-                      a->n_kv_heads * a->dim, min_int(QBLOCK, n_keys(a) - b * QBLOCK), a->dim, b,
-                      a->exact, kv);
+                      a->n_kv_heads * a->dim, min_int(QBLOCK, n_keys(a) - b * QBLOCK), b, kv);
 }
 
 static void attn_open(struct Attn *a)
@@ -854,8 +855,15 @@ static void run_pages(struct Pages *p, const int *lens, int n_biased, float spre
         p->runs[i] = (struct PageRun){pages[i], lens[i], biased};
         n_biased -= biased;
     }
-    p->k->attn_pages(p->q, p->dim + 7, p->n_q, p->dim, p->runs, p->n_runs, p->bias, p->exact,
-                     p->part, p->out);
+    struct PageAttn a = {.exact = p->exact,
+                         .head_dim = p->dim,
+                         .q = p->q,
+                         .ld_q = p->dim + 7,
+                         .n_q = p->n_q,
+                         .runs = p->runs,
+                         .n_runs = p->n_runs,
+                         .bias = p->bias};
+    p->k->attn_pages(&a, p->part, p->out);
     for (int g = 0; g < p->n_q; g++) check_query(p, g);
     for (int i = 0; i < p->n_runs; i++) free(pages[i]);
     free(k);
