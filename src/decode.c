@@ -126,7 +126,7 @@ int question_pass(struct Session *s)
     TRY(s->tf.be->logits(s->tf.dev, s->tf.x, &last, 1, s->logits));
     s->out->logits_hash =
         hash64(s->logits, sizeof *s->logits * (size_t)s->e->model.cfg.vocab_size, 0);
-    session_progress(s, STAGE_QUESTION, s->plan.n_chunks, s->plan.n_context);
+    session_progress(s, STAGE_QUESTION, s->plan.n_chunks, s->prompt.context.n);
     return PC_OK;
 }
 

@@ -67,6 +67,7 @@ int prefill_plain(struct Session *s)
         session_progress(s, STAGE_PREFILL, at + rows == n ? 1 : 0, at + rows);
     }
     if (s->plan.n_chunks) s->out->chunks[0].kept = true;
+    for (int h = 0; h < s->merged.n_heads; h++) s->out->kv_in[h] = s->out->kv_kept[h] = n;
     return PC_OK;
 }
 

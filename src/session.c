@@ -212,7 +212,7 @@ void session_progress(struct Session *s, enum Stage stage, int chunks, int64_t t
         .chunks_done = chunks,
         .n_chunks = s->plan.n_chunks,
         .tokens_done = tokens,
-        .n_tokens = stage == STAGE_DECODE ? s->plan.max_tokens : s->plan.n_context,
+        .n_tokens = stage == STAGE_DECODE ? s->plan.max_tokens : s->prompt.context.n,
         .seconds = clock_seconds() - s->begun,
         .memory = mem_in_use(),
     };
@@ -271,7 +271,7 @@ int session_run(struct Engine *e, const struct Request *req, struct Result *out)
         status = hash_request(&s);
         if (status == PC_OK) status = session_stages(&s, true);
         out->plan = s.plan;
-        session_progress(&s, STAGE_DONE, s.plan.n_chunks, out->n_ids);
+        if (status == PC_OK) session_progress(&s, STAGE_DONE, s.plan.n_chunks, out->n_ids);
     }
     out->time.total = clock_seconds() - s.begun;
     double before = out->time.tokenize + out->time.prefill + out->time.question;

@@ -32,6 +32,8 @@ if [ -z "${PCOMP_SHARED:-}" ] && [ -d ../shared ]; then
     PCOMP_SHARED=$(cd ../shared && pwd)
     export PCOMP_SHARED
 fi
+# threads that wait should not keep a busy machine's cores from those that work
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:abort_on_error=0}
 export UBSAN_OPTIONS=${UBSAN_OPTIONS:-print_stacktrace=1}
 
