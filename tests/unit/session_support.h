@@ -149,6 +149,7 @@ static inline void run_close(struct Run *run)
 {
     session_close(&run->s);
     result_free(&run->r);
+    assert_int_equal(mem_guard_hits(), 0); /* the answer was made without allocating */
 }
 
 /* What a run gives: all of it comparable. */
