@@ -19,7 +19,7 @@
 
 enum {
     QBLOCK = 64,      /* values of a block; also keys a block and tokens a page */
-    GROUP_BLOCKS = 4, /* most blocks that share a scale */
+    GROUP_BLOCKS = 2, /* most blocks that share a scale */
     PANEL_COLS = 64,  /* outputs of one weight panel */
     PANELS_MAX = 8,   /* panels made together */
     TILE_ROWS =

@@ -401,12 +401,14 @@ static void real_models_open(void **state)
          "qwen2", DT_Q4_K},
     };
     const char *models = getenv("PCOMP_MODELS");
-    if (!models) skip();
+    int n_open = 0;
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         const struct Known *k = &known[i];
         struct Model m;
         char path[1024];
-        snprintf(path, sizeof path, "%s/%s", models, k->file);
+        snprintf(path, sizeof path, "%s/%s", models ? models : "", k->file);
+        if (!models || access(path, R_OK) != 0) continue; /* each is fetched on its own */
+        n_open++;
         double start = clock_seconds();
         open_ok(path, &m);
         print_message("%s: opened in %.1f ms\n", k->file, 1e3 * (clock_seconds() - start));
@@ -425,6 +427,9 @@ static void real_models_open(void **state)
         assert_false(m.vocab.add_bos);
         model_close(&m);
     }
+    if (n_open > 0) return;
+    print_message("SKIP: PCOMP_MODELS has none of the three models\n");
+    skip();
 }
 
 int main(void)
