@@ -168,6 +168,15 @@ static int cpu_copy(struct Device *d, void *dst, const void *src, size_t bytes)
 
 /* ==== Products ==== */
 
+/* The packed-row buffer, as rows of `cols` values. */
+static struct Act act_for(const struct Device *d, int cols)
+{
+    struct Act act = d->act;
+    act.cols = cols;
+    act.n_blocks = (cols + QBLOCK - 1) / QBLOCK;
+    return act;
+}
+
 /* Rows of x, normed when `norm` is given, into the device's packed form. */
 static void pack_rows(struct Device *d, const float *x, int n_rows, const float *norm,
                       struct Act *act)
@@ -252,9 +261,7 @@ static int cpu_norm_linear(struct Device *d, const float *x, int n_rows, const f
         run_matvecs(d, d->rows, cols, ops, n_ops);
         return PC_OK;
     }
-    struct Act act = d->act;
-    act.cols = cols;
-    act.n_blocks = (cols + QBLOCK - 1) / QBLOCK;
+    struct Act act = act_for(d, cols);
     pack_rows(d, x, n_rows, norm, &act);
     struct MatmulArgs m[3];
     for (int i = 0; i < n_ops; i++)
@@ -278,9 +285,7 @@ static int cpu_linear_add(struct Device *d, const float *a, int n_rows, const st
         d->kern->add(op->out, d->rows, op->w->rows);
         return PC_OK;
     }
-    struct Act act = d->act;
-    act.cols = cols;
-    act.n_blocks = (cols + QBLOCK - 1) / QBLOCK;
+    struct Act act = act_for(d, cols);
     pack_rows(d, a, n_rows, NULL, &act);
     struct MatmulArgs m = {.a = &act,
                            .n_rows = n_rows,
@@ -308,9 +313,7 @@ static int cpu_ffn_add(struct Device *d, float *x, int n_rows, const struct FfnW
         d->kern->add(x, tmp, dim);
         return PC_OK;
     }
-    struct Act act = d->act;
-    act.cols = dim;
-    act.n_blocks = (dim + QBLOCK - 1) / QBLOCK;
+    struct Act act = act_for(d, dim);
     pack_rows(d, x, n_rows, f->norm, &act);
     struct MatmulArgs in = {.a = &act,
                             .n_rows = n_rows,
@@ -395,9 +398,7 @@ static int cpu_rope(struct Device *d, const struct RopeArgs *a)
 static int head_rows(struct Device *d, const float *x, const int *idx, int n, bool few, float *out)
 {
     const struct Model *m = d->model;
-    struct Act act = d->act;
-    act.cols = m->cfg.dim;
-    act.n_blocks = (act.cols + QBLOCK - 1) / QBLOCK;
+    struct Act act = act_for(d, m->cfg.dim);
     float *tmp = thread_scratch(d, 0);
     for (int i = 0; i < n; i++) {
         d->kern->rmsnorm(x + (size_t)idx[i] * m->cfg.dim, m->output_norm, m->cfg.dim,
