@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define AT(field) offsetof(struct Cli, field)
@@ -444,10 +445,18 @@ void cli_error(const char *text)
 /* ==== Signals ==== */
 
 static volatile sig_atomic_t caught;
+static time_t caught_at; /* monotonic seconds */
 
+/*
+ * The first signal asks for an orderly end. One that comes a moment later is the same wish told
+ * twice: timeout(1) and job schedulers signal both the process and its group. A later one means it.
+ */
 static void on_signal(int number)
 {
-    if (caught) _exit(128 + number);
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (!caught) caught_at = now.tv_sec;
+    if (caught && now.tv_sec > caught_at + 1) _exit(128 + number);
     caught = number;
 }
 

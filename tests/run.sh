@@ -2,9 +2,10 @@
 # Runs what has been built: the unit tests, the command-line tests and the dependency rule.
 # Usage: tests/run.sh [BUILD_FOLDER] [unit|e2e|deps]...      (default: build/cpu, all three)
 #
-# Every part speaks TAP and is counted the same way. A failing program is shown whole; a program
-# that ends by a signal, hangs, or stops before its plan is done has failed. The last line is
-# "N passed, N failed, N skipped"; the exit status is 1 when a test failed or none ran.
+# Every part speaks TAP and is counted the same way. Of a failing program all but its passed tests
+# is shown; a program that ends by a signal, hangs, or stops before its plan is done has failed.
+# The last line is "N passed, N failed, N skipped"; the exit status is 1 when a test failed or none
+# ran.
 #
 # For the tests: PCOMP, the program; TINY, a tiny model; PCOMP_MODELS, the folder of real models,
 # and PCOMP_SHARED, the folder of reference data beside the repository: unset when not there.
@@ -88,7 +89,7 @@ run() {
     tail -n +2 "$work/sum"
     if [ "$f" -gt 0 ]; then
         [ -z "$why" ] || echo "      $name $why"
-        sed 's/^/    | /' "$work/out" "$work/err"
+        sed '/^ok /d; s/^/    | /' "$work/out" "$work/err"
     fi
 }
 

@@ -16,10 +16,10 @@ setup() {
 
 # text N: N lines of prose, all different.
 text() {
-    local i
-    for ((i = 1; i <= $1; i++)); do
-        echo "In the year $((1800 + i)) the miller of village number $i wrote letter $((i * 7)) to his aunt."
-    done
+    awk -v n="$1" 'BEGIN {
+        for (i = 1; i <= n; i++)
+            printf "In the year %d the miller of village number %d wrote letter %d to his aunt.\n", \
+                1800 + i, i, i * 7 }'
 }
 
 need_program() {
@@ -383,6 +383,13 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
         "$PCOMP" run -m "$TINY" -f long.txt -q x -n 4 --json
     [ "$status" -eq 130 ]
     jq -e '.stop_reason == "interrupted"' <<< "$output"
+    # timeout signals the process and its group: two signals are one wish
+    local seconds
+    for seconds in 0.3 0.4 0.5 0.6 0.7; do
+        run --separate-stderr timeout --preserve-status -s INT $seconds \
+            "$PCOMP" run -m "$TINY" -f long.txt -q x -n 4
+        is 130 "repeat the command"
+    done
 }
 
 # ==== summarize ====
