@@ -38,7 +38,7 @@ $(error FLAVOUR is cpu, asan or fuzz, not '$(FLAVOUR)')
 endif
 
 # pkg-config name : Debian package
-PKGS := libcjson:libcjson-dev libxxhash:libxxhash-dev libpcre2-8:libpcre2-dev
+PKGS := libcjson:libcjson-dev libxxhash:libxxhash-dev libpcre2-8:libpcre2-dev zlib:zlib1g-dev libzstd:libzstd-dev
 PKG_NAMES := $(foreach p,$(PKGS),$(firstword $(subst :, ,$(p))))
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKG_NAMES) 2>/dev/null)
 PKG_LIBS := $(shell pkg-config --libs $(PKG_NAMES) 2>/dev/null)
@@ -58,7 +58,9 @@ ISA_avx512vnni := -march=x86-64-v4 -mavx512vnni
 
 SOURCES := $(filter-out $(KERNELS) src/main.c,$(wildcard src/*.c eviction/*.c calib/*.c))
 OBJECTS := $(SOURCES:%.c=$(DIR)/%.o) $(foreach isa,$(ISAS),$(KERNELS:%.c=$(DIR)/%.$(isa).o))
-PROGRAM := $(DIR)/pcomp
+EVAL_SOURCES := $(filter-out eval/main.c,$(wildcard eval/*.c))
+EVAL_OBJECTS := $(EVAL_SOURCES:%.c=$(DIR)/%.o)
+PROGRAMS := $(DIR)/pcomp $(DIR)/pcomp-eval
 
 TEST_SUPPORT := $(patsubst %.c,$(DIR)/%.o,$(wildcard tests/tiny.c))
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(DIR)/tests/%,$(wildcard tests/unit/test_*.c))
@@ -67,14 +69,18 @@ FUZZERS := $(patsubst tests/fuzz/%.c,$(DIR)/tests/%,$(wildcard tests/fuzz/fuzz_*
 
 # The commit goes only to the files that name it, so that a commit does not rebuild everything.
 COMMIT := $(or $(shell git describe --always --dirty --abbrev=12 --exclude '*' 2>/dev/null),unknown)
-COMMIT_OBJECTS := $(patsubst %.c,$(DIR)/%.o,$(shell grep -ls PCOMP_COMMIT src/*.c))
+COMMIT_OBJECTS := $(patsubst %.c,$(DIR)/%.o,$(shell grep -ls PCOMP_COMMIT src/*.c eval/*.c))
 
 # ==== Build ====
 
-all: $(PROGRAM) ## build build/pcomp (CC=clang for the other compiler)
-	@ln -sfn $(PROGRAM:build/%=%) build/pcomp
+all: $(PROGRAMS) ## build build/pcomp and build/pcomp-eval (CC=clang for the other compiler)
+	@ln -sfn $(DIR:build/%=%)/pcomp build/pcomp
+	@ln -sfn $(DIR:build/%=%)/pcomp-eval build/pcomp-eval
 
-$(PROGRAM): $(DIR)/src/main.o $(OBJECTS)
+$(DIR)/pcomp: $(DIR)/src/main.o $(OBJECTS)
+	$(LINK) -o $@ $^ $(LIBS)
+
+$(DIR)/pcomp-eval: $(DIR)/eval/main.o $(EVAL_OBJECTS) $(OBJECTS)
 	$(LINK) -o $@ $^ $(LIBS)
 
 $(DIR)/src/quant.o: private OPT := $(OPT_HOT)
@@ -135,7 +141,7 @@ test: ## all tests; those of the real model skip when it cannot be fetched
 	@$(MAKE) all test-programs
 	@tests/run.sh $(DIR)
 
-test-programs: $(PROGRAM) $(UNIT_TESTS) $(TINY_MODEL)
+test-programs: $(PROGRAMS) $(UNIT_TESTS) $(TINY_MODEL)
 
 asan: ## unit tests under the address and undefined-behaviour sanitizers
 	@$(MAKE) FLAVOUR=asan test-programs
@@ -148,13 +154,13 @@ fuzz: ## every fuzz target for FUZZ_SECONDS (30) each
 
 fuzz-programs: $(FUZZERS) $(TINY_MODEL)
 
-$(UNIT_TESTS): $(DIR)/tests/%: $(DIR)/tests/unit/%.o $(TEST_SUPPORT) $(OBJECTS)
+$(UNIT_TESTS): $(DIR)/tests/%: $(DIR)/tests/unit/%.o $(TEST_SUPPORT) $(EVAL_OBJECTS) $(OBJECTS)
 	$(LINK) -o $@ $^ $(LIBS) -lcmocka
 
 $(TINY_MODEL): $(DIR)/tests/tiny_main.o $(TEST_SUPPORT) $(OBJECTS)
 	$(LINK) -o $@ $^ $(LIBS)
 
-$(FUZZERS): $(DIR)/tests/%: $(DIR)/tests/fuzz/%.o $(TEST_SUPPORT) $(OBJECTS)
+$(FUZZERS): $(DIR)/tests/%: $(DIR)/tests/fuzz/%.o $(TEST_SUPPORT) $(EVAL_OBJECTS) $(OBJECTS)
 	$(LINK) -fsanitize=fuzzer -o $@ $^ $(LIBS)
 
 bench: all ## speed on this machine, beside llama.cpp when python3 has llama_cpp
@@ -163,7 +169,7 @@ bench: all ## speed on this machine, beside llama.cpp when python3 has llama_cpp
 
 # ==== Upkeep ====
 
-C_FILES = $(wildcard src/*.[ch] eviction/*.[ch] calib/*.[ch] tests/*.[ch] tests/unit/*.[ch] tests/fuzz/*.[ch])
+C_FILES = $(wildcard src/*.[ch] eviction/*.[ch] calib/*.[ch] eval/*.[ch] tests/*.[ch] tests/unit/*.[ch] tests/fuzz/*.[ch])
 
 # Left out: what the tools say for want of seeing that a failed call returns before its output is read.
 CPPCHECK := --enable=warning,portability --inline-suppr $(foreach w,missingIncludeSystem invalidPointerCast \
@@ -171,7 +177,7 @@ CPPCHECK := --enable=warning,portability --inline-suppr $(foreach w,missingInclu
 TIDY := $(subst $() ,,-*, bugprone-*, clang-analyzer-unix.*, clang-analyzer-deadcode.*, \
   -bugprone-easily-swappable-parameters, -bugprone-narrowing-conversions, -bugprone-suspicious-string-compare, \
   -bugprone-implicit-widening-of-multiplication-result, -bugprone-not-null-terminated-result)
-LINT_FILES = $(SOURCES) src/main.c
+LINT_FILES = $(SOURCES) $(EVAL_SOURCES) src/main.c eval/main.c
 
 lint: ## dependency rule, shellcheck, cppcheck and clang-tidy, as far as they are installed
 	@tests/check_deps.sh
@@ -184,8 +190,8 @@ lint: ## dependency rule, shellcheck, cppcheck and clang-tidy, as far as they ar
 format: ## clang-format on every C file
 	clang-format -i $(C_FILES)
 
-install: all ## install pcomp and its presets under DESTDIR/PREFIX
-	install -D -m 755 $(PROGRAM) $(DESTDIR)$(PREFIX)/bin/pcomp
+install: all ## install both programs and the presets under DESTDIR/PREFIX
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS)
 	install -d $(DESTDIR)$(PREFIX)/share/pcomp/configs
 	$(if $(wildcard configs/*.json),install -m 644 configs/*.json $(DESTDIR)$(PREFIX)/share/pcomp/configs)
 

