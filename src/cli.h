@@ -68,6 +68,8 @@ struct Cli {
     struct Str question_text; /* owns the questions read from a file */
 };
 
+extern const struct Program PCOMP; /* commands.c */
+
 /* Finds the command, runs it, reports what failed; returns the exit code. cli->program is set. */
 int program_run(struct Cli *cli, int argc, char **argv);
 

@@ -171,15 +171,40 @@ static int emit(struct Session *s, struct Decoder *d, int id)
     return PC_OK;
 }
 
-static int generate(struct Session *s, struct Sampler *sampler)
+/* The last token of the request's stop text; -1 for none. */
+static int stop_token(const struct Session *s, int *id)
+{
+    struct Tokens tokens = {0};
+    *id = -1;
+    if (!s->req->stop_text) return PC_OK;
+    int status =
+        tokenizer_encode(s->e->tok, s->req->stop_text, strlen(s->req->stop_text), false, &tokens);
+    if (tokens.n) *id = tokens.ids[tokens.n - 1];
+    tokens_free(&tokens);
+    return status;
+}
+
+/* Takes all ends of an answer out of the first row's logits. */
+static void forbid_ends(struct Session *s, int stop_id)
+{
+    for (int id = 0; id < s->e->model.cfg.vocab_size; id++)
+        if (id == stop_id || tokenizer_is_end(s->e->tok, id)) s->logits[id] = -INFINITY;
+}
+
+static int generate(struct Session *s, struct Sampler *sampler, int stop_id)
 {
     struct Decoder d = {{0}, 0, false};
+    if (stop_id >= 0) forbid_ends(s, stop_id);
     int pos = s->plan.question_pos + s->prompt.tail.n;
     for (int n = 0; n < s->set.max_tokens; n++) {
         int id;
         TRY(sampler_next(sampler, s->logits, &id));
         if (tokenizer_is_end(s->e->tok, id)) {
             s->out->stopped_at_eos = true;
+            break;
+        }
+        if (id == stop_id) {
+            s->out->stopped_at_text = true;
             break;
         }
         s->out->ids[s->out->n_ids++] = id;
@@ -200,9 +225,11 @@ int decode_answer(struct Session *s)
 {
     struct Sampler sampler;
     struct SamplerConfig config = {s->set.temperature, s->set.top_p, s->set.seed};
+    int stop_id;
+    TRY(stop_token(s, &stop_id));
     TRY(sampler_open(&sampler, s->e->model.cfg.vocab_size, &config));
     mem_guard(true);
-    int status = generate(s, &sampler);
+    int status = generate(s, &sampler, stop_id);
     mem_guard(false);
     sampler_close(&sampler);
     return status;

@@ -14,6 +14,7 @@
 
 struct Engine;
 struct Tokenizer;
+struct PromptFrame; /* prompt.h */
 
 /* Opens the model at path with these settings. *out is the caller's: engine_close. */
 int engine_open(const char *model_path, const struct Settings *settings, struct Engine **out);
@@ -40,7 +41,13 @@ struct Progress {
 struct Request {
     const char *context; /* UTF-8, borrowed */
     size_t context_len;
-    const char *question;                                      /* the user's words; "" for none */
+    const char *question; /* the user's words; "" for none */
+    /* A whole prompt around the context, in place of the settings' instruction and the question; the
+     * question is then for the records only. May be NULL. */
+    const struct PromptFrame *frame;
+    /* The last token of this text ends the answer too, and the answer has at least one token that is no end
+     * (LongBench's rule for samsum, with a line feed). May be NULL. */
+    const char *stop_text;
     void *user;                                                /* handed to the callbacks */
     void (*on_progress)(void *user, const struct Progress *p); /* may be NULL */
     void (*on_text)(void *user, const char *piece,
@@ -80,7 +87,7 @@ struct Result {
     struct Str text; /* the answer */
     int *ids;        /* [n_ids] its tokens */
     int n_ids;
-    bool stopped_at_eos;
+    bool stopped_at_eos, stopped_at_text;
     struct PlanInfo plan;
     struct ChunkInfo *chunks; /* [plan.n_chunks] */
     int64_t *kv_in,

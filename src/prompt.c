@@ -130,22 +130,18 @@ static int offsets_fill(const struct Tokenizer *t, struct Slice text, struct Pro
     return PC_OK;
 }
 
-/* The tail's tokens that have a byte of the question; it begins with a blank line and the
- * question. */
-static int score_range(const struct Tokenizer *t, const char *question, struct Prompt *p)
+/* The tail's tokens that have a byte of the question; the tail begins with the frame's `after`. */
+static void score_range(const struct Tokenizer *t, const struct PromptFrame *frame,
+                        struct Prompt *p)
 {
-    struct Str text = {0};
-    int status = str_append(&text, BLANK_LINE, 2);
-    if (status == PC_OK) status = str_append(&text, question, strlen(question));
-    size_t at = 0;
-    for (int i = 0; status == PC_OK && i < p->tail.n && at < text.len; i++) {
+    size_t at = 0, begin = frame->question_len ? frame->question_at : 0;
+    size_t end = frame->question_len ? begin + frame->question_len : strlen(frame->after);
+    for (int i = 0; i < p->tail.n && at < end; i++) {
         if (tokenizer_is_control(t, p->tail.ids[i])) break;
-        token_span(t, p->tail.ids[i], (struct Slice){text.data, text.len}, &at);
-        if (at <= 2) p->score_begin = i + 1;
+        token_span(t, p->tail.ids[i], (struct Slice){frame->after, end}, &at);
+        if (at <= begin) p->score_begin = i + 1;
         p->score_end = i + 1;
     }
-    str_free(&text);
-    return status;
 }
 
 /* ==== The prompt ==== */
@@ -159,22 +155,20 @@ static int prefix_make(const struct Tokenizer *t, const struct PromptText *text,
     part_template(&list, &chat->lead);
     part_put(&list, chat->system.data, chat->system.len, false);
     part_template(&list, &chat->open);
-    part_user(&list, text->instruction);
-    if (text->instruction && *text->instruction) part_user(&list, BLANK_LINE);
+    part_user(&list, text->frame->before);
     return tokenizer_encode_parts(t, list.parts, list.n, true, &out->prefix);
 }
 
 static int tail_make(const struct Tokenizer *t, const struct PromptText *text,
                      const struct ChatText *chat, struct Prompt *out)
 {
-    bool asks = text->question && *text->question;
     struct PartList list = {0};
-    if (asks) part_user(&list, BLANK_LINE);
-    part_user(&list, text->question);
+    part_user(&list, text->frame->after);
     part_template(&list, &chat->close);
     part_user(&list, text->answer_prefix);
     TRY(tokenizer_encode_parts(t, list.parts, list.n, false, &out->tail));
-    return asks ? score_range(t, text->question, out) : PC_OK;
+    if (*text->frame->after) score_range(t, text->frame, out);
+    return PC_OK;
 }
 
 static int context_make(const struct Tokenizer *t, const struct PromptText *text,
@@ -182,8 +176,7 @@ static int context_make(const struct Tokenizer *t, const struct PromptText *text
 {
     struct PartList list = {0};
     part_put(&list, text->context, text->context_len, false);
-    bool instructed = text->instruction && *text->instruction;
-    bool begins = !chat->system.len && !chat->open.len && !instructed;
+    bool begins = !chat->system.len && !chat->open.len && !*text->frame->before;
     TRY(tokenizer_encode_parts(t, list.parts, list.n, begins, &out->context));
     return offsets_fill(t, (struct Slice){text->context, text->context_len}, out);
 }
@@ -200,14 +193,8 @@ static int tail_fill(struct Prompt *p)
     return tokens_push(&p->tail, p->context.ids[--p->context.n]);
 }
 
-int prompt_make(const struct Tokenizer *t, const struct PromptText *text, struct Prompt *out)
+static int parts_make(const struct Tokenizer *t, const struct PromptText *text, struct Prompt *out)
 {
-    *out = (struct Prompt){0};
-    TRY(context_check(text->context, text->context_len));
-    TRY(words_check("question", text->question));
-    TRY(words_check("instruction", text->instruction));
-    TRY(words_check("answer prefix", text->answer_prefix));
-    TRY(words_check("system message", text->system));
     struct ChatText chat = {0};
     int status = chat_wrap(text->chat, text->system, &chat);
     if (status == PC_OK) status = prefix_make(t, text, &chat, out);
@@ -216,6 +203,40 @@ int prompt_make(const struct Tokenizer *t, const struct PromptText *text, struct
     if (status == PC_OK) status = tail_fill(out);
     chat_text_free(&chat);
     return status;
+}
+
+/* The usual frame: the instruction above the context and the question below, a blank line between. */
+static int plain_make(const struct Tokenizer *t, const struct PromptText *text, struct Prompt *out)
+{
+    struct Str before = {0}, after = {0};
+    const char *instruction = text->instruction ? text->instruction : "";
+    const char *question = text->question ? text->question : "";
+    int status = str_appendf(&before, "%s%s", instruction, *instruction ? BLANK_LINE : "");
+    if (status == PC_OK)
+        status = str_appendf(&after, "%s%s", *question ? BLANK_LINE : "", question);
+    if (status == PC_OK) {
+        struct PromptFrame frame = {before.data, after.data, strlen(BLANK_LINE), strlen(question)};
+        struct PromptText framed = *text;
+        framed.frame = &frame;
+        status = parts_make(t, &framed, out);
+    }
+    str_free(&before);
+    str_free(&after);
+    return status;
+}
+
+int prompt_make(const struct Tokenizer *t, const struct PromptText *text, struct Prompt *out)
+{
+    *out = (struct Prompt){0};
+    TRY(context_check(text->context, text->context_len));
+    TRY(words_check("question", text->question));
+    TRY(words_check("instruction", text->instruction));
+    TRY(words_check("answer prefix", text->answer_prefix));
+    TRY(words_check("system message", text->system));
+    if (!text->frame) return plain_make(t, text, out);
+    TRY(words_check("prompt before the context", text->frame->before));
+    TRY(words_check("prompt after the context", text->frame->after));
+    return parts_make(t, text, out);
 }
 
 void prompt_free(struct Prompt *p)

@@ -59,12 +59,19 @@ struct Prompt {
         context_offset; /* [context.n + 1] byte where each context token begins in the context text */
 };
 
+/* The words around the context when the caller brings a whole prompt, as benchmarks do. */
+struct PromptFrame {
+    const char *before, *after;       /* prompt = before, context, after */
+    size_t question_at, question_len; /* the user's own words in `after`; len 0: all of it */
+};
+
 struct PromptText {
     const char *context;
     size_t context_len;
     const char *question, *instruction, *answer_prefix; /* NULL or "" for none */
     const char *system;                                 /* as in chat_wrap */
     const struct Chat *chat;
+    const struct PromptFrame *frame; /* takes the place of question and instruction; or NULL */
 };
 
 /* Splits and tokenises. Only the template's own words may become control tokens. Without a question the

@@ -9,7 +9,7 @@
 const char *stop_reason(const struct Result *r, int status)
 {
     if (status < 0) return status == PC_EINTR ? "interrupted" : "error";
-    return r->stopped_at_eos ? "eos" : "length";
+    return r->stopped_at_eos ? "eos" : r->stopped_at_text ? "text" : "length";
 }
 
 void json_add_bytes(cJSON *object, const char *name, const char *data, size_t len)

@@ -10,7 +10,7 @@
 #define PCOMP_COMMIT "unknown" /* the Makefile defines it */
 #endif
 
-/* "eos", "length" or "interrupted" */
+/* "eos", "text" (the request's stop text), "length" or "interrupted" */
 const char *stop_reason(const struct Result *r, int status);
 
 /* One object, schema "pcomp.run.v1"; the caller's: cJSON_Delete. NULL when memory is out. Numbers that are

@@ -224,8 +224,16 @@ void session_progress(struct Session *s, enum Stage stage, int chunks, int64_t t
 static int make_prompt(struct Engine *e, const struct Request *req, struct Prompt *out)
 {
     const struct Settings *set = &e->settings;
-    struct PromptText text = {req->context,       req->context_len, req->question, set->instruction,
-                              set->answer_prefix, set->system,      &e->chat};
+    struct PromptText text = {
+        .context = req->context,
+        .context_len = req->context_len,
+        .question = req->question,
+        .instruction = set->instruction,
+        .answer_prefix = set->answer_prefix,
+        .system = set->system,
+        .chat = &e->chat,
+        .frame = req->frame,
+    };
     TRY(prompt_make(e->tok, &text, out));
     if (out->context.n == 0)
         return err_set(PC_ERANGE,
@@ -249,11 +257,13 @@ static int hash_request(struct Session *s)
 {
     struct Str config = {0};
     int status = settings_json(&s->e->settings, &config);
-    if (status == PC_OK)
-        s->out->config_hash = hash64(config.data, config.len, s->e->model.hash);
+    if (status == PC_OK) s->out->config_hash = hash64(config.data, config.len, s->e->model.hash);
     str_free(&config);
-    const char *q = s->req->question ? s->req->question : "";
-    s->out->input_hash = hash64(q, strlen(q), hash64(s->req->context, s->req->context_len, 0));
+    const struct PromptFrame *frame = s->req->frame;
+    const char *q = frame ? frame->after : s->req->question ? s->req->question : "";
+    uint64_t hash = hash64(q, strlen(q), hash64(s->req->context, s->req->context_len, 0));
+    if (frame) hash = hash64(frame->before, strlen(frame->before), hash);
+    s->out->input_hash = hash;
     return status;
 }
 

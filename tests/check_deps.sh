@@ -21,7 +21,7 @@ layers=(
     "transformer"
     "pcomp sampler"
     "session session_* prefill decode engine plan bench bench_* perplexity"
-    "cli cli_* cmd_* program jsonl explain provenance progress summarize inspect demo"
+    "cli cli_* cmd_* program commands jsonl explain provenance progress summarize inspect demo"
     "main eval/*"
 )
 # Narrower than their layer: module, then all that it may include beside its own folder or family.

@@ -1,0 +1,135 @@
+/* commands.c - pcomp: its tables of flags and commands. The commands are in cmd_run.c, cmd_plan.c,
+ * cmd_bench.c and summarize.c.
+ */
+#include "cli.h"
+
+enum {
+    ON_RUN = 1,
+    ON_SUMMARIZE = 2,
+    ON_DEMO = 4,
+    ON_PLAN = 8,
+    ON_BENCH = 16,
+    ON_INSPECT = 32,
+    ON_PERPLEXITY = 64,
+    ON_SETTINGS = 128,
+    ON_COMPLETION = 256,
+    ON_HELP = 512,
+    /* Commands that open a model with settings. */
+    ON_ENGINE = ON_RUN | ON_SUMMARIZE | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY,
+    ON_ALL = 1023,
+};
+
+#define AT(field) offsetof(struct Cli, field)
+
+enum {
+    ON_TEXT = ON_RUN | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY,
+    ON_ANSWERS = ON_RUN | ON_DEMO
+};
+
+static const struct Flag FLAGS[] = {
+    {"model", 'm', FLAG_TEXT, AT(model), 0, 0, ON_ENGINE | ON_INSPECT, "FILE",
+     "model: a .gguf file or a safetensors folder (default: $PCOMP_MODEL, else models/)"},
+    {"file", 'f', FLAG_LIST, AT(files), 0, 0, ON_TEXT | ON_SUMMARIZE, "FILE",
+     "text to read; repeat for several, - for standard input"},
+    {"question", 'q', FLAG_LIST, AT(questions), 0, 0, ON_ANSWERS | ON_PLAN | ON_SUMMARIZE, "TEXT",
+     "question; repeat for several, each gets an answer"},
+    {"questions", 'Q', FLAG_TEXT, AT(questions_file), 0, 0, ON_RUN, "FILE",
+     "file with one question a line"},
+    {"number", 'n', FLAG_SETTING, 0, 0, 0, ON_ENGINE, "max_tokens", "same as --max-tokens"},
+    {"jobs", 't', FLAG_SETTING, 0, 0, 0, ON_ENGINE, "threads", "same as --threads"},
+    {"config", 'c', FLAG_TEXT, AT(config), 0, 0, ON_ENGINE, "FILE", "settings from a JSON file"},
+    {"json", 0, FLAG_SWITCH, AT(json), 0, 0, ON_ANSWERS | ON_PLAN | ON_INSPECT | ON_PERPLEXITY, "",
+     "one JSON object on standard output, with full provenance"},
+    {"jsonl", 0, FLAG_SWITCH, AT(jsonl), 0, 0, ON_ANSWERS, "",
+     "JSON events on standard output, one a line"},
+    {"explain", 0, FLAG_TEXT, AT(explain), 0, 0, ON_ANSWERS, "FILE.html",
+     "write a page that shows which chunks and tokens were kept"},
+    {"plan", 0, FLAG_SWITCH, AT(plan), 0, 0, ON_ANSWERS | ON_SUMMARIZE, "",
+     "say what the run would need, and stop"},
+    {"tokens", 0, FLAG_INT, AT(tokens), 64, 1 << 28, ON_DEMO | ON_BENCH, "N",
+     "tokens of text to read (demo: 131072; bench: 2048 and 8192)"},
+    {"depth", 0, FLAG_REAL, AT(depth), 0, 1, ON_DEMO, "X",
+     "where the demo hides its sentence: 0 start, 1 end (default 0.5)"},
+    {"no-needle", 0, FLAG_SWITCH, AT(no_needle), 0, 0, ON_DEMO, "",
+     "hide no sentence; ask -q of the book itself"},
+    {"output", 'o', FLAG_TEXT, AT(output), 0, 0, ON_SUMMARIZE, "FILE",
+     "results, appended as JSON lines (default summaries.jsonl)"},
+    {"text-dir", 0, FLAG_TEXT, AT(text_dir), 0, 0, ON_SUMMARIZE, "DIR",
+     "also write each summary as a .txt file"},
+    {"glob", 0, FLAG_TEXT, AT(glob), 0, 0, ON_SUMMARIZE, "PATTERN",
+     "files to take from a folder (default *.txt and *.md)"},
+    {"fresh", 0, FLAG_SWITCH, AT(fresh), 0, 0, ON_SUMMARIZE, "",
+     "keep results made with other settings in the file and make new ones"},
+    {"repeats", 'r', FLAG_INT, AT(repeats), 1, 1000, ON_BENCH, "N", "repetitions (default 5)"},
+    {"format", 0, FLAG_TEXT, AT(format), 0, 0, ON_BENCH, "md|csv|json",
+     "table to print (default md)"},
+    {"tail", 0, FLAG_INT, AT(tail), 1, 1 << 24, ON_PERPLEXITY, "N",
+     "last tokens that are scored (default 1024; not for --method full)"},
+    {"progress", 0, FLAG_TEXT, AT(progress), 0, 0, ON_ENGINE, "auto|none|plain|json",
+     "progress on standard error"},
+    {"markdown", 0, FLAG_SWITCH, AT(markdown), 0, 0, ON_SETTINGS, "", "as a Markdown table"},
+    {"quiet", 0, FLAG_SWITCH, AT(quiet), 0, 0, ON_ALL, "", "errors only on standard error"},
+    {"verbose", 'v', FLAG_SWITCH, AT(verbose), 0, 0, ON_ALL, "", "say more on standard error"},
+    {"log-file", 0, FLAG_TEXT, AT(log_file), 0, 0, ON_ALL, "FILE",
+     "append what goes to standard error to a file instead"},
+    {"help", 'h', FLAG_SWITCH, AT(help), 0, 0, ON_ALL, "", "this help"},
+    {"version", 0, FLAG_SWITCH, AT(version), 0, 0, ON_ALL, "", "version, build and device"},
+};
+
+/* Summaries keep every chunk: a summary of two chunks out of many would not cover the text. */
+static const char *const SUMMARY_DEFAULTS[] = {
+    "keep", "all", "instruction", "Summarise the following text.", "max_tokens", "256", NULL};
+static const char *const DEMO_DEFAULTS[] = {"max_tokens", "24", NULL};
+
+static const struct Command COMMANDS[] = {
+    {"run", ON_RUN, cmd_run, "answer questions about a text of any length",
+     "pcomp run [-m MODEL] [-f FILE]... -q QUESTION [-n TOKENS]",
+     "Reads the files (or standard input) as one text and prints the answer to each question. Several\n"
+     "files are joined with a blank line between two; several questions get one answer each.",
+     "pcomp run -f book.txt -q 'Who is the ward of Mr. Jarndyce?' -n 64", NULL, NULL},
+    {"summarize", ON_SUMMARIZE, cmd_summarize, "summarise many texts; can be stopped and resumed",
+     "pcomp summarize [-m MODEL] [-o OUT.jsonl] [--text-dir DIR] FILE|FOLDER|LIST.jsonl...",
+     "Appends one JSON line for each text. Run the same command again to go on where it stopped:\n"
+     "what is finished is skipped, errors are tried again. A .jsonl input holds lines of\n"
+     "{\"id\",\"file\"|\"text\",\"question\"} or OpenAI batch requests.",
+     "pcomp summarize -o notes.jsonl --text-dir notes/ papers/", SUMMARY_DEFAULTS, NULL},
+    {"demo", ON_DEMO, cmd_demo, "find one sentence hidden in a book of 131,072 tokens",
+     "pcomp demo [-m MODEL] [-f BOOK] [--tokens N] [--depth X] [-q QUESTION | --no-needle -q QUESTION]",
+     "Reads the first N tokens of a real book into which one made-up sentence was put, and asks for it.",
+     "pcomp demo --tokens 131072 --depth 0.25", DEMO_DEFAULTS, NULL},
+    {"plan", ON_PLAN, cmd_plan, "tokens, chunks, memory and time of a run, without running it",
+     "pcomp plan [-m MODEL] [-f FILE]... [-q QUESTION]",
+     "Exits 4 when the run does not fit into memory.", "pcomp plan -f book.txt --memory 2G", NULL,
+     NULL},
+    {"bench", ON_BENCH, cmd_bench, "measure prefill, decode and single operations",
+     "pcomp bench [prefill|decode|ops|all] [-r REPEATS] [--tokens N] [--format md|csv|json]",
+     "Prints the mean and standard deviation over the repeats.",
+     "pcomp bench prefill -r 3 --format csv", NULL, "prefill decode ops all"},
+    {"inspect", ON_INSPECT, cmd_inspect, "what is in a model file", "pcomp inspect [--json] MODEL",
+     "Prints metadata, shapes, tensor types and facts about the vocabulary.",
+     "pcomp inspect models/SmolLM2-135M-Instruct.Q4_1.gguf", NULL, NULL},
+    {"perplexity", ON_PERPLEXITY, cmd_perplexity,
+     "how well a model predicts a text under each method",
+     "pcomp perplexity [-m MODEL] -f FILE [--method full|parallelcomp|truncate] [--tail N]",
+     "full: every token, in windows. Otherwise the last N tokens given the compressed rest.",
+     "pcomp perplexity -f book.txt --method full --window 2048", NULL, NULL},
+    {"settings", ON_SETTINGS, cmd_settings, "every setting with its default and limits",
+     "pcomp settings [--markdown]",
+     "A setting is a key of a --config file, a flag (--kv-cap) and a variable (PCOMP_KV_CAP).",
+     "pcomp settings --markdown", NULL, NULL},
+    {"completion", ON_COMPLETION, cmd_completion, "completions for a shell",
+     "pcomp completion bash|zsh", "Prints a script for the shell to read.",
+     "source <(pcomp completion bash)", NULL, "bash zsh"},
+    {"help", ON_HELP, cmd_help, "help on a command", "pcomp help [COMMAND]", "", "pcomp help run",
+     NULL, NULL},
+};
+
+const struct Program PCOMP = {
+    .name = "pcomp",
+    .about = "answers over texts longer than the model was trained for",
+    .commands = COMMANDS,
+    .n_commands = sizeof COMMANDS / sizeof COMMANDS[0],
+    .flags = FLAGS,
+    .n_flags = sizeof FLAGS / sizeof FLAGS[0],
+    .on_engine = ON_ENGINE,
+};
