@@ -12,13 +12,13 @@
 #include <cmocka.h>
 
 static const char *const DEFAULTS[] = {"keep", "all", "max_tokens", "3", NULL};
-static struct Command command; /* pcomp's own, with short answers */
+static struct Command sum_command; /* pcomp's own, with short answers */
 
 static void find_command(void)
 {
     for (int i = 0; i < PCOMP.n_commands; i++)
-        if (PCOMP.commands[i].run == cmd_summarize) command = PCOMP.commands[i];
-    command.defaults = DEFAULTS;
+        if (PCOMP.commands[i].run == cmd_summarize) sum_command = PCOMP.commands[i];
+    sum_command.defaults = DEFAULTS;
 }
 
 static char folder[64], model[96], out[96], texts[96], list[96];
@@ -31,7 +31,7 @@ static int summarize(const char *a, const char *b, const char *c, const char *d)
     int argc = 0;
     for (size_t i = 0; i < sizeof args / sizeof args[0]; i++)
         if (args[i]) argv[argc++] = (char *)(uintptr_t)args[i];
-    struct Cli cli = {.program = &PCOMP, .command = &command, .depth = -1};
+    struct Cli cli = {.program = &PCOMP, .sum_command = &command, .depth = -1};
     log_set(LOG_ERROR);
     int status = cli_parse(&cli, argc, argv);
     if (status == PC_OK) status = cmd_summarize(&cli);
