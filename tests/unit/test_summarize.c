@@ -31,7 +31,7 @@ static int summarize(const char *a, const char *b, const char *c, const char *d)
     int argc = 0;
     for (size_t i = 0; i < sizeof args / sizeof args[0]; i++)
         if (args[i]) argv[argc++] = (char *)(uintptr_t)args[i];
-    struct Cli cli = {.program = &PCOMP, .sum_command = &command, .depth = -1};
+    struct Cli cli = {.program = &PCOMP, .command = &sum_command, .depth = -1};
     log_set(LOG_ERROR);
     int status = cli_parse(&cli, argc, argv);
     if (status == PC_OK) status = cmd_summarize(&cli);
