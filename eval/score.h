@@ -11,8 +11,9 @@ enum CodeSim { CODE_SIM_DIFFLIB, CODE_SIM_INDEL };
 
 struct ScoreOptions {
     enum CodeSim code_sim;
-    const struct Jieba *jieba; /* NULL: tasks that cut Chinese are refused (PC_ECONFIG with the remedy) */
-    const char *model_name;    /* InfiniteBench's math_calc treats "gpt4" apart; NULL: none */
+    const struct Jieba
+        *jieba; /* NULL: tasks that cut Chinese are refused (PC_ECONFIG with the remedy) */
+    const char *model_name; /* InfiniteBench's math_calc treats "gpt4" apart; NULL: none */
 };
 
 /* Texts are UTF-8 and borrowed. A lone surrogate of the JSON (\ud83d) arrives as its three-byte form. */
@@ -26,8 +27,9 @@ struct ScoreInput {
 };
 
 struct ScoreOutput {
-    double score;  /* 0..1 */
-    bool unparsed; /* the answer had not the form that the scorer looks for (no number, no letter) */
+    double score; /* 0..1 */
+    bool
+        unparsed; /* the answer had not the form that the scorer looks for (no number, no letter) */
 };
 
 /* task: LongBench's name of the set, as "narrativeqa" (also with a trailing "_e"). PC_ECONFIG: unknown task

@@ -100,6 +100,9 @@ struct Result {
 /* Plans a request: tokenises, derives chunks, memory and positions; runs nothing.
  * PC_ENOMEM is not raised here: look at out->fits. */
 int session_plan(struct Engine *e, const struct Request *req, struct PlanInfo *out);
+/* Configures the engine for an answer that covers the whole text, as a summary: with several chunks kept and no
+ * kv_cap given, the cap that lets them share about half the window. */
+int engine_cover(struct Engine *e, const struct Request *req, struct Settings *settings);
 /* Runs one request. On PC_EINTR the result holds what was done. result_free always. */
 int session_run(struct Engine *e, const struct Request *req, struct Result *out);
 void result_free(struct Result *r);

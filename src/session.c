@@ -253,6 +253,21 @@ int session_plan(struct Engine *e, const struct Request *req, struct PlanInfo *o
     return status;
 }
 
+enum { COVER_CAP_MIN = 64 };
+
+int engine_cover(struct Engine *e, const struct Request *req, struct Settings *settings)
+{
+    struct PlanInfo plan;
+    TRY(engine_configure(e, settings));
+    TRY(session_plan(e, req, &plan));
+    if (settings->kv_cap != AUTO || settings->method != METHOD_PARALLELCOMP || plan.keep < 2)
+        return PC_OK;
+    int cap = plan.window / 2 / plan.keep;
+    settings->kv_cap = cap < COVER_CAP_MIN ? COVER_CAP_MIN : cap;
+    if (settings->kv_cap >= plan.chunk_tokens) settings->kv_cap = CAP_OFF;
+    return engine_configure(e, settings);
+}
+
 static int hash_request(struct Session *s)
 {
     struct Str config = {0};

@@ -6,9 +6,9 @@
  * text in flight.
  */
 #include "cli.h"
-#include "jsonl.h"
 #include "progress.h"
 #include "provenance.h"
+#include "results.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -27,32 +27,19 @@ struct Batch {
     struct Cli *cli;
     struct Engine *engine;
     struct ProgressView view;
-    struct Appender out; /* fd is -1 while closed */
-    uint64_t *done;      /* [n_keys] keys of finished results in the file */
-    size_t n_keys, room;
-    uint64_t settings_key; /* model and settings without what the texts decide */
+    struct Results results;
+    uint64_t key; /* of the model and the settings without what the texts decide */
     const char *question;
     int n_items, n_done, n_skipped, n_failed; /* seen, made now, found finished, failed */
 };
 
 /* ==== Keys ==== */
 
-/* What the answer depends on besides the text: machine settings change speed only, except precision. */
-static int settings_fingerprint(struct Batch *b)
+/* What the answer depends on besides the text. */
+static int batch_key(struct Batch *b)
 {
-    struct Settings shape = b->cli->settings;
-    struct Settings plain;
-    struct Str json = {0};
-    settings_default(&plain);
-    memcpy(shape.backend, plain.backend, sizeof shape.backend);
-    memcpy(shape.isa, plain.isa, sizeof shape.isa);
-    shape.threads = plain.threads;
-    shape.wave = plain.wave;
-    shape.memory = plain.memory;
-    TRY(settings_json(&shape, &json));
-    b->settings_key = hash64(json.data, json.len, engine_model(b->engine)->hash);
-    b->settings_key = hash64(b->question, strlen(b->question), b->settings_key);
-    str_free(&json);
+    TRY(settings_key(&b->cli->settings, engine_model(b->engine)->hash, &b->key));
+    b->key = hash64(b->question, strlen(b->question), b->key);
     return PC_OK;
 }
 
@@ -66,132 +53,18 @@ static uint64_t item_key(const struct Item *item, const struct Str *text, uint64
     return key;
 }
 
-static bool key_done(const struct Batch *b, uint64_t key)
-{
-    for (size_t i = 0; i < b->n_keys; i++)
-        if (b->done[i] == key) return true;
-    return false;
-}
-
-static int key_note(struct Batch *b, uint64_t key)
-{
-    if (b->n_keys == b->room) {
-        size_t room = b->room ? 2 * b->room : 256;
-        uint64_t *keys = mem_grow(b->done, b->room, room, sizeof *keys);
-        if (!keys) return PC_ENOMEM;
-        b->done = keys;
-        b->room = room;
-    }
-    b->done[b->n_keys++] = key;
-    return PC_OK;
-}
-
-static void key_text(uint64_t key, char text[20])
-{
-    snprintf(text, 20, "%016llx", (unsigned long long)key);
-}
-
 /* ==== The result file ==== */
-
-/* Notes one line of the file. A line that is not ours or was made with other settings is counted. */
-static int old_line(struct Batch *b, const char *line, size_t len, long *foreign, long *other)
-{
-    int status = PC_OK;
-    char mine[20];
-    key_text(b->settings_key, mine);
-    cJSON *root = cJSON_ParseWithLength(line, len);
-    const cJSON *key = cJSON_GetObjectItemCaseSensitive(root, "key");
-    const cJSON *settings = cJSON_GetObjectItemCaseSensitive(root, "settings_key");
-    bool error = cJSON_GetObjectItemCaseSensitive(root, "error") != NULL;
-    if (!cJSON_IsString(key) || !cJSON_IsString(settings))
-        ++*foreign;
-    else if (strcmp(settings->valuestring, mine) != 0)
-        *other += !error;
-    else if (!error)
-        status = key_note(b, strtoull(key->valuestring, NULL, 16));
-    cJSON_Delete(root);
-    return status;
-}
-
-static int open_results(struct Batch *b)
-{
-    const char *path = b->cli->output;
-    struct Str old = {0};
-    int status = appender_open(path, &b->out, &old) < 0 ? CLI_EOUTPUT : PC_OK;
-    if (status == PC_OK && b->out.torn && !b->cli->quiet)
-        fprintf(stderr,
-                "pcomp: %s: a torn last line of %lld bytes was cut off; its text is done again\n",
-                path, (long long)b->out.torn);
-    size_t at = 0, len;
-    const char *line;
-    long foreign = 0, other = 0;
-    while (status == PC_OK && line_next(old.data ? old.data : "", old.len, &at, &line, &len))
-        if (len) status = old_line(b, line, len, &foreign, &other);
-    str_free(&old);
-    if (status == PC_OK && foreign)
-        return err_set(PC_EFORMAT,
-                       "%s: %ld lines are not results of `pcomp summarize`; give another --output",
-                       path, foreign);
-    if (status == PC_OK && other && !b->cli->fresh)
-        return err_set(
-            PC_ECONFIG,
-            "%s: holds %ld results made with another model or other settings; use the same, "
-            "give another --output, or --fresh to add new ones below",
-            path, other);
-    return status;
-}
-
-static int write_line(struct Batch *b, cJSON *object)
-{
-    struct Str line = {0};
-    int status = json_append(object, false, &line);
-    /* appender_line() adds the line feed. */
-    if (status == PC_OK && appender_line(&b->out, line.data, line.len - 1) < 0) {
-        err_prefix(CLI_EOUTPUT, "%s", b->cli->output);
-        status = CLI_EOUTPUT;
-    }
-    str_free(&line);
-    return status;
-}
-
-static const char *error_code(int status)
-{
-    switch (status) {
-    case PC_EIO:
-        return "io";
-    case PC_EFORMAT:
-        return "format";
-    case PC_ECONFIG:
-        return "config";
-    case PC_ENOMEM:
-        return "memory";
-    case PC_EDEVICE:
-        return "device";
-    case PC_ERANGE:
-        return "range";
-    default:
-        return "internal";
-    }
-}
 
 /* An item that failed is a line, not a stop. */
 static int failed(struct Batch *b, const struct Item *item, uint64_t key, int code)
 {
-    char text[20];
-    cJSON *root = cJSON_CreateObject();
+    cJSON *line = cJSON_CreateObject();
     b->n_failed++;
     progress_clear(&b->view);
-    const char *id = item->id.data ? item->id.data : "";
-    fprintf(stderr, "pcomp: %s: %s\n", id, err_text());
-    json_add_bytes(root, "id", id, strlen(id));
-    key_text(key, text);
-    cJSON_AddStringToObject(root, "key", text);
-    key_text(b->settings_key, text);
-    cJSON_AddStringToObject(root, "settings_key", text);
-    cJSON *error = cJSON_AddObjectToObject(root, "error");
-    cJSON_AddStringToObject(error, "code", error_code(code));
-    json_add_bytes(error, "message", err_text(), strlen(err_text()));
-    return write_line(b, root);
+    fprintf(stderr, "pcomp: %s: %s\n", item->id.data ? item->id.data : "", err_text());
+    results_head(&b->results, line, &item->id, key);
+    results_error(line, code);
+    return results_add(&b->results, line, key, true);
 }
 
 /* Bytes of the id that name its text file: without the ending of a text. */
@@ -256,34 +129,16 @@ static int item_settings(const struct Batch *b, const struct Item *item, struct 
     return PC_OK;
 }
 
-/* A summary keeps every chunk, so the cap is what bounds the merged cache: about half a window in all. */
-static int choose_cap(const struct Batch *b, const struct Request *req, struct Settings *s)
-{
-    struct PlanInfo plan;
-    TRY(engine_configure(b->engine, s));
-    TRY(session_plan(b->engine, req, &plan));
-    if (s->kv_cap != AUTO || s->method != METHOD_PARALLELCOMP || plan.keep < 2) return PC_OK;
-    int cap = plan.window / 2 / plan.keep;
-    s->kv_cap = cap < 64 ? 64 : cap;
-    if (s->kv_cap >= plan.chunk_tokens) s->kv_cap = CAP_OFF;
-    return engine_configure(b->engine, s);
-}
-
 static int result_line(struct Batch *b, const struct Item *item, uint64_t key,
                        const struct Request *req, const struct Result *r)
 {
-    char text[20];
-    cJSON *root = cJSON_CreateObject();
-    json_add_bytes(root, "id", item->id.data, item->id.len);
-    key_text(key, text);
-    cJSON_AddStringToObject(root, "key", text);
-    key_text(b->settings_key, text);
-    cJSON_AddStringToObject(root, "settings_key", text);
-    json_add_bytes(root, "summary", r->text.data ? r->text.data : "", r->text.len);
+    cJSON *line = cJSON_CreateObject();
+    results_head(&b->results, line, &item->id, key);
+    json_add_bytes(line, "summary", r->text.data ? r->text.data : "", r->text.len);
     cJSON *run = provenance_make(b->engine, b->cli->model_path, req, r, PC_OK);
     cJSON_DeleteItemFromObject(run, "text"); /* it is the summary */
-    cJSON_AddItemToObject(root, "run", run);
-    return write_line(b, root);
+    cJSON_AddItemToObject(line, "run", run);
+    return results_add(&b->results, line, key, false);
 }
 
 static int plan_item(struct Batch *b, const struct Item *item, const struct Request *req)
@@ -309,14 +164,13 @@ static int summarize_text(struct Batch *b, const struct Item *item, const struct
     struct Result r = {0};
     progress_begin(&b->view, 0);
     int status = item_settings(b, item, &settings);
-    if (status == PC_OK) status = choose_cap(b, &req, &settings);
+    if (status == PC_OK) status = engine_cover(b->engine, &req, &settings);
     if (status == PC_OK && b->cli->plan) return plan_item(b, item, &req);
     if (status == PC_OK) status = session_run(b->engine, &req, &r);
     progress_clear(&b->view);
     if (status == PC_OK && b->cli->text_dir) status = write_text(b, item, &r.text);
     if (status == PC_OK) {
         status = result_line(b, item, key, &req, &r);
-        if (status == PC_OK) status = key_note(b, key);
         b->n_done += status == PC_OK;
         if (status == PC_OK && !b->cli->quiet && (isatty(STDERR_FILENO) || b->cli->verbose))
             fprintf(stderr, "%s: %d tokens, %d chunks, %.1f s\n", item->id.data, r.plan.n_context,
@@ -332,7 +186,7 @@ static int summarize_text(struct Batch *b, const struct Item *item, const struct
 static int take_item(struct Batch *b, const struct Item *item, const char *folder)
 {
     struct Str text = {0}, path = {0};
-    uint64_t key = hash64(item->id.data ? item->id.data : "", item->id.len, b->settings_key);
+    uint64_t key = hash64(item->id.data ? item->id.data : "", item->id.len, b->key);
     int status = PC_OK;
     if (signals_stop(NULL)) return err_set(PC_EINTR, "stopped");
     b->n_items++;
@@ -349,8 +203,8 @@ static int take_item(struct Batch *b, const struct Item *item, const char *folde
     if (status < 0) {
         status = failed(b, item, key, status);
     } else {
-        key = item_key(item, &text, b->settings_key);
-        if (key_done(b, key))
+        key = item_key(item, &text, b->key);
+        if (results_has(&b->results, key))
             b->n_skipped++;
         else
             status = summarize_text(b, item, &text, key);
@@ -388,7 +242,7 @@ static int take_list(struct Batch *b, const char *path)
         if (status == PC_OK)
             status = take_item(b, &item, beside);
         else
-            status = failed(b, &item, hash64(line, len, b->settings_key),
+            status = failed(b, &item, hash64(line, len, b->key),
                             err_prefix(status, "%s, line %ld", path, number));
         item_free(&item);
     }
@@ -464,7 +318,7 @@ static void report(const struct Batch *b, int status)
 
 int cmd_summarize(struct Cli *cli)
 {
-    struct Batch b = {.cli = cli, .out = {.fd = -1}};
+    struct Batch b = {.cli = cli, .results = {.out = {.fd = -1}}};
     int n = cli->files.n + cli->args.n, status;
     if (cli->questions.n > 1)
         return err_set(PC_ECONFIG, "summarize asks one question of each text; %d are given",
@@ -476,16 +330,15 @@ int cmd_summarize(struct Cli *cli)
     TRY_GOTO(cli_questions(cli));
     b.question = cli->questions.n ? cli->questions.items[0] : DEFAULT_QUESTION;
     TRY_GOTO(cli_open(cli, &b.engine));
-    TRY_GOTO(settings_fingerprint(&b));
-    if (!cli->plan) TRY_GOTO(open_results(&b));
+    TRY_GOTO(batch_key(&b));
+    if (!cli->plan) TRY_GOTO(results_open(&b.results, cli->output, b.key, cli->fresh, cli->quiet));
     for (int i = 0; i < n && status == PC_OK; i++)
         status = take_input(&b, i < cli->files.n ? cli->files.items[i]
                                                  : cli->args.items[i - cli->files.n]);
     report(&b, status);
     if (status == PC_OK && b.n_failed) status = CLI_EPARTIAL;
 fail:
-    appender_close(&b.out);
-    mem_free(b.done);
+    results_close(&b.results);
     engine_close(b.engine);
     return status;
 }

@@ -21,7 +21,7 @@ layers=(
     "transformer"
     "pcomp sampler"
     "session session_* prefill decode engine plan bench bench_* perplexity"
-    "cli cli_* cmd_* program commands jsonl explain provenance progress summarize inspect demo"
+    "cli cli_* cmd_* program commands jsonl results explain provenance progress summarize inspect demo"
     "main eval/*"
 )
 # Narrower than their layer: module, then all that it may include beside its own folder or family.
@@ -36,7 +36,7 @@ only=(
 )
 # Outside headers, and the modules that may know them.
 outside=(
-    "cjson/cJSON.h cJSON.h : config safetensors model model_* cli cli_* cmd_* jsonl explain provenance summarize bench inspect eval/*"
+    "cjson/cJSON.h cJSON.h : config safetensors model model_* cli cli_* cmd_* jsonl results explain provenance summarize bench inspect eval/*"
     "zlib.h zstd.h : eval/dataset"
     "xxhash.h : base"
     "pcre2.h : tokenizer tokenizer_* pretokenize"

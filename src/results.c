@@ -1,0 +1,164 @@
+/* results.c - see results.h */
+#include "results.h"
+
+#include "cli.h"
+#include "provenance.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ==== Keys ==== */
+
+int settings_key(const struct Settings *settings, uint64_t model_hash, uint64_t *out)
+{
+    struct Settings shape = *settings, plain;
+    struct Str json = {0};
+    settings_default(&plain);
+    memcpy(shape.backend, plain.backend, sizeof shape.backend);
+    memcpy(shape.isa, plain.isa, sizeof shape.isa);
+    shape.threads = plain.threads;
+    shape.wave = plain.wave;
+    shape.memory = plain.memory;
+    int status = settings_json(&shape, &json);
+    if (status == PC_OK) *out = hash64(json.data, json.len, model_hash);
+    str_free(&json);
+    return status;
+}
+
+static void key_text(uint64_t key, char text[20])
+{
+    snprintf(text, 20, "%016llx", (unsigned long long)key);
+}
+
+bool results_has(const struct Results *r, uint64_t key)
+{
+    for (size_t i = 0; i < r->n_done; i++)
+        if (r->done[i] == key) return true;
+    return false;
+}
+
+static int note(struct Results *r, uint64_t key)
+{
+    if (r->n_done == r->room) {
+        size_t room = r->room ? 2 * r->room : 256;
+        uint64_t *keys = mem_grow(r->done, r->room, room, sizeof *keys);
+        if (!keys) return PC_ENOMEM;
+        r->done = keys;
+        r->room = room;
+    }
+    r->done[r->n_done++] = key;
+    return PC_OK;
+}
+
+/* ==== Reading what is there ==== */
+
+/* Lines of the file that are no results, and results of other settings. */
+struct Strange {
+    long foreign, other;
+};
+
+static int old_line(struct Results *r, const char *line, size_t len, struct Strange *strange)
+{
+    int status = PC_OK;
+    char mine[20];
+    key_text(r->settings_key, mine);
+    cJSON *root = cJSON_ParseWithLength(line, len);
+    const cJSON *key = cJSON_GetObjectItemCaseSensitive(root, "key");
+    const cJSON *settings = cJSON_GetObjectItemCaseSensitive(root, "settings_key");
+    bool error = cJSON_GetObjectItemCaseSensitive(root, "error") != NULL;
+    if (!cJSON_IsString(key) || !cJSON_IsString(settings))
+        strange->foreign++;
+    else if (strcmp(settings->valuestring, mine) != 0)
+        strange->other += !error;
+    else if (!error)
+        status = note(r, strtoull(key->valuestring, NULL, 16));
+    cJSON_Delete(root);
+    return status;
+}
+
+int results_open(struct Results *r, const char *path, uint64_t key, bool fresh, bool quiet)
+{
+    struct Str old = {0};
+    struct Strange strange = {0};
+    *r = (struct Results){.path = path, .settings_key = key};
+    int status = appender_open(path, &r->out, &old) < 0 ? CLI_EOUTPUT : PC_OK;
+    if (status == PC_OK && r->out.torn && !quiet)
+        fprintf(stderr, "%s: a torn last line of %lld bytes was cut off; its text is done again\n",
+                path, (long long)r->out.torn);
+    size_t at = 0, len;
+    const char *line;
+    while (status == PC_OK && line_next(old.data ? old.data : "", old.len, &at, &line, &len))
+        if (len) status = old_line(r, line, len, &strange);
+    str_free(&old);
+    if (status == PC_OK && strange.foreign)
+        return err_set(PC_EFORMAT, "%s: %ld lines are not results; give another --output", path,
+                       strange.foreign);
+    if (status == PC_OK && strange.other && !fresh)
+        return err_set(
+            PC_ECONFIG,
+            "%s: holds %ld results made with another model or other settings; use the same, "
+            "give another --output, or --fresh to add new ones below",
+            path, strange.other);
+    return status;
+}
+
+/* ==== Writing ==== */
+
+void results_head(const struct Results *r, cJSON *line, const struct Str *id, uint64_t key)
+{
+    char text[20];
+    json_add_bytes(line, "id", id->data ? id->data : "", id->len);
+    key_text(key, text);
+    cJSON_AddStringToObject(line, "key", text);
+    key_text(r->settings_key, text);
+    cJSON_AddStringToObject(line, "settings_key", text);
+}
+
+int results_add(struct Results *r, cJSON *line, uint64_t key, bool failed)
+{
+    struct Str text = {0};
+    int status = json_append(line, false, &text);
+    /* appender_line() adds the line feed. */
+    if (status == PC_OK && appender_line(&r->out, text.data, text.len - 1) < 0) {
+        err_prefix(CLI_EOUTPUT, "%s", r->path);
+        status = CLI_EOUTPUT;
+    }
+    str_free(&text);
+    return status == PC_OK && !failed ? note(r, key) : status;
+}
+
+static const char *error_code(int status)
+{
+    switch (status) {
+    case PC_EIO:
+        return "io";
+    case PC_EFORMAT:
+        return "format";
+    case PC_ECONFIG:
+        return "config";
+    case PC_ENOMEM:
+        return "memory";
+    case PC_EDEVICE:
+        return "device";
+    case PC_ERANGE:
+        return "range";
+    default:
+        return "internal";
+    }
+}
+
+void results_error(cJSON *line, int status)
+{
+    cJSON *error = cJSON_AddObjectToObject(line, "error");
+    cJSON_AddStringToObject(error, "code", error_code(status));
+    json_add_bytes(error, "message", err_text(), strlen(err_text()));
+}
+
+void results_close(struct Results *r)
+{
+    appender_close(&r->out);
+    mem_free(r->done);
+    r->done = NULL;
+    r->n_done = r->room = 0;
+}
