@@ -1,0 +1,10 @@
+/* cmd_bench.h - what the commands that run a benchmark share. */
+#ifndef PCOMP_CMD_BENCH_H
+#define PCOMP_CMD_BENCH_H
+
+#include "benchmark.h"
+
+/* Runs the benchmark over a source's rows, as the flags say. */
+int benchmark_run(struct EvalCli *eval, const struct Benchmark *bench, const struct Source *source);
+
+#endif
