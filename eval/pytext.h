@@ -2,8 +2,8 @@
  * lower, upper, split, strip, re's \s \d \w, int(), and the answer normalisation that several of them share.
  *
  * Any bytes are safe. A surrogate in its three-byte form (what json.loads makes of \ud83d) is one code
- * point; a byte that begins nothing valid is one code point of its own (0xDC00 + byte, as Python's
- * surrogateescape) and is written back as that byte.
+ * point; a byte that begins nothing valid is one code point of its own, beyond Unicode's last, and is
+ * written back as that byte.
  */
 #ifndef PCOMP_PYTEXT_H
 #define PCOMP_PYTEXT_H
