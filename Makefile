@@ -128,7 +128,7 @@ models: ## fetch all three models (1.7 GB) into models/
 book: ## fetch the demo's book into models/
 	@tests/fetch.sh book
 
-jieba: ## fetch the dictionary for cutting Chinese text (19 MB to fetch, 6 MB) into models/jieba
+jieba: ## fetch the dictionary for cutting Chinese text into models/jieba
 	@tests/fetch.sh jieba
 
 demo: ## from nothing to an answer over a whole book: set up, build, fetch, run
