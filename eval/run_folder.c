@@ -134,7 +134,7 @@ static int write_head(const struct Runner *r, const char *folder)
     cJSON_AddStringToObject(root, "commit", PCOMP_COMMIT);
     cJSON_AddStringToObject(root, "device", engine_device(r->engine));
     cJSON *model = cJSON_AddObjectToObject(root, "model");
-    json_add_bytes(model, "name", m->name, strlen(m->name));
+    json_add_bytes(model, "name", m->cfg.name, strlen(m->cfg.name));
     add_hash(model, "hash", m->hash);
     cJSON *data = cJSON_AddObjectToObject(root, "data");
     json_add_bytes(data, "name", r->source.name, strlen(r->source.name));
