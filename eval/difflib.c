@@ -1,0 +1,233 @@
+/* difflib.c - see difflib.h */
+#include "difflib.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Both texts as code points, and where in b stands what stands at each place of a. */
+struct Places {
+    uint32_t *a, *b;       /* [n_a], [n_b] */
+    uint32_t *at;          /* [n_b] places in b, those of one code point together and in order */
+    uint32_t *begin, *end; /* [n_a] of a[i]'s places in `at` */
+    uint32_t *row, *next;  /* [n_b + 1] lengths of matches that end at a place of b, one place on */
+    struct Part *parts;    /* [n_a + 1] stack of what is still to be matched */
+    size_t n_a, n_b;
+};
+
+/* a[a0..a1) against b[b0..b1). */
+struct Part {
+    size_t a0, a1, b0, b1;
+};
+
+static void places_free(struct Places *p)
+{
+    mem_free(p->a);
+    mem_free(p->b);
+    mem_free(p->at);
+    mem_free(p->begin);
+    mem_free(p->end);
+    mem_free(p->row);
+    mem_free(p->next);
+    mem_free(p->parts);
+}
+
+static int places_alloc(struct Places *p, struct Span a, struct Span b)
+{
+    p->a = mem_alloc(a.len, sizeof *p->a);
+    p->b = mem_alloc(b.len, sizeof *p->b);
+    if (!p->a || !p->b) return PC_ENOMEM;
+    p->n_a = py_points(a.data, a.len, p->a);
+    p->n_b = py_points(b.data, b.len, p->b);
+    p->at = mem_alloc(p->n_b, sizeof *p->at);
+    p->begin = mem_alloc(p->n_a, sizeof *p->begin);
+    p->end = mem_alloc(p->n_a, sizeof *p->end);
+    p->row = mem_alloc(p->n_b + 1, sizeof *p->row);
+    p->next = mem_alloc(p->n_b + 1, sizeof *p->next);
+    p->parts = mem_alloc(p->n_a + 1, sizeof *p->parts);
+    return p->at && p->begin && p->end && p->row && p->next && p->parts ? PC_OK : PC_ENOMEM;
+}
+
+static int by_value(const void *left, const void *right)
+{
+    uint64_t a = *(const uint64_t *)left, b = *(const uint64_t *)right;
+    return a < b ? -1 : a > b;
+}
+
+/* First of the sorted keys that is not below `key`. */
+static size_t lower_bound(const uint64_t *keys, size_t n, uint64_t key)
+{
+    size_t low = 0, high = n;
+    while (low < high) {
+        size_t mid = (low + high) / 2;
+        if (keys[mid] < key)
+            low = mid + 1;
+        else
+            high = mid;
+    }
+    return low;
+}
+
+static int places_open(struct Places *p, struct Span a, struct Span b)
+{
+    *p = (struct Places){0};
+    TRY(places_alloc(p, a, b));
+    uint64_t *keys = mem_alloc(p->n_b, sizeof *keys); /* code point, place */
+    if (!keys) return PC_ENOMEM;
+    for (size_t j = 0; j < p->n_b; j++) keys[j] = (uint64_t)p->b[j] << 32 | j;
+    qsort(keys, p->n_b, sizeof *keys, by_value);
+    for (size_t k = 0; k < p->n_b; k++) p->at[k] = (uint32_t)keys[k];
+    for (size_t i = 0; i < p->n_a; i++) {
+        p->begin[i] = (uint32_t)lower_bound(keys, p->n_b, (uint64_t)p->a[i] << 32);
+        p->end[i] = (uint32_t)lower_bound(keys, p->n_b, (uint64_t)(p->a[i] + 1) << 32);
+    }
+    mem_free(keys);
+    return PC_OK;
+}
+
+/* ==== difflib ==== */
+
+/* autojunk: in a b of 200 and more, what fills over 1% of it begins no match (it may lengthen one). */
+static void drop_popular(struct Places *p)
+{
+    enum { AUTOJUNK_FROM = 200 };
+    if (p->n_b < AUTOJUNK_FROM) return;
+    for (size_t i = 0; i < p->n_a; i++)
+        if (p->end[i] - p->begin[i] > p->n_b / 100 + 1) p->end[i] = p->begin[i];
+}
+
+struct Match {
+    size_t a, b, n;
+};
+
+/* One row of the table of matches: those that end at a[i]. */
+static void match_row(struct Places *p, const struct Part *part, size_t i, struct Match *best)
+{
+    for (uint32_t k = p->begin[i]; k < p->end[i]; k++) {
+        size_t j = p->at[k];
+        if (j < part->b0) continue;
+        if (j >= part->b1) break;
+        uint32_t n = p->row[j] + 1;
+        p->next[j + 1] = n;
+        if (n > best->n) *best = (struct Match){i + 1 - n, j + 1 - n, n};
+    }
+}
+
+static void clear_row(struct Places *p, size_t i)
+{
+    for (uint32_t k = p->begin[i]; k < p->end[i]; k++) p->row[p->at[k] + 1] = 0;
+}
+
+/* The longest match of a part; of several the first in a, then in b. */
+static struct Match longest_match(struct Places *p, const struct Part *part)
+{
+    struct Match m = {part->a0, part->b0, 0};
+    for (size_t i = part->a0; i < part->a1; i++) {
+        match_row(p, part, i, &m);
+        if (i > part->a0) clear_row(p, i - 1);
+        uint32_t *other = p->row;
+        p->row = p->next;
+        p->next = other;
+    }
+    if (part->a1 > part->a0) clear_row(p, part->a1 - 1);
+    while (m.a > part->a0 && m.b > part->b0 && p->a[m.a - 1] == p->b[m.b - 1])
+        m = (struct Match){m.a - 1, m.b - 1, m.n + 1};
+    while (m.a + m.n < part->a1 && m.b + m.n < part->b1 && p->a[m.a + m.n] == p->b[m.b + m.n])
+        m.n++;
+    return m;
+}
+
+static size_t count_matches(struct Places *p)
+{
+    size_t total = 0, depth = 0;
+    p->parts[depth++] = (struct Part){0, p->n_a, 0, p->n_b};
+    while (depth) {
+        struct Part part = p->parts[--depth];
+        struct Match m = longest_match(p, &part);
+        total += m.n;
+        if (!m.n) continue;
+        /* Parts on the stack do not overlap in a and none is empty, so the stack never outgrows a. */
+        if (part.a0 < m.a && part.b0 < m.b)
+            p->parts[depth++] = (struct Part){part.a0, m.a, part.b0, m.b};
+        if (m.a + m.n < part.a1 && m.b + m.n < part.b1)
+            p->parts[depth++] = (struct Part){m.a + m.n, part.a1, m.b + m.n, part.b1};
+    }
+    return total;
+}
+
+int difflib_ratio(struct Span a, struct Span b, double *ratio)
+{
+    struct Places p;
+    int status = places_open(&p, a, b);
+    if (status == PC_OK) {
+        size_t total = p.n_a + p.n_b;
+        drop_popular(&p);
+        *ratio = total ? 2.0 * (double)count_matches(&p) / (double)total : 1.0;
+    }
+    places_free(&p);
+    return status;
+}
+
+/* ==== python-Levenshtein ==== */
+
+/* Length of the longest common subsequence: the rows of its table as bits, 64 columns at a time. */
+static int common_length(const struct Places *p, size_t *length)
+{
+    uint64_t *masks = mem_alloc(p->n_b, sizeof *masks); /* by a code point's first place in `at` */
+    uint32_t *group = mem_alloc(p->n_b, sizeof *group); /* of b[j] */
+    uint8_t *carry = mem_alloc(p->n_a, sizeof *carry);  /* [n_a] from the columns before */
+    bool have = masks && group && carry;
+    for (size_t k = 0, first = 0; have && k < p->n_b; k++) {
+        if (p->b[p->at[k]] != p->b[p->at[first]]) first = k;
+        group[p->at[k]] = (uint32_t)first;
+    }
+    *length = 0;
+    for (size_t from = 0; have && from < p->n_b; from += 64) {
+        size_t to = from + 64 < p->n_b ? from + 64 : p->n_b;
+        uint64_t v = ~(uint64_t)0, used = to - from < 64 ? ((uint64_t)1 << (to - from)) - 1 : v;
+        for (size_t j = from; j < to; j++) masks[group[j]] |= (uint64_t)1 << (j - from);
+        for (size_t i = 0; i < p->n_a; i++) {
+            uint64_t mask = p->begin[i] < p->end[i] ? masks[p->begin[i]] : 0, sum;
+            bool over = __builtin_add_overflow(v, v & mask, &sum);
+            over |= __builtin_add_overflow(sum, (uint64_t)carry[i], &sum);
+            carry[i] = over;
+            v = sum | (v & ~mask);
+        }
+        for (size_t j = from; j < to; j++) masks[group[j]] = 0;
+        *length += (size_t)__builtin_popcountll(~v & used);
+    }
+    mem_free(masks);
+    mem_free(group);
+    mem_free(carry);
+    return have ? PC_OK : PC_ENOMEM;
+}
+
+/* As Levenshtein 0.13 and later round it, 1 - distance/total. Earlier ones divide total - distance, which
+ * moves a tie of fuzz.ratio once in some thousand pairs. */
+int indel_ratio(struct Span a, struct Span b, double *ratio)
+{
+    struct Places p;
+    size_t common;
+    int status = places_open(&p, a, b);
+    if (status == PC_OK) status = common_length(&p, &common);
+    if (status == PC_OK) {
+        size_t total = p.n_a + p.n_b, distance = total - 2 * common;
+        *ratio = total ? 1.0 - (double)distance / (double)total : 1.0;
+    }
+    places_free(&p);
+    return status;
+}
+
+int fuzz_ratio(struct Span a, struct Span b, bool indel, int *percent)
+{
+    double ratio;
+    *percent = 0;
+    if (a.len == b.len && (!a.len || memcmp(a.data, b.data, a.len) == 0)) {
+        *percent = 100;
+        return PC_OK;
+    }
+    if (!a.len || !b.len) return PC_OK;
+    TRY((indel ? indel_ratio : difflib_ratio)(a, b, &ratio));
+    *percent = (int)rint(100 * ratio); /* ties to even, as Python's round() */
+    return PC_OK;
+}
