@@ -1,14 +1,15 @@
 /* jieba.c - see jieba.h: cutting text into words.
  *
- * Text is taken in blocks of Chinese characters, Latin letters, digits and a few signs; all else is cut
- * into single characters, but for CR LF. Within a block the most probable sequence of dictionary words is
- * found from its end; single characters in a row are then cut again by the hidden Markov model, and
+ * Text is taken in blocks of Chinese characters, Latin letters, digits and a few signs; all else is
+ * cut into single characters, but for CR LF. Within a block the most probable sequence of dictionary
+ * words is found from its end; single characters in a row are then cut again by the hidden Markov model, and
  * their letters and digits by rule. Equal probabilities are told apart as Python's max() of tuples
  * does: the longer word, the state with the later name.
  */
 #include "jieba.h"
 
 #include "jieba_parts.h"
+#include "pytext.h"
 
 #include <libgen.h>
 #include <limits.h>
@@ -336,15 +337,13 @@ static size_t block_count(const char *text, size_t len)
     return n;
 }
 
-/* Bytes of what stands alone at s: CR LF, a character, or a byte that is part of none. */
-static size_t alone_length(const unsigned char *s, size_t left)
+/* Bytes of what stands alone at text: CR LF, a character, or a byte that is part of none. */
+static size_t alone_length(const char *text, size_t left)
 {
-    if (s[0] == '\r' && left > 1 && s[1] == '\n') return 2;
-    size_t len = s[0] < 0xc2 ? 1 : s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : s[0] < 0xf5 ? 4 : 1;
-    if (len > left) return 1;
-    for (size_t i = 1; i < len; i++)
-        if ((s[i] & 0xc0) != 0x80) return 1;
-    return len;
+    size_t at = 0;
+    if (text[0] == '\r' && left > 1 && text[1] == '\n') return 2;
+    py_next(text, left, &at);
+    return at;
 }
 
 static int cut_text(struct Cut *cut, const char *end)
@@ -352,7 +351,7 @@ static int cut_text(struct Cut *cut, const char *end)
     while (cut->text < end) {
         size_t left = (size_t)(end - cut->text), n = block_count(cut->text, left);
         if (n == 0) {
-            size_t len = alone_length((const unsigned char *)cut->text, left);
+            size_t len = alone_length(cut->text, left);
             cut->text += len;
             TRY(cut->word(cut->user, cut->text - len, len));
             continue;
