@@ -65,6 +65,7 @@ PROGRAMS := $(DIR)/pcomp $(DIR)/pcomp-eval
 TEST_SUPPORT := $(patsubst %.c,$(DIR)/%.o,$(wildcard tests/tiny.c))
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(DIR)/tests/%,$(wildcard tests/unit/test_*.c))
 TINY_MODEL := $(patsubst tests/tiny_main.c,$(DIR)/tests/tiny_model,$(wildcard tests/tiny_main.c))
+JIEBA_TOOL := $(patsubst tests/%.c,$(DIR)/tests/%,$(wildcard tests/jieba_tool.c))
 FUZZERS := $(patsubst tests/fuzz/%.c,$(DIR)/tests/%,$(wildcard tests/fuzz/fuzz_*.c))
 
 # The commit goes only to the files that name it, so that a commit does not rebuild everything.
@@ -127,6 +128,9 @@ models: ## fetch all three models (1.7 GB) into models/
 book: ## fetch the demo's book into models/
 	@tests/fetch.sh book
 
+jieba: ## fetch the dictionary for cutting Chinese text into models/jieba
+	@tests/fetch.sh jieba
+
 demo: ## from nothing to an answer over a whole book: set up, build, fetch, run
 	@tests/setup.sh build demo
 	@$(MAKE) all
@@ -141,7 +145,7 @@ test: ## all tests; those of the real model skip when it cannot be fetched
 	@$(MAKE) all test-programs
 	@tests/run.sh $(DIR)
 
-test-programs: $(PROGRAMS) $(UNIT_TESTS) $(TINY_MODEL)
+test-programs: $(PROGRAMS) $(UNIT_TESTS) $(TINY_MODEL) $(JIEBA_TOOL)
 
 asan: ## unit tests under the address and undefined-behaviour sanitizers
 	@$(MAKE) FLAVOUR=asan test-programs
@@ -158,6 +162,9 @@ $(UNIT_TESTS): $(DIR)/tests/%: $(DIR)/tests/unit/%.o $(TEST_SUPPORT) $(EVAL_OBJE
 	$(LINK) -o $@ $^ $(LIBS) -lcmocka
 
 $(TINY_MODEL): $(DIR)/tests/tiny_main.o $(TEST_SUPPORT) $(OBJECTS)
+	$(LINK) -o $@ $^ $(LIBS)
+
+$(JIEBA_TOOL): $(DIR)/tests/jieba_tool.o $(EVAL_OBJECTS) $(OBJECTS)
 	$(LINK) -o $@ $^ $(LIBS)
 
 $(FUZZERS): $(DIR)/tests/%: $(DIR)/tests/fuzz/%.o $(TEST_SUPPORT) $(EVAL_OBJECTS) $(OBJECTS)
@@ -202,7 +209,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "  %-9s %s\n", $$1, $$2}'
 
 FORCE:
-.PHONY: all check-tools deps model models book demo test test-programs asan fuzz fuzz-programs \
+.PHONY: all check-tools deps model models book jieba demo test test-programs asan fuzz fuzz-programs \
   bench lint format install clean help FORCE
 .SECONDARY:
 .DEFAULT_GOAL := all

