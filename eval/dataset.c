@@ -1,7 +1,7 @@
 /* dataset.c - see dataset.h */
 #include "dataset.h"
 
-#include "json_text.h"
+#include "row_text.h"
 
 #include <cjson/cJSON.h>
 #include <limits.h>

@@ -1,6 +1,6 @@
-/* json_text.h - texts in data sets that JSON readers stumble over, made plain. */
-#ifndef PCOMP_JSON_TEXT_H
-#define PCOMP_JSON_TEXT_H
+/* row_text.h - texts in data sets that JSON readers stumble over, made plain. */
+#ifndef PCOMP_ROW_TEXT_H
+#define PCOMP_ROW_TEXT_H
 
 #include "base.h"
 

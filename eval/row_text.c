@@ -1,5 +1,5 @@
-/* json_text.c - see json_text.h */
-#include "json_text.h"
+/* row_text.c - see row_text.h */
+#include "row_text.h"
 
 #include "sample.h"
 
