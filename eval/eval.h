@@ -5,7 +5,10 @@
 #include "cli.h"
 
 struct EvalCli {
-    struct Cli cli; /* first: the tables of flags count from its start */
+    struct Cli cli;       /* first: the tables of flags count from its start */
+    const char *baseline; /* report: the method that the others are compared with */
 };
+
+int cmd_report(struct Cli *cli);
 
 #endif

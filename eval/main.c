@@ -6,12 +6,19 @@ enum {
     ON_COMPLETION = 2,
     ON_HELP = 4,
     ON_ENGINE = 0,
-    ON_ALL = 7,
+    ON_REPORT = 8,
+    ON_ALL = 15,
 };
 
 #define AT(field) offsetof(struct EvalCli, field)
 
 static const struct Flag FLAGS[] = {
+    {"output", 'o', FLAG_TEXT, AT(cli.output), 0, 0, ON_REPORT, "FILE",
+     "write to a file instead of standard output"},
+    {"format", 0, FLAG_TEXT, AT(cli.format), 0, 0, ON_REPORT, "FORM",
+     "html, md or csv; else by the output's ending, else html"},
+    {"baseline", 0, FLAG_TEXT, AT(baseline), 0, 0, ON_REPORT, "METHOD",
+     "compare the others with this one instead of the first"},
     {"markdown", 0, FLAG_SWITCH, AT(cli.markdown), 0, 0, ON_SETTINGS, "", "as a Markdown table"},
     {"quiet", 0, FLAG_SWITCH, AT(cli.quiet), 0, 0, ON_ALL, "", "errors only on standard error"},
     {"verbose", 'v', FLAG_SWITCH, AT(cli.verbose), 0, 0, ON_ALL, "", "say more on standard error"},
@@ -22,6 +29,11 @@ static const struct Flag FLAGS[] = {
 };
 
 static const struct Command COMMANDS[] = {
+    {"report", ON_REPORT, cmd_report, "scores, intervals and drawings of one run or several",
+     "pcomp-eval report RUN... [-o FILE.html] [--format html|md|csv] [--baseline METHOD]",
+     "RUN is a folder that an evaluation wrote. Several are set side by side. The page is one file that needs\n"
+     "no network. Lines that cannot be read are named in it and do not stop it.",
+     "pcomp-eval report runs/trec -o trec.html", NULL, NULL},
     {"settings", ON_SETTINGS, cmd_settings, "every setting with its default and limits",
      "pcomp-eval settings [--markdown]",
      "A setting is a key of a --config file, a flag (--kv-cap) and a variable (PCOMP_KV_CAP).",
