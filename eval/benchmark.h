@@ -8,6 +8,7 @@
 #include "results.h"
 #include "score.h"
 #include "tasks.h"
+#include "tokenizer.h"
 
 #include <cjson/cJSON.h>
 
@@ -28,8 +29,8 @@ struct Source {
     bool (*has)(void *self, const char *task);
     /* Rows of a task; hash takes in what they are. */
     int (*count)(void *self, const char *task, long *rows, uint64_t *hash);
-    int (*each)(void *self, const char *task, int (*row)(void *user, struct DataRow *row),
-                void *user);
+    int (*each)(void *self, const struct Tokenizer *tok, const char *task,
+                int (*row)(void *user, struct DataRow *row), void *user);
     const char *name; /* for the records: the folder or file, or what was generated */
 };
 

@@ -6,5 +6,7 @@
 
 /* Runs the benchmark over a source's rows, as the flags say. */
 int benchmark_run(struct EvalCli *eval, const struct Benchmark *bench, const struct Source *source);
+/* InfiniteBench's synthetic tasks on generated rows (cmd_grid.c). */
+int infinitebench_generated(struct Cli *cli, const struct Benchmark *bench);
 
 #endif

@@ -4,140 +4,24 @@
  * which takes their place when all is done.
  */
 #include "eval.h"
-#include "generate.h"
+#include "grid.h"
 
 #include <errno.h>
-#include <libgen.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-enum { LIST_MAX = 64 };
 
 /* One command's work. */
 struct Generate {
     struct EvalCli *eval;
     struct Model model;
     struct Tokenizer *tok;
-    struct Str haystack, qa;
-    struct GenSpec spec;
-    int64_t tokens[LIST_MAX];
-    double depths[LIST_MAX];
-    int n_tokens, n_depths;
+    struct Grid grid;
     FILE *out; /* NULL: standard output */
     struct Str row;
     long rows;
 };
-
-/* ==== Flags ==== */
-
-/* "4096", "4K" (of 1024) or "1M". */
-static int length_read(const char *text, int64_t *out)
-{
-    char *end;
-    errno = 0;
-    long long n = strtoll(text, &end, 10);
-    long long unit = *end == 'K' || *end == 'k' ? 1024 : *end == 'M' || *end == 'm' ? 1 << 20 : 1;
-    if (unit > 1) end++;
-    if (end == text || *end || errno || n < 1 || n > INT_MAX / unit)
-        return err_set(PC_ECONFIG, "--tokens: '%.32s' is no length; give 4096, 4K or 1M", text);
-    *out = n * unit;
-    return PC_OK;
-}
-
-static int depth_read(const char *text, double *out)
-{
-    char *end;
-    *out = strtod(text, &end);
-    if (end != text && !*end && *out >= 0 && *out <= 1) return PC_OK;
-    return err_set(PC_ECONFIG, "--depth: '%.32s' is no depth; give 0 to 1", text);
-}
-
-/* Calls read() for each part of a list between commas. */
-static int list_read(const char *name, const char *list,
-                     int (*read)(struct Generate *, const char *), struct Generate *gen)
-{
-    char part[64];
-    for (int n = 0;; n++) {
-        size_t len = strcspn(list, ",");
-        if (n == LIST_MAX) return err_set(PC_ECONFIG, "--%s: at most %d values", name, LIST_MAX);
-        snprintf(part, sizeof part, "%.*s", (int)(len < 63 ? len : 63), list);
-        TRY(read(gen, part));
-        if (!list[len]) return PC_OK;
-        list += len + 1;
-    }
-}
-
-static int read_tokens(struct Generate *gen, const char *part)
-{
-    return length_read(part, &gen->tokens[gen->n_tokens++]);
-}
-
-static int read_depth(struct Generate *gen, const char *part)
-{
-    return depth_read(part, &gen->depths[gen->n_depths++]);
-}
-
-static int flags_read(struct Generate *gen)
-{
-    const struct EvalCli *e = gen->eval;
-    if (e->cli.args.n != 1)
-        return err_set(PC_ECONFIG, "name one task; `pcomp-eval help generate` lists them");
-    TRY(list_read("tokens", e->lengths ? e->lengths : "4096", read_tokens, gen));
-    if (e->depths) TRY(list_read("depth", e->depths, read_depth, gen));
-    if (!e->depths) gen->depths[gen->n_depths++] = -1;
-    gen->spec = (struct GenSpec){.task = e->cli.args.items[0],
-                                 .seed = (uint64_t)e->seed,
-                                 .n_keys = e->n_keys,
-                                 .n_values = e->n_values,
-                                 .n_queries = e->n_queries,
-                                 .n_hops = e->n_hops,
-                                 .n_needles = e->n_needles,
-                                 .needle = e->needle,
-                                 .question = e->needle_question,
-                                 .answer = e->needle_answer};
-    return PC_OK;
-}
-
-/* ==== Texts ==== */
-
-/* book.txt of `make book`: beside the model, or in models/ beside the build folder. */
-static int book_path(const struct Cli *cli, char path[PATH_MAX + 64])
-{
-    static const char *const PLACES[] = {"../models", "../../models"};
-    char self[PATH_MAX];
-    memcpy(self, cli->model_path, sizeof cli->model_path);
-    snprintf(path, PATH_MAX + 64, "%s/book.txt", dirname(self));
-    if (access(path, R_OK) == 0) return PC_OK;
-    ssize_t len = readlink("/proc/self/exe", self, sizeof self - 1);
-    self[len > 0 ? len : 0] = '\0';
-    const char *folder = dirname(self);
-    for (int i = 0; i < 2; i++) {
-        snprintf(path, PATH_MAX + 64, "%s/%s/book.txt", folder, PLACES[i]);
-        if (access(path, R_OK) == 0) return PC_OK;
-    }
-    return err_set(PC_EIO, "there is no models/book.txt to hide in; `make book` fetches it, or "
-                           "give --haystack FILE");
-}
-
-static int texts_read(struct Generate *gen)
-{
-    const struct EvalCli *e = gen->eval;
-    bool haystack, qa;
-    char path[PATH_MAX + 64];
-    TRY(generate_needs(gen->spec.task, &haystack, &qa));
-    if (haystack && !e->haystack) TRY(book_path(&e->cli, path));
-    const char *name = e->haystack ? e->haystack : path;
-    if (haystack) {
-        TRY(file_read(name, &gen->haystack));
-        TRY(text_check(name, gen->haystack.data ? gen->haystack.data : "", gen->haystack.len));
-    }
-    if (qa && e->qa_file) TRY(file_read(e->qa_file, &gen->qa));
-    gen->spec.haystack = &gen->haystack;
-    gen->spec.qa = &gen->qa;
-    return PC_OK;
-}
 
 /* ==== Rows ==== */
 
@@ -191,29 +75,18 @@ static int row_put(struct Generate *gen)
     return CLI_EOUTPUT;
 }
 
-static int row_make(struct Generate *gen)
+static int row_take(void *user, struct Sample *sample)
 {
-    struct Sample sample;
-    int status = generate(&gen->spec, gen->tok, &sample);
-    if (status == PC_OK) status = row_write(&sample, &gen->row);
-    if (status == PC_OK) status = row_put(gen);
-    sample_free(&sample);
-    gen->rows += status == PC_OK;
-    return status;
+    struct Generate *gen = user;
+    TRY(row_write(sample, &gen->row));
+    TRY(row_put(gen));
+    gen->rows++;
+    return PC_OK;
 }
 
 static int rows_make(struct Generate *gen)
 {
-    for (int t = 0; t < gen->n_tokens; t++)
-        for (int d = 0; d < gen->n_depths; d++)
-            for (int i = 0; i < gen->eval->count; i++) {
-                if (signals_stop(NULL)) return err_set(PC_EINTR, "stopped");
-                gen->spec.tokens = gen->tokens[t];
-                gen->spec.depth = gen->depths[d];
-                gen->spec.index = i;
-                TRY(row_make(gen));
-            }
-    return PC_OK;
+    return grid_each(&gen->grid, gen->eval->cli.args.items[0], gen->tok, row_take, gen);
 }
 
 /* ==== Output ==== */
@@ -243,11 +116,11 @@ static int file_make(struct Generate *gen)
 static int generate_all(struct Generate *gen)
 {
     struct Cli *cli = &gen->eval->cli;
-    TRY(flags_read(gen));
-    bool haystack, qa;
-    TRY(generate_needs(gen->spec.task, &haystack, &qa));
+    if (cli->args.n != 1)
+        return err_set(PC_ECONFIG, "name one task; `pcomp-eval help generate` lists them");
+    TRY(grid_open(gen->eval, NULL, &gen->grid));
     TRY(cli_model(cli));
-    TRY(texts_read(gen));
+    TRY(grid_texts(&gen->grid, cli->args.items[0]));
     TRY(model_open(cli->model_path, &gen->model));
     TRY(tokenizer_open(&gen->model.vocab, &gen->tok));
     if (!cli->output || strcmp(cli->output, "-") == 0) return rows_make(gen);
@@ -259,12 +132,10 @@ static int generate_all(struct Generate *gen)
 int cmd_generate(struct Cli *cli)
 {
     struct Generate gen = {.eval = (struct EvalCli *)cli};
-    signals_catch();
     int status = generate_all(&gen);
     tokenizer_close(gen.tok);
     model_close(&gen.model);
-    str_free(&gen.haystack);
-    str_free(&gen.qa);
+    grid_close(&gen.grid);
     str_free(&gen.row);
     return status;
 }

@@ -5,14 +5,16 @@ enum {
     ON_SETTINGS = 1,
     ON_COMPLETION = 2,
     ON_HELP = 4,
-    ON_FILES = 8, /* longbench, longbench-e, infinitebench */
+    ON_FILES = 8, /* longbench, longbench-e */
     ON_GRID = 16, /* ruler, niah */
     ON_RESCORE = 32,
     ON_REPORT = 64,
     ON_GENERATE = 128,
-    ON_ENGINE = ON_FILES | ON_GRID,
-    ON_ROWS = ON_GRID | ON_GENERATE,
-    ON_ALL = 255,
+    ON_INFINITE = 256, /* infinitebench: files, or rows made here */
+    ON_DATA = ON_FILES | ON_INFINITE,
+    ON_ENGINE = ON_DATA | ON_GRID,
+    ON_ROWS = ON_GRID | ON_GENERATE | ON_INFINITE,
+    ON_ALL = 511,
 };
 
 #define AT(field) offsetof(struct EvalCli, field)
@@ -20,7 +22,7 @@ enum {
 static const struct Flag FLAGS[] = {
     {"model", 'm', FLAG_TEXT, AT(cli.model), 0, 0, ON_ENGINE | ON_GENERATE, "FILE",
      "model: a .gguf file or a safetensors folder (default: $PCOMP_MODEL, else models/)"},
-    {"data", 'd', FLAG_TEXT, AT(data), 0, 0, ON_FILES, "PATH",
+    {"data", 'd', FLAG_TEXT, AT(data), 0, 0, ON_DATA, "PATH",
      "folder of the task files (.jsonl, .jsonl.gz, .jsonl.zst), or one file"},
     {"method", 0, FLAG_LIST, AT(arms), 0, 0, ON_ENGINE, "[LABEL:]NAME[,SETTING=VALUE]...",
      "a method to run; repeat to compare several on the same rows"},
@@ -56,7 +58,7 @@ static const struct Flag FLAGS[] = {
     {"split", 0, FLAG_TEXT, AT(split), 0, 0, ON_ENGINE, "K/N",
      "every N-th row from the K-th on, as 1/2 to choose settings and 2/2 to report"},
     {"limit", 0, FLAG_INT, AT(limit), 1, 1 << 30, ON_ENGINE, "N", "rows of each task at most"},
-    {"code-sim", 0, FLAG_TEXT, AT(code_sim), 0, 0, ON_FILES | ON_RESCORE, "difflib|indel",
+    {"code-sim", 0, FLAG_TEXT, AT(code_sim), 0, 0, ON_DATA | ON_RESCORE, "difflib|indel",
      "similarity of code lines: as published (default), or with python-Levenshtein"},
     {"run", 'o', FLAG_TEXT, AT(run_dir), 0, 0, ON_ENGINE, "FOLDER",
      "folder of the run: predictions, scores, records (default runs/BENCHMARK)"},
@@ -102,10 +104,12 @@ static const struct Command COMMANDS[] = {
      "pcomp-eval longbench-e -m MODEL -d DATA [--method NAME]... [-o RUN]",
      "As longbench; scores are reported by length: under 4,000 words, under 8,000, above.",
      "pcomp-eval longbench-e -d data/ --tasks hotpotqa,trec", NULL, NULL},
-    {"infinitebench", ON_FILES, cmd_infinitebench, "run and score InfiniteBench, all 12 tasks",
-     "pcomp-eval infinitebench -m MODEL -d DATA [--method NAME]... [-o RUN]",
+    {"infinitebench", ON_INFINITE, cmd_infinitebench, "run and score InfiniteBench, all 12 tasks",
+     "pcomp-eval infinitebench -m MODEL [-d DATA | --tokens N,...] [--method NAME]... [-o RUN]",
      "As longbench, with RUN/METHOD/preds_TASK.jsonl as the benchmark's scripts name them. The scorers\n"
-     "are those of June 2024 (infinitebench@2024-06), the prompts those of base models (yarn-mistral).",
+     "are those of June 2024 (infinitebench@2024-06), the prompts those of base models (yarn-mistral).\n"
+     "Without -d it makes rows of its own for passkey, number_string, kv_retrieval, math_find, math_calc\n"
+     "and code_run, and says so in the records.",
      "pcomp-eval infinitebench -d data/ --tasks passkey,kv_retrieval --limit 50", NULL, NULL},
     {"ruler", ON_GRID, cmd_ruler, "run and score RULER's tasks on generated rows",
      "pcomp-eval ruler -m MODEL [--tasks NAME,...] [--tokens N,...] [--count N] [-o RUN]",

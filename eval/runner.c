@@ -126,7 +126,8 @@ int runner_rows(struct Runner *r)
     struct Walk w = {.r = r};
     for (w.task = 0; w.task < r->n_tasks; w.task++) {
         w.in_task = w.taken = 0;
-        TRY(r->source.each(r->source.self, r->tasks[w.task]->name, take_row, &w));
+        TRY(r->source.each(r->source.self, engine_tokenizer(r->engine), r->tasks[w.task]->name,
+                           take_row, &w));
     }
     return PC_OK;
 }
