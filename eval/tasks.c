@@ -14,7 +14,7 @@
 static int config_path(const char *name, char *path, size_t room)
 {
     static const char *const places[] = {"../configs/tasks", "../../configs/tasks",
-                                         "../share/pcomp/configs/tasks"};
+                                         "../../../configs/tasks", "../share/pcomp/configs/tasks"};
     const char *given = getenv("PCOMP_TASKS");
     char self[PATH_MAX];
     if (given && *given) {
