@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ADD_LEAST = -12, ADD_MOST = 17, X_MOST = 10, SAMPLE = 512 };
+enum { ADD_LEAST = -12, ADD_MOST = 17, X_MOST = 10, SAMPLE = 512, UNCALLED = 10 };
 
 static const char CODE_BEGIN[] = "\nHere is the content of functions_module.py:\n\n";
 
@@ -80,7 +80,7 @@ static int code_size(struct Gen *g, struct Code *c, int64_t budget)
         c->ids = 2 * c->rows * c->levels;
         if (c->ids < 2 * SAMPLE) c->ids = 2 * SAMPLE;
         TRY(code_measure(g, c, &tokens));
-        n = budget * SAMPLE / tokens * 49 / 50;
+        n = budget * SAMPLE / tokens * 49 / 50 - UNCALLED;
     }
     return PC_OK;
 }
@@ -148,7 +148,7 @@ static int code_build(struct Gen *g, struct Code *c, int64_t budget, int64_t fix
                       .before = "\n\n",
                       .least = c->rows * c->levels,
                       .most = c->ids,
-                      .redraw = 8};
+                      .redraw = GEN_REDRAW};
     int status = units_fill(g, &u, budget, fixed);
     g->estimate = u.tokens + fixed;
     if (status == PC_OK) status = code_write(g, c, &u);

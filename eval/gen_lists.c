@@ -45,7 +45,8 @@ static int kv_write(struct Gen *g, const struct Units *u)
 int gen_kv(struct Gen *g, int64_t budget)
 {
     int64_t fixed;
-    struct Units u = {.unit = pair_unit, .user = g, .before = KV_BEFORE, .least = 2, .redraw = 8};
+    struct Units u = {
+        .unit = pair_unit, .user = g, .before = KV_BEFORE, .least = 2, .redraw = GEN_REDRAW};
     TRY(gen_count(g, KV_BEGIN, sizeof KV_BEGIN - 1, &fixed));
     int status = units_fill(g, &u, budget, fixed);
     g->estimate = u.tokens + fixed;
@@ -103,7 +104,8 @@ static int lines_build(struct Gen *g, struct Lines *l, struct Str *needle, int64
     int64_t fixed;
     TRY(line_write(l, l->asked, l->value, needle));
     TRY(gen_count_after(g, BEFORE, needle, &fixed));
-    struct Units u = {.unit = line_unit, .user = l, .before = BEFORE, .least = 1, .redraw = 8};
+    struct Units u = {
+        .unit = line_unit, .user = l, .before = BEFORE, .least = 1, .redraw = GEN_REDRAW};
     int status = units_fill(g, &u, budget, fixed);
     g->estimate = u.tokens + fixed;
     if (status == PC_OK) status = lines_write(g, l, &u, needle);

@@ -100,8 +100,11 @@ int gen_math_find(struct Gen *g, int64_t budget)
     struct NumberList list;
     int find = g->spec->index % N_FINDS;
     range_draw(g, find, &list);
-    struct Units u = {
-        .unit = number_unit, .user = &list, .before = " 1,", .least = LEAST_NUMBERS, .redraw = 8};
+    struct Units u = {.unit = number_unit,
+                      .user = &list,
+                      .before = " 1,",
+                      .least = LEAST_NUMBERS,
+                      .redraw = GEN_REDRAW};
     int status = units_fill(g, &u, budget, 0);
     g->estimate = u.tokens;
     if (status == PC_OK) status = find_write(g, &u, find);

@@ -244,7 +244,7 @@ static int docs_order(struct Docs *d)
 static int doc_unit(void *user, int64_t i, int again, struct Str *out)
 {
     const struct Docs *d = user;
-    int64_t at = again ? d->n - 8 * (int64_t)again - i % 8 : i;
+    int64_t at = again ? d->n - GEN_REDRAW * (int64_t)again - i % GEN_REDRAW : i;
     if (at < d->u->n || i < d->needed) at = i;
     return str_appendf(out, "Document %lld:\n%s\n\n", (long long)i + 1, d->texts[d->order[at]]);
 }
@@ -311,7 +311,7 @@ static int docs_build(struct Gen *g, struct Docs *d, int64_t budget)
 int gen_qa(struct Gen *g, int64_t budget)
 {
     struct Docs d = {.g = g, .hotpot = strcmp(g->how, "hotpotqa") == 0};
-    struct Units u = {.unit = doc_unit, .user = &d, .before = "The end.\n\n", .redraw = 8};
+    struct Units u = {.unit = doc_unit, .user = &d, .before = "The end.\n\n", .redraw = GEN_REDRAW};
     d.u = &u;
     int status = docs_build(g, &d, budget);
     units_free(&u);

@@ -117,6 +117,8 @@ void needles_free(struct Needle *needles, int n);
 
 /* ==== Lists of units (gen_units.c) ==== */
 
+enum { GEN_REDRAW = 32 };
+
 /* A list grown until the budget is used up; the last units are drawn anew until they fit it closely. */
 struct Units {
     /* Appends unit i. Another `again` gives another text of the same kind (0 at first). */
@@ -125,7 +127,7 @@ struct Units {
     const char *before; /* what stands before any unit, for the count */
     int64_t least;      /* units that there must be */
     int64_t most;       /* 0: no limit */
-    int redraw;         /* how many of the last units may be drawn anew */
+    int redraw;         /* how many of the last units may be drawn anew, at most GEN_REDRAW */
 
     struct Str text; /* all units, one after the other */
     size_t *at;      /* [n + 1] where each begins */

@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-enum { BLOCK_BYTES = 1 << 16, TRIES = 400 };
+enum { BLOCK_BYTES = 1 << 16, TRIES = 2000 };
 
 void units_free(struct Units *u)
 {
@@ -72,12 +72,10 @@ static int block_push(struct Gen *g, struct Units *u, int64_t n_units, int64_t b
 
 /* ==== The last units ==== */
 
-enum { REDRAW_MAX = 8 };
-
 struct Tail {
     int n;                 /* units of the tail: the last ones of the list */
-    int again[REDRAW_MAX]; /* how often each was drawn anew */
-    int64_t cost[REDRAW_MAX];
+    int again[GEN_REDRAW]; /* how often each was drawn anew */
+    int64_t cost[GEN_REDRAW];
 };
 
 static int unit_cost(struct Gen *g, struct Units *u, int64_t i, int again, int64_t *cost)
@@ -91,7 +89,7 @@ static int unit_cost(struct Gen *g, struct Units *u, int64_t i, int again, int64
 
 static int tail_open(struct Gen *g, struct Units *u, struct Tail *tail)
 {
-    int64_t most = u->redraw < REDRAW_MAX ? u->redraw : REDRAW_MAX;
+    int64_t most = u->redraw < GEN_REDRAW ? u->redraw : GEN_REDRAW;
     if (most > u->n) most = u->n;
     *tail = (struct Tail){.n = (int)most};
     for (int i = 0; i < tail->n; i++) TRY(unit_cost(g, u, u->n - tail->n + i, 0, &tail->cost[i]));

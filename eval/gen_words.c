@@ -37,7 +37,7 @@ static int cwe_repeats(const struct Cwe *c, int64_t i)
 static void cwe_word(const struct Cwe *c, int64_t i, int again, char out[WORD_MAX])
 {
     int64_t n = c->made ? (int64_t)words_made() : words_common(), at = i;
-    if (again) at = n - 8 * (int64_t)again - i % 8;
+    if (again) at = n - GEN_REDRAW * (int64_t)again - i % GEN_REDRAW;
     if (at < c->u->n) at = i;
     uint64_t place = rng_place(rng_join(c->g->key, DRAW_PICK), (uint64_t)at, (uint64_t)n);
     if (c->made)
@@ -110,7 +110,7 @@ static int cwe_build(struct Gen *g, bool made, int64_t budget, bool *more)
     struct Cwe c = {.g = g, .made = made, .common = brief ? 6 : 30, .others = brief ? 1 : 3};
     struct Units u = {.unit = cwe_unit, .user = &c, .before = "1. end", .least = N_COMMON + 2};
     u.most = made ? (int64_t)words_made() / 2 : words_common();
-    u.redraw = 8;
+    u.redraw = GEN_REDRAW;
     c.u = &u;
     int status = units_fill(g, &u, budget, 0);
     g->estimate = u.tokens;
