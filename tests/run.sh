@@ -7,7 +7,7 @@
 # The last line is "N passed, N failed, N skipped"; the exit status is 1 when a test failed or none
 # ran.
 #
-# For the tests: PCOMP, the program; TINY, a tiny model; PCOMP_MODELS, the folder of real models,
+# For the tests: PCOMP and EVAL, the programs; TINY, a tiny model; PCOMP_MODELS, the folder of real models,
 # and PCOMP_SHARED, the folder of reference data beside the repository: unset when not there.
 set -uo pipefail
 
@@ -27,7 +27,7 @@ case $build in
 /*) ;;
 *) build=$root/$build ;;
 esac
-export PCOMP=$build/pcomp
+export PCOMP=$build/pcomp EVAL=$build/pcomp-eval
 if [ -z "${PCOMP_MODELS:-}" ] && [ -d models ]; then export PCOMP_MODELS=$root/models; fi
 if [ -z "${PCOMP_SHARED:-}" ] && [ -d ../shared ]; then
     PCOMP_SHARED=$(cd ../shared && pwd)
