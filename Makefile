@@ -65,7 +65,7 @@ PROGRAMS := $(DIR)/pcomp $(DIR)/pcomp-eval
 TEST_SUPPORT := $(patsubst %.c,$(DIR)/%.o,$(wildcard tests/tiny.c))
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(DIR)/tests/%,$(wildcard tests/unit/test_*.c))
 TINY_MODEL := $(patsubst tests/tiny_main.c,$(DIR)/tests/tiny_model,$(wildcard tests/tiny_main.c))
-JIEBA_TOOL := $(patsubst tests/%.c,$(DIR)/tests/%,$(wildcard tests/jieba_tool.c))
+EVAL_TOOLS := $(patsubst tests/%.c,$(DIR)/tests/%,$(wildcard tests/jieba_tool.c tests/score_tool.c))
 FUZZERS := $(patsubst tests/fuzz/%.c,$(DIR)/tests/%,$(wildcard tests/fuzz/fuzz_*.c))
 
 # The commit goes only to the files that name it, so that a commit does not rebuild everything.
@@ -145,7 +145,7 @@ test: ## all tests; those of the real model skip when it cannot be fetched
 	@$(MAKE) all test-programs
 	@tests/run.sh $(DIR)
 
-test-programs: $(PROGRAMS) $(UNIT_TESTS) $(TINY_MODEL) $(JIEBA_TOOL)
+test-programs: $(PROGRAMS) $(UNIT_TESTS) $(TINY_MODEL) $(EVAL_TOOLS)
 
 asan: ## unit tests under the address and undefined-behaviour sanitizers
 	@$(MAKE) FLAVOUR=asan test-programs
@@ -164,7 +164,7 @@ $(UNIT_TESTS): $(DIR)/tests/%: $(DIR)/tests/unit/%.o $(TEST_SUPPORT) $(EVAL_OBJE
 $(TINY_MODEL): $(DIR)/tests/tiny_main.o $(TEST_SUPPORT) $(OBJECTS)
 	$(LINK) -o $@ $^ $(LIBS)
 
-$(JIEBA_TOOL): $(DIR)/tests/jieba_tool.o $(EVAL_OBJECTS) $(OBJECTS)
+$(EVAL_TOOLS): $(DIR)/tests/%: $(DIR)/tests/%.o $(EVAL_OBJECTS) $(OBJECTS)
 	$(LINK) -o $@ $^ $(LIBS)
 
 $(FUZZERS): $(DIR)/tests/%: $(DIR)/tests/fuzz/%.o $(TEST_SUPPORT) $(EVAL_OBJECTS) $(OBJECTS)

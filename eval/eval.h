@@ -6,6 +6,9 @@
 
 struct EvalCli {
     struct Cli cli; /* first: the tables of flags count from its start */
+    const char *code_sim;
 };
+
+int cmd_rescore(struct Cli *cli);
 
 #endif

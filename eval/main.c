@@ -5,14 +5,18 @@ enum {
     ON_SETTINGS = 1,
     ON_COMPLETION = 2,
     ON_HELP = 4,
+    ON_RESCORE = 8,
     ON_ENGINE = 0,
-    ON_ALL = 7,
+    ON_ALL = 15,
 };
 
 #define AT(field) offsetof(struct EvalCli, field)
 
 static const struct Flag FLAGS[] = {
     {"markdown", 0, FLAG_SWITCH, AT(cli.markdown), 0, 0, ON_SETTINGS, "", "as a Markdown table"},
+    {"json", 0, FLAG_SWITCH, AT(cli.json), 0, 0, ON_RESCORE, "", "as JSON"},
+    {"code-sim", 0, FLAG_TEXT, AT(code_sim), 0, 0, ON_RESCORE, "NAME",
+     "lcc and repobench-p: difflib (default, as published) or indel (with python-Levenshtein)"},
     {"quiet", 0, FLAG_SWITCH, AT(cli.quiet), 0, 0, ON_ALL, "", "errors only on standard error"},
     {"verbose", 'v', FLAG_SWITCH, AT(cli.verbose), 0, 0, ON_ALL, "", "say more on standard error"},
     {"log-file", 0, FLAG_TEXT, AT(cli.log_file), 0, 0, ON_ALL, "FILE",
@@ -26,6 +30,12 @@ static const struct Command COMMANDS[] = {
      "pcomp-eval settings [--markdown]",
      "A setting is a key of a --config file, a flag (--kv-cap) and a variable (PCOMP_KV_CAP).",
      "pcomp-eval settings --markdown", NULL, NULL},
+    {"rescore", ON_RESCORE, cmd_rescore, "score existing prediction files",
+     "pcomp-eval rescore longbench|longbench-e|infinitebench DIR... [--json]",
+     "Reads DIR/<task>.jsonl, or DIR/preds_<task>.jsonl for InfiniteBench. No model is needed. Exit 5: some\n"
+     "rows are malformed, or the Chinese tasks lack their dictionary.",
+     "pcomp-eval rescore longbench pred/llama3-8b-instruct", NULL,
+     "longbench longbench-e infinitebench"},
     {"completion", ON_COMPLETION, cmd_completion, "completions for a shell",
      "pcomp-eval completion bash|zsh", "Prints a script for the shell to read.",
      "source <(pcomp-eval completion bash)", NULL, "bash zsh"},

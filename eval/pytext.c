@@ -263,20 +263,26 @@ int py_upper(const char *text, size_t len, struct Str *out)
 
 /* ==== Splitting ==== */
 
-struct Span py_strip(const char *text, size_t len)
+/* The text without what `drop` takes at its ends. */
+static struct Span strip(const char *text, size_t len, bool (*drop)(uint32_t cp))
 {
     size_t from = 0;
     while (from < len) {
         size_t at = from;
-        if (!py_is_space(py_next(text, len, &at))) break;
+        if (!drop(py_next(text, len, &at))) break;
         from = at;
     }
     while (len > from) {
         size_t at = step_back(text, len), end = at;
-        if (at < from || !py_is_space(py_next(text, len, &end))) break;
+        if (at < from || !drop(py_next(text, len, &end))) break;
         len = at;
     }
     return (struct Span){text + from, len - from};
+}
+
+struct Span py_strip(const char *text, size_t len)
+{
+    return strip(text, len, py_is_space);
 }
 
 bool py_split_next(const char *text, size_t len, size_t *at, struct Span *word)
@@ -377,21 +383,10 @@ int py_chars(const char *text, size_t len, struct Span **out, size_t *n)
 
 enum { INT_DIGITS_MAX = 4300 };
 
-/* What int() drops at the ends: in a text of ASCII alone only what C calls white space. */
-static bool int_space(uint32_t cp, bool ascii)
+/* What int() drops at the ends: of ASCII only what C calls white space. */
+static bool int_space(uint32_t cp)
 {
-    return ascii ? cp == ' ' || (cp >= 0x09 && cp <= 0x0D) : py_is_space(cp);
-}
-
-static struct Span int_strip(const char *text, size_t len)
-{
-    bool ascii = ascii_run(text, len, 0) == len;
-    struct Span s = py_strip(text, len);
-    if (!ascii) return s;
-    size_t from = 0;
-    while (from < len && int_space((unsigned char)text[from], true)) from++;
-    while (len > from && int_space((unsigned char)text[len - 1], true)) len--;
-    return (struct Span){text + from, len - from};
+    return cp < 0x80 ? cp == ' ' || (cp >= 0x09 && cp <= 0x0D) : py_is_space(cp);
 }
 
 /* Appends the digits of "1_000"; false when the text is not of that form. */
@@ -415,7 +410,7 @@ int py_int(const char *text, size_t len, struct Str *out)
 {
     char digits[INT_DIGITS_MAX];
     size_t n, skip = 0;
-    struct Span s = int_strip(text, len);
+    struct Span s = strip(text, len, int_space);
     bool minus = s.len && s.data[0] == '-';
     if (s.len && (minus || s.data[0] == '+')) s = (struct Span){s.data + 1, s.len - 1};
     if (!int_digits(s, digits, &n)) return 0;
