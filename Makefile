@@ -139,9 +139,10 @@ demo: ## from nothing to an answer over a whole book: set up, build, fetch, run
 
 # ==== Tests ====
 
-test: ## all tests; those of the real model skip when it cannot be fetched
+test: ## all tests; those of the real model or dictionary skip when it cannot be fetched
 	@tests/setup.sh build test
 	@tests/fetch.sh smol || echo 'Tests of the real model will be skipped.' >&2
+	@tests/fetch.sh jieba || echo 'Tests of the Chinese dictionary will be skipped.' >&2
 	@$(MAKE) all test-programs
 	@tests/run.sh $(DIR)
 

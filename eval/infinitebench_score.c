@@ -362,16 +362,19 @@ static int to_float(struct Span text, double *out)
     return status;
 }
 
-/* Whether a label's text is a number of the JSON, and which kind. */
+/* Whether a label is a number of the JSON, and which kind. */
 enum NumberKind { NOT_A_NUMBER, NUMBER_INT, NUMBER_FLOAT };
 
-static enum NumberKind number_kind(const struct Str *label, double *value)
+static enum NumberKind number_kind(struct Span label, double *value)
 {
-    char *end;
-    if (!label->len || strspn(label->data, "+-.0123456789eE") != label->len) return NOT_A_NUMBER;
-    *value = strtod(label->data, &end);
+    char text[400], *end;
+    if (label.len == 0 || label.len >= sizeof text) return NOT_A_NUMBER;
+    memcpy(text, label.data, label.len);
+    text[label.len] = '\0';
+    if (strspn(text, "+-.0123456789eE") != label.len) return NOT_A_NUMBER;
+    *value = strtod(text, &end);
     if (*end) return NOT_A_NUMBER;
-    return strpbrk(label->data, ".eE") ? NUMBER_FLOAT : NUMBER_INT;
+    return strpbrk(text, ".eE") ? NUMBER_FLOAT : NUMBER_INT;
 }
 
 /* math_find: the first number. Where the label is an integer one is looked for, and 3.0 is none. */
@@ -380,7 +383,7 @@ static int score_math_find(struct Job *job)
     struct Span number, pred = {job->in->pred, job->in->pred_len};
     double want = 0, have = 0;
     bool is_int;
-    enum NumberKind kind = number_kind(&job->in->answers[0], &want);
+    enum NumberKind kind = number_kind(answer(job, 0), &want);
     if (kind == NOT_A_NUMBER)
         return err_set(PC_EFORMAT, "math_find: the answer is not a number; it is spelled as in the "
                                    "JSON, as 48 or 48.0");

@@ -19,11 +19,6 @@
 #include <string.h>
 #include <unistd.h>
 
-struct Jieba {
-    struct JiebaDict dict;
-    struct JiebaHmm hmm;
-};
-
 /* ==== Opening ==== */
 
 static const char *const FILES[] = {"dict.txt", "prob_start.py", "prob_trans.py", "prob_emit.py"};

@@ -9,7 +9,7 @@
 #include <string.h>
 
 static const uint32_t MAX_NODES = (1u << 24) - 1;
-static const double MAX_TOTAL = 9007199254740992.0; /* 2^53: sums stay exact */
+static const double MAX_TOTAL = 9007199254740992.0; /* 2^53: sums below it are exact */
 
 struct Line {
     const char *word;
@@ -127,7 +127,7 @@ static int line_parse(struct Line *line, const char *text, size_t len)
     line->frequency = 0;
     for (; digit < end && *digit >= '0' && *digit <= '9'; digit++) {
         line->frequency = line->frequency * 10 + (*digit - '0');
-        if (line->frequency > MAX_TOTAL) return line_error("the frequency is above 2^53");
+        if (line->frequency >= MAX_TOTAL) return line_error("the frequency is too large");
     }
     if (digit == space + 1 || (digit < end && *digit != ' '))
         return line_error("the frequency is not a whole number");
@@ -139,7 +139,7 @@ static int take_line(struct JiebaDict *d, const char *text, size_t len, double *
     struct Line line;
     TRY(line_parse(&line, text, len));
     *total += line.frequency;
-    if (*total > MAX_TOTAL) return line_error("the frequencies add up to above 2^53");
+    if (*total >= MAX_TOTAL) return line_error("the frequencies add up to 2^53 or more");
     return word_add(d, &line);
 }
 

@@ -94,4 +94,9 @@ int jieba_hmm_parse(const char *name, const char *data, size_t len, enum HmmTabl
 int jieba_hmm_read(const char *path, enum HmmTable table, struct JiebaHmm *h);
 void jieba_hmm_free(struct JiebaHmm *h);
 
+struct Jieba {
+    struct JiebaDict dict;
+    struct JiebaHmm hmm;
+};
+
 #endif

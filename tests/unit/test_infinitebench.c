@@ -1,6 +1,7 @@
 /* test_infinitebench.c - InfiniteBench's scorers: every cell of the table for four models whose
  * predictions are published (needs PCOMP_SHARED, else skipped), and the odd cases of each task by hand.
  */
+#include "eval/preds.h"
 #include "eval/score.h"
 
 #include <math.h>
@@ -10,7 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <cjson/cJSON.h>
 #include <cmocka.h>
 
 /* ==== Published predictions ==== */
@@ -50,82 +50,33 @@ static const struct Row {
       "7.71"}},
 };
 
-enum { MAX_ANSWERS = 20000 };
+enum { N_MODELS = sizeof TABLE / sizeof TABLE[0] };
 
-struct Answers {
-    struct Str list[MAX_ANSWERS];
-    char numbers[MAX_ANSWERS][24];
-    int n;
-};
-
-static const cJSON *either(const cJSON *row, const char *a, const char *b)
+static double score_row(const struct PredRow *row, const char *task, const char *model)
 {
-    const cJSON *found = cJSON_GetObjectItemCaseSensitive(row, a);
-    return found ? found : cJSON_GetObjectItemCaseSensitive(row, b);
-}
-
-/* cJSON keeps no spelling: the label of math_find is a float when its text in the line ends in ".0". */
-static void take_answer(struct Answers *a, const cJSON *item, const char *line)
-{
-    char *number = a->numbers[a->n];
-    struct Str *s = &a->list[a->n++];
-    assert_true(a->n < MAX_ANSWERS);
-    if (cJSON_IsNumber(item)) {
-        const char *label = strstr(line, "\"ground_truth\"");
-        bool is_float = label && strstr(label, ".0") != NULL;
-        snprintf(number, sizeof a->numbers[0], is_float ? "%.1f" : "%.0f", item->valuedouble);
-        *s = (struct Str){.data = number, .len = strlen(number)};
-    } else {
-        *s = (struct Str){.data = item->valuestring, .len = strlen(item->valuestring)};
-    }
-}
-
-static void take_answers(struct Answers *a, const cJSON *label, const char *line)
-{
-    const cJSON *item;
-    if (cJSON_IsArray(label) && cJSON_IsArray(label->child)) label = label->child;
-    if (!cJSON_IsArray(label)) {
-        take_answer(a, label, line);
-        return;
-    }
-    cJSON_ArrayForEach(item, label) take_answer(a, item, line);
-}
-
-static double score_line(const char *line, const char *task, const char *model)
-{
-    static struct Answers answers;
-    cJSON *row = cJSON_Parse(line);
-    assert_non_null(row);
-    answers.n = 0;
-    take_answers(&answers, either(row, "ground_truth", "label"), line);
-    const char *pred = either(row, "prediction", "pred")->valuestring;
     struct ScoreOptions o = {.model_name = model};
     struct ScoreOutput out;
-    struct ScoreInput in = {
-        .pred = pred, .pred_len = strlen(pred), .answers = answers.list, .n_answers = answers.n};
+    struct ScoreInput in = {.pred = row->pred.data,
+                            .pred_len = row->pred.len,
+                            .answers = row->answers,
+                            .n_answers = row->n_answers};
     if (infinitebench_score(task, &o, &in, &out) < 0) fail_msg("%s", err_text());
     assert_true(out.score >= 0 && out.score <= 1);
-    cJSON_Delete(row);
     return out.score;
 }
 
 static void check_cell(const char *folder, const char *model, const char *task, const char *want)
 {
     char path[4096], have[32];
-    struct Str text = {0};
+    struct Preds preds;
     double sum = 0;
-    int n = 0;
     snprintf(path, sizeof path, "%s/%s/preds_%s.jsonl", folder, model, task);
-    if (file_read(path, &text) < 0) fail_msg("%s", err_text());
-    for (char *save, *line = strtok_r(text.data, "\n", &save); line;
-         line = strtok_r(NULL, "\n", &save)) {
-        sum += score_line(line, task, model);
-        n++;
-    }
-    str_free(&text);
-    assert_true(n > 0);
-    snprintf(have, sizeof have, "%.2f", 100 * (sum / n));
+    if (preds_read(path, &preds) < 0) fail_msg("%s", err_text());
+    for (size_t i = 0; i < preds.n; i++) sum += score_row(&preds.rows[i], task, model);
+    assert_true(preds.n > 0 && preds.n_bad == 0);
+    snprintf(have, sizeof have, "%.2f", 100 * (sum / (double)preds.n));
     if (strcmp(have, want) != 0) fail_msg("%s %s: %s, published %s", model, task, have, want);
+    preds_free(&preds);
 }
 
 static void test_published_table(void **state)
@@ -143,7 +94,7 @@ static void test_published_table(void **state)
     }
     str_free(&probe);
     int cells = 0;
-    for (size_t m = 0; m < sizeof TABLE / sizeof TABLE[0]; m++)
+    for (int m = 0; m < N_MODELS; m++)
         for (int c = 0; c < N_COLUMNS; c++)
             if (TABLE[m].cells[c]) {
                 check_cell(folder, TABLE[m].model, COLUMNS[c], TABLE[m].cells[c]);
