@@ -15,9 +15,24 @@ static const char *ruler_name(const char *task, const struct ScoreOptions *o)
     return ruler_metric(task);
 }
 
+/* Needles of all kinds: the share of the expected strings that the answer holds. */
+static int needle_score(const char *task, const struct ScoreOptions *o, const struct ScoreInput *in,
+                        struct ScoreOutput *out)
+{
+    (void)task;
+    return ruler_score("niah_single_1", o, in, out);
+}
+
+static const char *needle_name(const char *task, const struct ScoreOptions *o)
+{
+    (void)task;
+    return ruler_name("niah_single_1", o);
+}
+
 static const struct Benchmark RULER = {"ruler", "ruler",     "ruler@2024",
                                        false,   ruler_score, ruler_name};
-static const struct Benchmark NIAH = {"niah", "niah", "ruler@2024", false, ruler_score, ruler_name};
+static const struct Benchmark NIAH = {"niah", "niah",       "ruler@2024",
+                                      false,  needle_score, needle_name};
 
 /* ==== The grid as a source ==== */
 

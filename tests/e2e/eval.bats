@@ -22,11 +22,11 @@ rows() {
     awk -v n="$1" -v task="$2" 'BEGIN {
         for (i = 1; i <= n; i++) {
             text = ""
-            for (j = 1; j <= 20 + 3 * i; j++)
+            for (j = 1; j <= 20 + 3 * (i % 8); j++)
                 text = text "The miller of village " i * 100 + j " wrote letter " j * 7 ". "
             printf "{\"_id\":\"%s-%d\",\"context\":\"%s\",\"input\":\"Who wrote letter %d?\",\"answers\":" \
                 "[\"miller\",\"e\"],\"all_classes\":\"['"'"'miller'"'"', '"'"'aunt'"'"']\",\"length\":%d,\"dataset\":\"%s\"}\n",
-                task, i, text, i * 7, 20 + 3 * i, task
+                task, i, text, i * 7, 20 + 3 * (i % 8), task
         }
     }'
 }
@@ -129,7 +129,7 @@ essence() {
 }
 
 @test "a full disk stops the run and loses nothing" {
-    run --separate-stderr bash -c 'ulimit -f 8; exec "$EVAL" longbench -m "$TINY" -d data -o out --max-tokens 3'
+    run --separate-stderr bash -c 'ulimit -f 4; exec "$EVAL" longbench -m "$TINY" -d data -o out --max-tokens 3'
     is 1 "finished results are kept"
     [ "$(tail -c 1 out/parallelcomp/hotpotqa.jsonl | od -An -tx1 | tr -d ' ')" = 0a ]
     bench
