@@ -63,17 +63,17 @@ def qa_f1_zh(pred, truth, _):
     return f1(*words)
 
 
-def depth():
-    frame, n = sys._getframe(1), 0
-    while frame:
-        frame, n = frame.f_back, n + 1
-    return n
+def calls_left(n=1):
+    try:
+        return calls_left(n + 1)
+    except RecursionError:
+        return n
 
 
-def rouge_at(pred, truth, official):
-    """The official script has `official` frames when it calls get_scores; as many are left to the package here."""
+def rouge_at(pred, truth, frames):
+    """The official script has so many frames when it calls get_scores; the package gets what is left of 1000 here too."""
     old = sys.getrecursionlimit()
-    sys.setrecursionlimit(1000 + depth() - official)
+    sys.setrecursionlimit(old + 1000 - frames - calls_left())
     try:
         return rouge.Rouge().get_scores([pred], [truth], avg=True)["rouge-l"]["f"]
     except Exception:
@@ -235,14 +235,14 @@ def any_rows(rng, n):
 def deep_rows(rng, n):
     """And texts without a full stop, long enough that the original's recursion ends in an error, or just not."""
     yield from any_rows(rng, n)
-    for size in range(985, 995):
+    for size in range(988, 993):
         same = " ".join(map(str, range(size)))
         yield row(same, [same])
         yield row(same + " x. y", [same + " z. y"])
         for other in (1, 250, 256, 257, 300):
             yield row(" ".join("h%d" % i for i in range(size)) + ".end", [" ".join("r%d" % i for i in range(other)) + ".end"])
             yield row(" ".join("r%d" % i for i in range(other)) + ".end", [" ".join("h%d" % i for i in range(size)) + ".end"])
-    for _ in range(20):
+    for _ in range(8):
         words = [str(i) for i in range(rng.choice([5, 300]))]
         yield row(*[f(" ".join(rng.choice(words) for _ in range(rng.randint(300, 800)))) for f in (str, lambda t: [t])])
 
