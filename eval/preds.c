@@ -40,7 +40,7 @@ static int read_texts(struct Preds *p, struct JsonText *j)
         while ((more = json_element(j, &first)) > 0) TRY(read_texts(p, j));
         return more;
     }
-    if (c == '{' || c == 't' || c == 'f' || c == 'n')
+    if (c != '"' && c != '-' && c != 'N' && c != 'I' && !(c >= '0' && c <= '9'))
         return err_set(PC_EFORMAT, "byte %zu: neither a text, a number nor a list of them", j->at);
     TRY(c == '"' ? json_string(j, &s) : json_number(j, &s));
     return push_text(p, s);

@@ -2,6 +2,7 @@
 """Our scorers against the packages that the official scripts call, on made pairs of texts. All must be equal, bit for bit.
 
   scores_oracle.py [--tool build/cpu/tests/score_tool] [--n 10000] [--seed 1] [NAME ...]
+  scores_oracle.py --write tests/golden/scores.jsonl      a few of them, for the unit tests
 
 Needs, for this python3 (3.11): rouge==1.0.1 rouge_score==0.1.2 fuzzywuzzy==0.18.0 jieba==0.42.1 numpy, and rapidfuzz for
 the indel ratio. python-Levenshtein must not be there: fuzzywuzzy would take it in place of difflib.
@@ -373,13 +374,28 @@ def check(args, name):
     return bad
 
 
+def write(args):
+    """Rows as prediction lines: the scorer's name comes before the answers, and the score is the length."""
+    with open(args.write, "w") as f:
+        for name, (made, original) in NUMBERS.items():
+            rng = random.Random(f"golden {name}")
+            rows = [r for r in made(rng, 400) if len(json.dumps(r)) < 700]
+            kept = [r for r in rows if original(r) not in (0, 1)][:16] + rng.sample(rows, 4)
+            for r in kept:
+                line = dict(r, answers=[name] + r["answers"], length=float(original(r)))
+                f.write(json.dumps(line) + "\n")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--tool", default="build/cpu/tests/score_tool")
     p.add_argument("--n", type=int, default=10000)
     p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--write", metavar="FILE")
     p.add_argument("names", nargs="*", metavar="NAME")
     args = p.parse_args()
+    if args.write:
+        return write(args)
     bad = sum(check(args, name) for name in args.names or [*NUMBERS, *TEXTS])
     sys.exit(1 if bad else 0)
 
