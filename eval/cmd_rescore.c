@@ -61,9 +61,11 @@ int cmd_rescore(struct Cli *cli)
         return err_set(PC_ECONFIG, "usage: pcomp-eval rescore longbench|longbench-e|infinitebench "
                                    "DIR… [--json]");
     TRY(read_code_sim(eval->code_sim, &o.code_sim));
+    bool chinese = false;
+    for (int i = 1; i < cli->args.n; i++)
+        chinese |= rescore_cuts_chinese(cli->args.items[0], cli->args.items[i]);
     /* Without the dictionary the Chinese tasks are refused one by one, and say so. */
-    if (strcmp(cli->args.items[0], "longbench") == 0 && jieba_open(NULL, &jieba) == PC_OK)
-        o.jieba = jieba;
+    if (chinese && jieba_open(NULL, &jieba) == PC_OK) o.jieba = jieba;
     int status = rescore_all(cli, &o, &out);
     str_free(&out);
     jieba_close(jieba);

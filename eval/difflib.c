@@ -68,10 +68,30 @@ static size_t lower_bound(const uint64_t *keys, size_t n, uint64_t key)
     return low;
 }
 
-static int places_open(struct Places *p, struct Span a, struct Span b)
+enum { ASCII = 128 };
+
+static bool all_ascii(const uint32_t *text, size_t n)
 {
-    *p = (struct Places){0};
-    TRY(places_alloc(p, a, b));
+    uint32_t any = 0;
+    for (size_t i = 0; i < n; i++) any |= text[i];
+    return any < ASCII;
+}
+
+/* The places by counting, where there are few code points to count. */
+static void fill_ascii(struct Places *p)
+{
+    uint32_t next[ASCII + 1] = {0};
+    for (size_t j = 0; j < p->n_b; j++) next[p->b[j] + 1]++;
+    for (int c = 0; c < ASCII; c++) next[c + 1] += next[c];
+    for (size_t i = 0; i < p->n_a; i++) {
+        p->begin[i] = next[p->a[i]];
+        p->end[i] = next[p->a[i] + 1];
+    }
+    for (size_t j = 0; j < p->n_b; j++) p->at[next[p->b[j]]++] = (uint32_t)j;
+}
+
+static int fill_any(struct Places *p)
+{
     uint64_t *keys = mem_alloc(p->n_b, sizeof *keys); /* code point, place */
     if (!keys) return PC_ENOMEM;
     for (size_t j = 0; j < p->n_b; j++) keys[j] = (uint64_t)p->b[j] << 32 | j;
@@ -82,6 +102,15 @@ static int places_open(struct Places *p, struct Span a, struct Span b)
         p->end[i] = (uint32_t)lower_bound(keys, p->n_b, (uint64_t)(p->a[i] + 1) << 32);
     }
     mem_free(keys);
+    return PC_OK;
+}
+
+static int places_open(struct Places *p, struct Span a, struct Span b)
+{
+    *p = (struct Places){0};
+    TRY(places_alloc(p, a, b));
+    if (!all_ascii(p->a, p->n_a) || !all_ascii(p->b, p->n_b)) return fill_any(p);
+    fill_ascii(p);
     return PC_OK;
 }
 

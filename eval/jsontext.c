@@ -105,10 +105,23 @@ static int escape(struct JsonText *j, char **to)
     return unicode_escape(j, to);
 }
 
+/* Whether one of eight bytes may be a quote, a backslash or a control character. */
+static bool any_special(const char *at)
+{
+    const uint64_t ones = 0x0101010101010101, tops = 0x8080808080808080;
+    uint64_t x, quote, slash;
+    memcpy(&x, at, sizeof x);
+    quote = x ^ ones * '"';
+    slash = x ^ ones * '\\';
+    return (((quote - ones) & ~quote) | ((slash - ones) & ~slash) | ((x - ones * 0x20) & ~x)) &
+           tops;
+}
+
 /* Bytes from `at` that stand for themselves. */
 static size_t plain_run(const struct JsonText *j)
 {
     size_t at = j->at;
+    while (at + 8 <= j->len && !any_special(j->text + at)) at += 8;
     while (at < j->len && j->text[at] != '"' && j->text[at] != '\\' &&
            (unsigned char)j->text[at] >= 0x20)
         at++;

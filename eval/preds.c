@@ -40,7 +40,7 @@ static int read_texts(struct Preds *p, struct JsonText *j)
         while ((more = json_element(j, &first)) > 0) TRY(read_texts(p, j));
         return more;
     }
-    if (c == '{' || c == 't' || c == 'f' || c == 'n')
+    if (c != '"' && c != '-' && c != 'N' && c != 'I' && !(c >= '0' && c <= '9'))
         return err_set(PC_EFORMAT, "byte %zu: neither a text, a number nor a list of them", j->at);
     TRY(c == '"' ? json_string(j, &s) : json_number(j, &s));
     return push_text(p, s);
@@ -233,11 +233,22 @@ static void note_error(struct Preds *p, size_t line, size_t byte)
     p->n_bad++;
 }
 
+/* utf8_invalid_at, past what is ASCII alone. */
+static size_t invalid_at(const char *text, size_t len)
+{
+    size_t at = 0;
+    for (uint64_t x; at + 8 <= len; at += 8) {
+        memcpy(&x, text + at, sizeof x);
+        if (x & 0x8080808080808080) break;
+    }
+    return at + utf8_invalid_at(text + at, len - at);
+}
+
 static int parse_line(struct Preds *p, struct JsonText *j, size_t number)
 {
     struct Line l = {.length = -1};
     char *room = j->room;
-    size_t n_texts = p->n_texts, bad = utf8_invalid_at(j->text, j->len);
+    size_t n_texts = p->n_texts, bad = invalid_at(j->text, j->len);
     int status = PC_OK;
     if (bad < j->len) {
         j->at = bad;

@@ -285,22 +285,25 @@ struct Span py_strip(const char *text, size_t len)
     return strip(text, len, py_is_space);
 }
 
+/* The first place from `at` where white space begins (or, with `space` false, ends). */
+static size_t scan(const char *text, size_t len, size_t at, bool space)
+{
+    while (at < len) {
+        unsigned char c = (unsigned char)text[at];
+        size_t end = at + 1;
+        bool is = c < 0x80 ? py_is_space(c) : (end = at, py_is_space(py_next(text, len, &end)));
+        if (is == space) break;
+        at = end;
+    }
+    return at;
+}
+
 bool py_split_next(const char *text, size_t len, size_t *at, struct Span *word)
 {
-    size_t from = *at, end;
-    for (; from < len; from = end) {
-        end = from;
-        if (!py_is_space(py_next(text, len, &end))) break;
-    }
-    *at = from;
-    if (from >= len) return false;
-    while (*at < len) {
-        end = *at;
-        if (py_is_space(py_next(text, len, &end))) break;
-        *at = end;
-    }
+    size_t from = scan(text, len, *at, false);
+    *at = scan(text, len, from, true);
     *word = (struct Span){text + from, *at - from};
-    return true;
+    return from < len;
 }
 
 bool py_split_at(const char *text, size_t len, char sep, size_t *at, struct Span *piece)

@@ -299,6 +299,17 @@ int rescore_folder(const char *benchmark, const char *dir, const struct ScoreOpt
     return status;
 }
 
+bool rescore_cuts_chinese(const char *benchmark, const char *dir)
+{
+    static const char *const TASKS[] = {"multifieldqa_zh", "dureader", "vcsum"};
+    struct Rescore r = {0};
+    char path[4096];
+    if (strcmp(benchmark, BENCHMARKS[BENCH_LONGBENCH]) != 0) return false;
+    for (int i = 0; i < 3; i++)
+        if (find_file(&r, dir, TASKS[i], path, sizeof path)) return true;
+    return false;
+}
+
 void rescore_free(struct Rescore *r)
 {
     for (int i = 0; i < r->n_tasks; i++) {

@@ -39,6 +39,8 @@ struct Rescore {
 int rescore_folder(const char *benchmark, const char *dir, const struct ScoreOptions *o,
                    struct Rescore *out);
 void rescore_free(struct Rescore *r);
+/* Whether the folder has a file that needs ScoreOptions.jieba, which is slow to open. */
+bool rescore_cuts_chinese(const char *benchmark, const char *dir);
 
 /* Both round as the official scripts do: two decimals. */
 int rescore_text(const struct Rescore *r, struct Str *out);

@@ -30,33 +30,42 @@ struct Text {
 struct Pair {
     struct Lexicon lex;
     struct Text pred, truth;
-    uint64_t *masks; /* [lex.n] while a block is run: where its columns have the word */
+    uint64_t *masks; /* [lex.n] for the block of columns that is run: where they have the word */
+    uint64_t *bits;  /* [room] of the table at hand */
+    uint8_t *carry;  /* [n_carry] of its rows */
+    size_t room, n_carry;
 };
 
-/* No text has more words or sentences than this: each takes a byte and a separator. */
-static size_t most_words(size_t len)
+/* No text has more words or sentences than this: between two stands a byte that is no letter or digit. */
+static size_t most_words(const char *text, size_t len)
 {
-    return len / 2 + 1;
+    size_t n = 1;
+    for (size_t i = 0; i < len; i++) {
+        unsigned char c = (unsigned char)text[i];
+        n += (unsigned)(c - '0') > 9 && (unsigned)((c | 0x20) - 'a') > 25;
+    }
+    return n;
 }
 
-static int text_alloc(struct Text *t, size_t len)
+static int text_alloc(struct Text *t, size_t words)
 {
-    t->ids = mem_alloc(most_words(len), sizeof *t->ids);
-    t->ends = mem_alloc(most_words(len), sizeof *t->ends);
+    t->ids = mem_alloc(words, sizeof *t->ids);
+    t->ends = mem_alloc(words, sizeof *t->ends);
     return t->ids && t->ends ? PC_OK : PC_ENOMEM;
 }
 
-static int pair_alloc(struct Pair *p, size_t pred_len, size_t truth_len)
+static int pair_alloc(struct Pair *p, const struct Str *pred, const struct Str *truth)
 {
-    size_t words = most_words(pred_len) + most_words(truth_len), slots = 16;
+    size_t n_pred = most_words(pred->data, pred->len), slots = 16;
+    size_t n_truth = most_words(truth->data, truth->len), words = n_pred + n_truth;
     while (slots < 2 * words) slots *= 2;
     *p = (struct Pair){.lex.mask = slots - 1};
     p->lex.words = mem_alloc(words, sizeof *p->lex.words);
     p->lex.slots = mem_alloc(slots, sizeof *p->lex.slots);
     p->masks = mem_alloc(words, sizeof *p->masks);
     if (!p->lex.words || !p->lex.slots || !p->masks) return PC_ENOMEM;
-    TRY(text_alloc(&p->pred, pred_len));
-    return text_alloc(&p->truth, truth_len);
+    TRY(text_alloc(&p->pred, n_pred));
+    return text_alloc(&p->truth, n_truth);
 }
 
 static void pair_free(struct Pair *p)
@@ -64,6 +73,8 @@ static void pair_free(struct Pair *p)
     mem_free(p->lex.words);
     mem_free(p->lex.slots);
     mem_free(p->masks);
+    mem_free(p->bits);
+    mem_free(p->carry);
     mem_free(p->pred.ids);
     mem_free(p->pred.ends);
     mem_free(p->truth.ids);
@@ -98,12 +109,31 @@ struct Table {
     uint64_t *bits;
 };
 
-/* The next 64 columns of every row. `carry` has a byte a row, from the columns before. */
-static void block_run(const struct Table *t, size_t block, uint64_t *masks, uint8_t *carry)
+/* Enters (or with `enter` false, takes out) the block's columns in the masks. */
+static void set_masks(const struct Table *t, size_t block, uint64_t *masks, bool enter)
 {
     size_t from = block * 64, to = from + 64 < t->n_col ? from + 64 : t->n_col;
+    for (size_t j = from; j < to; j++)
+        masks[t->col[j]] = enter ? masks[t->col[j]] | (uint64_t)1 << (j - from) : 0;
+}
+
+/* The only block of every row. Returns whether a word matches that is not in `known` (NULL: any). */
+static bool run_single(const struct Table *t, const uint64_t *masks, const bool *known)
+{
+    uint64_t v = ~(uint64_t)0, fresh = 0;
+    for (size_t i = 0; i < t->n_row; i++) {
+        uint64_t mask = masks[t->row[i]];
+        v = (v + (v & mask)) | (v & ~mask);
+        t->bits[i] = v;
+        fresh |= known && known[t->row[i]] ? 0 : mask;
+    }
+    return fresh != 0;
+}
+
+/* The next 64 columns of every row. `carry` has a byte a row, from the columns before. */
+static void run_block(const struct Table *t, size_t block, const uint64_t *masks, uint8_t *carry)
+{
     uint64_t v = ~(uint64_t)0;
-    for (size_t j = from; j < to; j++) masks[t->col[j]] |= (uint64_t)1 << (j - from);
     for (size_t i = 0; i < t->n_row; i++) {
         uint64_t mask = masks[t->row[i]], sum;
         bool over = __builtin_add_overflow(v, v & mask, &sum);
@@ -112,18 +142,43 @@ static void block_run(const struct Table *t, size_t block, uint64_t *masks, uint
         v = sum | (v & ~mask);
         t->bits[i * t->blocks + block] = v;
     }
-    for (size_t j = from; j < to; j++) masks[t->col[j]] = 0;
 }
 
-static int table_open(struct Table *t, uint64_t *masks)
+static int table_room(struct Pair *p, struct Table *t)
 {
-    t->blocks = (t->n_col + 63) / 64;
-    t->bits = mem_alloc(t->n_row, t->blocks * sizeof *t->bits);
-    uint8_t *carry = mem_alloc(t->n_row, 1);
-    if (t->bits && carry)
-        for (size_t block = 0; block < t->blocks; block++) block_run(t, block, masks, carry);
-    mem_free(carry);
-    return t->bits && carry ? PC_OK : PC_ENOMEM;
+    size_t need = t->n_row * t->blocks; /* no overflow: both are counts of words in memory */
+    if (need > p->room) {
+        mem_free(p->bits);
+        p->room = 0;
+        if (!(p->bits = mem_alloc(need, 2 * sizeof *p->bits))) return PC_ENOMEM;
+        p->room = 2 * need;
+    }
+    t->bits = p->bits;
+    if (t->blocks > 1 && t->n_row > p->n_carry) {
+        mem_free(p->carry);
+        p->n_carry = 0;
+        if (!(p->carry = mem_alloc(t->n_row, 1))) return PC_ENOMEM;
+        p->n_carry = t->n_row;
+    }
+    return PC_OK;
+}
+
+/* Fills the table's bits. With one block its masks are set already. *fresh: see run_single. */
+static int table_run(struct Pair *p, struct Table *t, const bool *known, bool *fresh)
+{
+    *fresh = true;
+    TRY(table_room(p, t));
+    if (t->blocks == 1) {
+        *fresh = run_single(t, p->masks, known);
+        return PC_OK;
+    }
+    memset(p->carry, 0, t->n_row);
+    for (size_t block = 0; block < t->blocks; block++) {
+        set_masks(t, block, p->masks, true);
+        run_block(t, block, p->masks, p->carry);
+        set_masks(t, block, p->masks, false);
+    }
+    return PC_OK;
 }
 
 static bool exceeds_left(const struct Table *t, size_t i, size_t j)
@@ -178,38 +233,41 @@ static bool must_overflow(const struct Table *t, int max_calls)
     return least + 1 > (size_t)max_calls;
 }
 
-static bool shares_new_word(const struct Table *t, const bool *in_pred, const bool *in_union)
+static struct Table table_of(const struct Text *rows, size_t r, const struct Text *cols, size_t c)
 {
-    for (size_t i = 0; i < t->n_row; i++)
-        if (in_pred[t->row[i]] && !in_union[t->row[i]]) return true;
-    return false;
+    size_t r0 = r ? rows->ends[r - 1] : 0, c0 = c ? cols->ends[c - 1] : 0;
+    size_t n_col = cols->ends[c] - c0;
+    return (struct Table){.row = rows->ids + r0,
+                          .col = cols->ids + c0,
+                          .n_row = rows->ends[r] - r0,
+                          .n_col = n_col,
+                          .blocks = (n_col + 63) / 64};
 }
 
-/* *overflow: the original would raise. */
+/* One sentence of the prediction against all of the truth. *overflow: the original would raise. */
+static int union_with(struct Pair *p, size_t h, int max_calls, bool *in_union, bool *overflow)
+{
+    struct Table first = table_of(&p->truth, 0, &p->pred, h);
+    int status = PC_OK;
+    if (first.blocks == 1) set_masks(&first, 0, p->masks, true);
+    for (size_t r = 0; r < p->truth.n_sentences && status == PC_OK && !*overflow; r++) {
+        struct Table t = table_of(&p->truth, r, &p->pred, h);
+        bool fresh;
+        *overflow = must_overflow(&t, max_calls);
+        if (*overflow) break;
+        status = table_run(p, &t, in_union, &fresh);
+        if (status == PC_OK && (fresh || may_overflow(&t, max_calls)))
+            *overflow = !walk_words(&t, max_calls, in_union);
+    }
+    if (first.blocks == 1) set_masks(&first, 0, p->masks, false);
+    return status;
+}
+
 static int union_lcs(struct Pair *p, int max_calls, bool *in_union, bool *overflow)
 {
-    bool *in_pred = mem_alloc(p->lex.n, sizeof *in_pred);
-    if (!in_pred) return PC_ENOMEM;
-    for (size_t k = 0; k < p->pred.n; k++) in_pred[p->pred.ids[k]] = true;
-    int status = PC_OK;
-    for (size_t r = 0; r < p->truth.n_sentences && status == PC_OK && !*overflow; r++) {
-        size_t r0 = r ? p->truth.ends[r - 1] : 0;
-        for (size_t h = 0; h < p->pred.n_sentences && status == PC_OK && !*overflow; h++) {
-            size_t h0 = h ? p->pred.ends[h - 1] : 0;
-            struct Table t = {.row = p->truth.ids + r0,
-                              .col = p->pred.ids + h0,
-                              .n_row = p->truth.ends[r] - r0,
-                              .n_col = p->pred.ends[h] - h0};
-            *overflow = must_overflow(&t, max_calls);
-            if (*overflow) break;
-            if (!may_overflow(&t, max_calls) && !shares_new_word(&t, in_pred, in_union)) continue;
-            status = table_open(&t, p->masks);
-            if (status == PC_OK) *overflow = !walk_words(&t, max_calls, in_union);
-            mem_free(t.bits);
-        }
-    }
-    mem_free(in_pred);
-    return status;
+    for (size_t h = 0; h < p->pred.n_sentences && !*overflow; h++)
+        TRY(union_with(p, h, max_calls, in_union, overflow));
+    return PC_OK;
 }
 
 static size_t count_distinct(const struct Text *t, bool *seen)
@@ -244,7 +302,7 @@ int rouge_l(const struct Str *pred, const struct Str *truth, int max_calls, doub
 {
     struct Pair p;
     *f = 0;
-    int status = pair_alloc(&p, pred->len, truth->len);
+    int status = pair_alloc(&p, pred, truth);
     if (status == PC_OK) {
         split_stops(pred, &p.pred, &p.lex);
         split_stops(truth, &p.truth, &p.lex);
@@ -290,23 +348,26 @@ static void walk_places(const struct Table *t, bool *hit)
     }
 }
 
-/* hit[place in the truth]: some sentence of the prediction has it in common. */
+/* One sentence of the truth against all of the prediction. hit[place]: one of them has it in common. */
+static int mark_sentence(struct Pair *p, size_t r, bool *hit)
+{
+    struct Table first = table_of(&p->pred, 0, &p->truth, r);
+    int status = PC_OK;
+    if (first.blocks == 1) set_masks(&first, 0, p->masks, true);
+    for (size_t h = 0; h < p->pred.n_sentences && status == PC_OK; h++) {
+        struct Table t = table_of(&p->pred, h, &p->truth, r);
+        bool any;
+        status = table_run(p, &t, NULL, &any);
+        if (status == PC_OK && any) walk_places(&t, hit);
+    }
+    if (first.blocks == 1) set_masks(&first, 0, p->masks, false);
+    return status;
+}
+
 static int mark_hits(struct Pair *p, bool *hit)
 {
-    for (size_t r = 0; r < p->truth.n_sentences; r++) {
-        size_t r0 = r ? p->truth.ends[r - 1] : 0;
-        for (size_t h = 0; h < p->pred.n_sentences; h++) {
-            size_t h0 = h ? p->pred.ends[h - 1] : 0;
-            struct Table t = {.row = p->pred.ids + h0,
-                              .col = p->truth.ids + r0,
-                              .n_row = p->pred.ends[h] - h0,
-                              .n_col = p->truth.ends[r] - r0};
-            int status = table_open(&t, p->masks);
-            if (status == PC_OK) walk_places(&t, hit + r0);
-            mem_free(t.bits);
-            TRY(status);
-        }
-    }
+    for (size_t r = 0; r < p->truth.n_sentences; r++)
+        TRY(mark_sentence(p, r, hit + (r ? p->truth.ends[r - 1] : 0)));
     return PC_OK;
 }
 
@@ -347,7 +408,7 @@ double rouge_lsum(const char *pred, size_t pred_len, const char *truth, size_t t
     double f = 0;
     int status = py_lower(pred, pred_len, &low_pred);
     if (status == PC_OK) status = py_lower(truth, truth_len, &low_truth);
-    if (status == PC_OK) status = pair_alloc(&p, low_pred.len, low_truth.len);
+    if (status == PC_OK) status = pair_alloc(&p, &low_pred, &low_truth);
     if (status == PC_OK) {
         split_lines(&low_pred, &p.pred, &p.lex);
         split_lines(&low_truth, &p.truth, &p.lex);

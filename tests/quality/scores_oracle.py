@@ -2,6 +2,7 @@
 """Our scorers against the packages that the official scripts call, on made pairs of texts. All must be equal, bit for bit.
 
   scores_oracle.py [--tool build/cpu/tests/score_tool] [--n 10000] [--seed 1] [NAME ...]
+  scores_oracle.py --write tests/golden/scores.jsonl      a few of them, for the unit tests
 
 Needs, for this python3 (3.11): rouge==1.0.1 rouge_score==0.1.2 fuzzywuzzy==0.18.0 jieba==0.42.1 numpy, and rapidfuzz for
 the indel ratio. python-Levenshtein must not be there: fuzzywuzzy would take it in place of difflib.
@@ -63,17 +64,17 @@ def qa_f1_zh(pred, truth, _):
     return f1(*words)
 
 
-def depth():
-    frame, n = sys._getframe(1), 0
-    while frame:
-        frame, n = frame.f_back, n + 1
-    return n
+def calls_left(n=1):
+    try:
+        return calls_left(n + 1)
+    except RecursionError:
+        return n
 
 
-def rouge_at(pred, truth, official):
-    """The official script has `official` frames when it calls get_scores; as many are left to the package here."""
+def rouge_at(pred, truth, frames):
+    """The official script has so many frames when it calls get_scores; the package gets what is left of 1000 here too."""
     old = sys.getrecursionlimit()
-    sys.setrecursionlimit(1000 + depth() - official)
+    sys.setrecursionlimit(old + 1000 - frames - calls_left())
     try:
         return rouge.Rouge().get_scores([pred], [truth], avg=True)["rouge-l"]["f"]
     except Exception:
@@ -235,14 +236,14 @@ def any_rows(rng, n):
 def deep_rows(rng, n):
     """And texts without a full stop, long enough that the original's recursion ends in an error, or just not."""
     yield from any_rows(rng, n)
-    for size in range(985, 995):
+    for size in range(988, 993):
         same = " ".join(map(str, range(size)))
         yield row(same, [same])
         yield row(same + " x. y", [same + " z. y"])
         for other in (1, 250, 256, 257, 300):
             yield row(" ".join("h%d" % i for i in range(size)) + ".end", [" ".join("r%d" % i for i in range(other)) + ".end"])
             yield row(" ".join("r%d" % i for i in range(other)) + ".end", [" ".join("h%d" % i for i in range(size)) + ".end"])
-    for _ in range(20):
+    for _ in range(8):
         words = [str(i) for i in range(rng.choice([5, 300]))]
         yield row(*[f(" ".join(rng.choice(words) for _ in range(rng.randint(300, 800)))) for f in (str, lambda t: [t])])
 
@@ -373,13 +374,28 @@ def check(args, name):
     return bad
 
 
+def write(args):
+    """Rows as prediction lines: the scorer's name comes before the answers, and the score is the length."""
+    with open(args.write, "w") as f:
+        for name, (made, original) in NUMBERS.items():
+            rng = random.Random(f"golden {name}")
+            rows = [r for r in made(rng, 400) if len(json.dumps(r)) < 700]
+            kept = [r for r in rows if original(r) not in (0, 1)][:16] + rng.sample(rows, 4)
+            for r in kept:
+                line = dict(r, answers=[name] + r["answers"], length=float(original(r)))
+                f.write(json.dumps(line) + "\n")
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--tool", default="build/cpu/tests/score_tool")
     p.add_argument("--n", type=int, default=10000)
     p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--write", metavar="FILE")
     p.add_argument("names", nargs="*", metavar="NAME")
     args = p.parse_args()
+    if args.write:
+        return write(args)
     bad = sum(check(args, name) for name in args.names or [*NUMBERS, *TEXTS])
     sys.exit(1 if bad else 0)
 
