@@ -292,6 +292,7 @@ static void fill_hits(struct Cell *cell)
         h->n++;
         h->all += all;
         h->any += s->n_found > 0;
+        h->n_chunked += s->n_chunks > 1;
         h->tenth_n[tenth]++;
         h->tenth_all[tenth] += all;
         share += fmin(1, s->n_kept / s->n_chunks);

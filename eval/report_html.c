@@ -37,10 +37,11 @@ static const char STYLE[] =
     "nav a:hover{color:var(--ink);text-decoration:underline}"
     ".alert{background:var(--warnbg);color:var(--warn);border-left:4px solid var(--warn);border-radius:4px;"
     "padding:10px 14px;margin:16px 0 0;max-width:none}"
-    "dl.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,220px),1fr));gap:10px 24px;"
+    "dl.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,150px),1fr));gap:10px 24px;"
     "margin:20px 0 0}dt{color:var(--soft);font-size:12.5px}dd{margin:0;overflow-wrap:anywhere}"
     ".cards,.figures{display:grid;gap:16px;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));"
     "margin:20px 0 0}"
+    ".cards{grid-template-columns:repeat(auto-fit,minmax(min(100%,245px),1fr))}"
     ".figures.wide{grid-template-columns:1fr}"
     ".card,figure{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px;margin:0;"
     "min-width:0}.card h3{margin:0 0 6px;font-size:16px}.card p{margin:0 0 10px}"
@@ -73,7 +74,13 @@ static const char STYLE[] =
     "overflow-wrap:break-word}tbody tr:last-child>*{border-bottom:0}"
     "th{font-weight:500}thead th{color:var(--soft);font-size:13px;vertical-align:bottom}"
     "th small{display:block;color:var(--soft);font-weight:400;font-size:12.5px}"
-    "table.matrix td{min-width:190px}table.matrix th[scope=row]{min-width:150px}"
+    "table.matrix{table-layout:fixed}th.first{width:180px}"
+    "table.matrix th:first-child{position:sticky;left:0;background:var(--card);z-index:1}"
+    "table.matrix tr.group th:first-child{background:var(--tint)}"
+    ".curve-table .ci{display:block}.curve-table td,.curve-table th{padding:6px 10px}"
+    ".split.stacked{grid-template-columns:minmax(0,1fr)}.split.stacked svg{max-width:640px}"
+    "@media(min-width:1060px){.wrap.fit{overflow:visible}.wrap.fit thead th{position:sticky;top:0;"
+    "background:var(--card);z-index:2;box-shadow:0 1px 0 var(--line)}.wrap.fit thead th:first-child{z-index:3}}"
     ".num{white-space:nowrap}.mean{font-size:16px}.ci,.note{color:var(--soft);font-size:12.5px}"
     ".n{white-space:nowrap}.who{display:none}"
     ".verdict{font-size:12.5px;padding:0 7px;border-radius:99px;border:1px solid var(--line);color:var(--soft);"
@@ -91,6 +98,8 @@ static const char STYLE[] =
     "table.matrix,table.matrix tbody,table.plain,table.plain tbody{display:block}"
     "table.matrix tr,table.plain tr{display:block;padding:10px 12px;border-bottom:1px solid var(--line)}"
     "table.matrix tr:last-child,table.plain tr:last-child{border-bottom:0}"
+    "table.matrix{min-width:0!important}table.matrix th:first-child{position:static;background:none!important}"
+    ".curve-table .ci{display:inline}svg.chart text,svg.chart .soft{font-size:14.5px}"
     "table.matrix th,table.plain th{display:block;padding:0 0 4px;border:0;font-weight:600;"
     "white-space:normal!important;overflow-wrap:anywhere}"
     "table.matrix td{display:block;padding:6px 0 6px 10px;border:0;border-left:3px solid var(--m);margin:6px 0}"
@@ -200,8 +209,8 @@ static int page_alerts(struct Str *out, const struct Report *r)
         TRY(str_appendf(out, "<p class=\"alert\" role=\"note\">"));
         if (failed) TRY(str_appendf(out, "%ld row%s failed. ", failed, failed == 1 ? "" : "s"));
         if (unread)
-            TRY(str_appendf(out, "%ld thing%s could not be read. ", unread,
-                            unread == 1 ? "" : "s"));
+            TRY(str_appendf(out, "%ld file%s or line%s could not be read. ", unread,
+                            unread == 1 ? "" : "s", unread == 1 ? "" : "s"));
         TRY(str_appendf(out, "<a href=\"#problems\">See what went wrong.</a></p>\n"));
     }
     int status = say_mismatch(r, &mismatch);
@@ -256,21 +265,27 @@ static int page_nav(struct Str *out, const struct Report *r)
 
 /* ==== Methods ==== */
 
+/* "Against full: better on 2 tasks, worse on 1, undecided on 18." */
 static int card_verdicts(struct Str *out, const struct Report *r, int column)
 {
-    int n[3] = {0}, compared = 0;
+    const struct Difference *all = &r->all[column].difference;
+    int n[3] = {0};
+    char mean[NUMBER], interval[LABEL];
     for (int t = 0; t < r->n_tasks; t++) {
         const struct Difference *d = &report_cell(r, t, column)->difference;
-        compared += d->mean.n > 0;
         n[d->verdict] += d->mean.n > 0;
     }
     TRY(str_appendf(out, "<p>Against "));
     TRY(page_data(out, r->columns[r->baseline].label.data));
-    if (compared == 0) return str_appendf(out, ": no common rows.</p>\n");
-    return str_appendf(
-        out, ": <b>better</b> on %d task%s, <b>worse</b> on %d, <b>undecided</b> on %d.</p>\n",
-        n[VERDICT_BETTER], n[VERDICT_BETTER] == 1 ? "" : "s", n[VERDICT_WORSE],
-        n[VERDICT_UNDECIDED]);
+    if (all->mean.n == 0) return str_appendf(out, ": no common rows.</p>\n");
+    TRY(r->n_tasks == 1
+            ? str_appendf(out, ": <b>%s</b>.", say_verdict(all->verdict))
+            : str_appendf(
+                  out, ": <b>better</b> on %d task%s, <b>worse</b> on %d, <b>undecided</b> on %d.",
+                  n[VERDICT_BETTER], n[VERDICT_BETTER] == 1 ? "" : "s", n[VERDICT_WORSE],
+                  n[VERDICT_UNDECIDED]));
+    return str_appendf(out, " Mean difference <b>%s</b> (%s).</p>\n",
+                       say_signed(all->mean.mean, mean), say_interval(&all->mean, true, interval));
 }
 
 static int card(struct Str *out, const struct Report *r, int column)
@@ -340,11 +355,12 @@ static int curve_figure(struct Str *out, const struct Report *r, const struct Cu
     TRY(str_appendf(out, "<figure><figcaption><b>"));
     TRY(curve->task >= 0 ? page_data(out, r->tasks[curve->task].name.data)
                          : str_appendf(out, "All tasks together"));
-    TRY(str_appendf(out, "</b><small>%s</small></figcaption>\n<div class=\"split\">",
+    TRY(str_appendf(out, "</b><small>%s</small></figcaption>\n<div class=\"split%s\">",
                     curve->by_target
                         ? "by the length that was asked for"
                         : "by the text's length in tokens, in ranges of about equally many "
-                          "rows; the tasks are mixed differently in each range"));
+                          "rows; the tasks are mixed differently in each range",
+                    r->n_columns > 4 ? " stacked" : ""));
     TRY(svg_curve(out, r, curve));
     TRY(curve_table(out, r, curve));
     return str_appendf(out, "</div></figure>\n");
@@ -474,7 +490,7 @@ static int page_chunks(struct Str *out, const struct Report *r)
     TRY(hits_table(out, r));
     TRY(str_appendf(out, "<div class=\"figures\">\n"));
     for (int c = 0; c < r->n_columns; c++) {
-        if (r->all[c].hits.n == 0) continue;
+        if (r->all[c].hits.n_chunked == 0) continue;
         TRY(str_appendf(out, "<figure class=\"c%d\"><figcaption>", c % SVG_STYLES));
         TRY(page_method(out, r, c));
         TRY(str_appendf(

@@ -103,7 +103,7 @@ int svg_difference(struct Str *out, const struct Estimate *e, double scale, int 
 
 /* ==== Curves ==== */
 
-enum { CURVE_WIDTH = 480, CURVE_HEIGHT = 270, CURVE_LEFT = 30, CURVE_TOP = 10, CURVE_BOTTOM = 226 };
+enum { CURVE_WIDTH = 440, CURVE_HEIGHT = 270, CURVE_LEFT = 30, CURVE_TOP = 10, CURVE_BOTTOM = 226 };
 
 struct CurveSpace {
     const struct Report *r;
@@ -178,7 +178,7 @@ int svg_curve(struct Str *out, const struct Report *r, const struct Curve *curve
     struct CurveSpace s = {r, curve};
     TRY(str_appendf(
         out,
-        "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"score by length; the table beside "
+        "<svg class=\"chart\" viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"score by length; the table beside "
         "it has the numbers\">\n",
         CURVE_WIDTH, CURVE_HEIGHT));
     TRY(curve_axes(out, &s));
@@ -259,7 +259,7 @@ int svg_heat(struct Str *out, const struct Heat *heat, int column)
 /* ==== Chunks ==== */
 
 enum {
-    HITS_WIDTH = 480,
+    HITS_WIDTH = 380,
     HITS_LEFT = 34,
     HITS_TOP = 16,
     HITS_BOTTOM = 176, /* of the marks; the strip stands below */

@@ -11,11 +11,16 @@
 
 /* ==== Cells ==== */
 
+enum { FIT_COLUMNS = 4 }; /* more methods make the table scroll sideways */
+
 static int table_begin(struct Str *out, const struct Report *r, const char *first, bool baseline)
 {
+    int columns = r->n_columns - !baseline;
     TRY(str_appendf(
-        out, "<div class=\"wrap\"><table class=\"matrix\"><thead><tr><th scope=\"col\">%s</th>",
-        first));
+        out,
+        "<div class=\"wrap%s\"><table class=\"matrix\" style=\"min-width:%dpx\"><thead><tr><th "
+        "class=\"first\" scope=\"col\">%s</th>",
+        columns <= FIT_COLUMNS ? " fit" : "", 180 + 200 * columns, first));
     for (int c = 0; c < r->n_columns; c++) {
         if (!baseline && c == r->baseline) continue;
         TRY(str_appendf(out, "<th scope=\"col\">"));
@@ -148,7 +153,7 @@ int page_scores(struct Str *out, const struct Report *r)
 /* The smallest round half-width that holds all intervals. */
 static double difference_scale(const struct Report *r)
 {
-    static const double steps[] = {0.02, 0.05, 0.1, 0.2, 0.5};
+    static const double steps[] = {0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75};
     double most = 0;
     for (int i = 0; i < r->n_tasks * r->n_columns; i++) {
         const struct Estimate *e = &r->cells[i].difference.mean;

@@ -147,7 +147,14 @@ const char *say_share(double share, char text[NUMBER])
 {
     double percent = 100 * share;
     bool fine = (percent > 0 && percent < 9.95) || (percent > 99 && percent < 100);
-    snprintf(text, NUMBER, isfinite(share) ? (fine ? "%.1f%%" : "%.0f%%") : DASH, percent);
+    if (!isfinite(share))
+        snprintf(text, NUMBER, "%s", DASH);
+    else if (percent > 0 && percent < 0.1)
+        snprintf(text, NUMBER, "under 0.1%%");
+    else if (percent > 99.9 && percent < 100)
+        snprintf(text, NUMBER, "over 99.9%%");
+    else
+        snprintf(text, NUMBER, fine ? "%.1f%%" : "%.0f%%", percent);
     return text;
 }
 
