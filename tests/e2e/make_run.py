@@ -190,9 +190,13 @@ def main():
                  for i in range(2)), '{"schema":"pcomp.sample.v1","id":"trec-0')
     elif kind == "full":
         methods = ["parallelcomp", "full"]
-        rows = natural_rows(rng, LONGBENCH, lambda t: 4)
-        tasks = {t: {"metric": m, "rows": 4, "official_rows": 4} for t, (m, n) in LONGBENCH.items()}
-        write(folder, head("longbench", tasks, methods), rows, methods, seed)
+        tasks = {t: {"metric": m, "rows": n, "official_rows": n} for t, (m, n) in LONGBENCH.items()}
+        write(folder, head("longbench", tasks, methods), [], methods, seed)
+        for method in methods:
+            for task, (metric, n) in LONGBENCH.items():
+                append(os.path.join(folder, method, task + ".jsonl"),
+                       *(json.dumps({"schema": "pcomp.sample.v1", "id": f"{task}-{i}", "task": task,
+                                     "score": round(rng.random(), 4)}) + "\n" for i in range(n)))
     elif kind == "longbench-e":
         methods = ["parallelcomp", "full"]
         own = {t: LONGBENCH[t] for t in E_TASKS}
