@@ -52,34 +52,40 @@ static int make_columns(struct Report *r)
     return PC_OK;
 }
 
-static int find_baseline(struct Report *r, const char *label)
+static bool is_named(const struct Column *column, const char *label)
+{
+    return strcmp(column->label.data, label) == 0 || strcmp(column->method->label.data, label) == 0;
+}
+
+static int unknown_baseline(const struct Report *r, const char *label)
 {
     struct Str all = {0};
-    if (!label) return PC_OK;
-    for (int i = 0; i < r->n_columns; i++) {
-        if (strcmp(r->columns[i].label.data, label) == 0 ||
-            strcmp(r->columns[i].method->label.data, label) == 0) {
-            r->baseline = i;
-            return PC_OK;
-        }
-        TRY(str_appendf(&all, "%s'%s'", i ? ", " : "", r->columns[i].label.data));
-    }
-    int status =
-        err_set(PC_ECONFIG, "--baseline '%.64s' is no method of these runs; they have %.600s",
-                label, all.data ? all.data : "none");
+    int status = PC_OK;
+    for (int i = 0; i < r->n_columns && status == PC_OK; i++)
+        status = str_appendf(&all, "%s'%s'", i ? ", " : "", r->columns[i].label.data);
+    if (status == PC_OK)
+        status =
+            err_set(PC_ECONFIG, "--baseline '%.64s' is no method of these runs; they have %.600s",
+                    label, all.data ? all.data : "none");
     str_free(&all);
     return status;
 }
 
+static int find_baseline(struct Report *r, const char *label)
+{
+    for (int i = 0; label && i < r->n_columns; i++) {
+        if (!is_named(&r->columns[i], label)) continue;
+        r->baseline = i;
+        return PC_OK;
+    }
+    return label ? unknown_baseline(r, label) : PC_OK;
+}
+
 /* ==== Tasks ==== */
 
-/* In lower case: a partial set must not bear the benchmark's proper name, whatever the run calls it. */
-static void benchmark_of(const struct Run *run, char name[64])
+static const char *benchmark_of(const struct Run *run)
 {
-    const struct Str *fact = &run->facts[FACT_BENCHMARK];
-    snprintf(name, 64, "%s", fact->len ? fact->data : "unnamed");
-    for (char *c = name; *c; c++)
-        if (*c >= 'A' && *c <= 'Z') *c = (char)(*c - 'A' + 'a');
+    return run->facts[FACT_BENCHMARK].len ? run->facts[FACT_BENCHMARK].data : "unnamed";
 }
 
 static int task_find(const struct Report *r, const char *benchmark, const char *name)
@@ -93,9 +99,7 @@ static int task_find(const struct Report *r, const char *benchmark, const char *
 
 static int task_add(struct Report *r, const struct Run *run, const struct RunTask *from)
 {
-    char benchmark[64];
-    const char *name = from->name.data;
-    benchmark_of(run, benchmark);
+    const char *benchmark = benchmark_of(run), *name = from->name.data;
     int at = task_find(r, benchmark, name);
     if (at < 0) {
         struct ReportTask *task = &r->tasks[at = r->n_tasks++];
@@ -179,8 +183,6 @@ static int fill_rows(struct Report *r, int column, const struct RunSample **rows
 {
     const struct Column *c = &r->columns[column];
     int n = c->method->n_samples;
-    char benchmark[64];
-    benchmark_of(c->run, benchmark);
     struct RowKey *keys = mem_alloc((size_t)n, sizeof *keys);
     int *tasks = mem_alloc((size_t)c->run->n_tasks, sizeof *tasks);
     if (!keys || !tasks) {
@@ -189,7 +191,7 @@ static int fill_rows(struct Report *r, int column, const struct RunSample **rows
         return PC_ENOMEM;
     }
     for (int t = 0; t < c->run->n_tasks; t++)
-        tasks[t] = task_find(r, benchmark, c->run->tasks[t].name.data);
+        tasks[t] = task_find(r, benchmark_of(c->run), c->run->tasks[t].name.data);
     for (int i = 0; i < n; i++) {
         const struct RunSample *s = &c->method->samples[i];
         keys[i] = (struct RowKey){tasks[s->task], run_text(c->method, s->id), s};
@@ -292,6 +294,7 @@ static void fill_hits(struct Cell *cell)
         h->n++;
         h->all += all;
         h->any += s->n_found > 0;
+        h->n_chunked += s->n_chunks > 1;
         h->tenth_n[tenth]++;
         h->tenth_all[tenth] += all;
         share += fmin(1, s->n_kept / s->n_chunks);

@@ -54,6 +54,7 @@ struct Hits {
     int n_ranked,
         within[REPORT_RANKS]; /* rows by the rank of the chunk, 1, 2, 4, 8, 16 or better */
     int tenth_n[REPORT_TENTHS], tenth_all[REPORT_TENTHS];
+    int n_chunked;     /* rows of more than one chunk */
     double kept_share; /* mean share of the chunks that was kept; NAN */
 };
 

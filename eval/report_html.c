@@ -29,7 +29,7 @@ static const char STYLE[] =
     "p{margin:4px 0 12px;color:var(--soft);max-width:78ch}a{color:inherit}"
     "section{margin-top:48px}"
     ".eyebrow{font-size:13px;margin:0 0 6px}"
-    ".badges{display:flex;flex-wrap:wrap;gap:8px;margin:0 0 4px}"
+    ".wrap.facts{margin-top:20px}.facts th,.facts td{padding:5px 14px}.badges{display:flex;flex-wrap:wrap;gap:8px;margin:0 0 4px}"
     ".badge{border:1px solid var(--line);border-radius:99px;padding:2px 12px;font-size:13px;background:var(--card)}"
     ".badge.strong{border:1.5px solid var(--ink);font-weight:600}"
     "nav{display:flex;flex-wrap:wrap;gap:4px 18px;margin:24px 0 0;padding:10px 0;border-top:1px solid var(--line);"
@@ -37,10 +37,11 @@ static const char STYLE[] =
     "nav a:hover{color:var(--ink);text-decoration:underline}"
     ".alert{background:var(--warnbg);color:var(--warn);border-left:4px solid var(--warn);border-radius:4px;"
     "padding:10px 14px;margin:16px 0 0;max-width:none}"
-    "dl.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,220px),1fr));gap:10px 24px;"
+    "dl.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,150px),1fr));gap:10px 24px;"
     "margin:20px 0 0}dt{color:var(--soft);font-size:12.5px}dd{margin:0;overflow-wrap:anywhere}"
     ".cards,.figures{display:grid;gap:16px;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));"
     "margin:20px 0 0}"
+    ".cards{grid-template-columns:repeat(auto-fit,minmax(min(100%,245px),1fr))}"
     ".figures.wide{grid-template-columns:1fr}"
     ".card,figure{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px;margin:0;"
     "min-width:0}.card h3{margin:0 0 6px;font-size:16px}.card p{margin:0 0 10px}"
@@ -73,7 +74,15 @@ static const char STYLE[] =
     "overflow-wrap:break-word}tbody tr:last-child>*{border-bottom:0}"
     "th{font-weight:500}thead th{color:var(--soft);font-size:13px;vertical-align:bottom}"
     "th small{display:block;color:var(--soft);font-weight:400;font-size:12.5px}"
-    "table.matrix td{min-width:190px}table.matrix th[scope=row]{min-width:150px}"
+    "table.matrix{table-layout:fixed}th.first{width:180px}"
+    "table.matrix th:first-child{position:sticky;left:0;background:var(--card);z-index:1}"
+    "table.matrix tr.group th:first-child{background:var(--tint)}"
+    ".curve-table .ci{display:block}.curve-table td,.curve-table th{padding:6px 10px}"
+    ".split.stacked{grid-template-columns:minmax(0,1fr)}.split.stacked svg{max-width:640px}"
+    ".wrap.fit tr:last-child>:first-child{border-bottom-left-radius:9px}.wrap.fit thead th:first-child{"
+    "border-top-left-radius:9px}.wrap.fit thead th:last-child{border-top-right-radius:9px}"
+    "@media(min-width:1060px){.wrap.fit{overflow:visible}.wrap.fit thead th{position:sticky;top:0;"
+    "background:var(--card);z-index:2;box-shadow:0 1px 0 var(--line)}.wrap.fit thead th:first-child{z-index:3}}"
     ".num{white-space:nowrap}.mean{font-size:16px}.ci,.note{color:var(--soft);font-size:12.5px}"
     ".n{white-space:nowrap}.who{display:none}"
     ".verdict{font-size:12.5px;padding:0 7px;border-radius:99px;border:1px solid var(--line);color:var(--soft);"
@@ -91,6 +100,8 @@ static const char STYLE[] =
     "table.matrix,table.matrix tbody,table.plain,table.plain tbody{display:block}"
     "table.matrix tr,table.plain tr{display:block;padding:10px 12px;border-bottom:1px solid var(--line)}"
     "table.matrix tr:last-child,table.plain tr:last-child{border-bottom:0}"
+    "table.matrix{min-width:0!important}table.matrix th:first-child{position:static;background:none!important}"
+    ".curve-table .ci{display:inline}svg.chart text,svg.chart .soft{font-size:14.5px}"
     "table.matrix th,table.plain th{display:block;padding:0 0 4px;border:0;font-weight:600;"
     "white-space:normal!important;overflow-wrap:anywhere}"
     "table.matrix td{display:block;padding:6px 0 6px 10px;border:0;border-left:3px solid var(--m);margin:6px 0}"
@@ -200,8 +211,8 @@ static int page_alerts(struct Str *out, const struct Report *r)
         TRY(str_appendf(out, "<p class=\"alert\" role=\"note\">"));
         if (failed) TRY(str_appendf(out, "%ld row%s failed. ", failed, failed == 1 ? "" : "s"));
         if (unread)
-            TRY(str_appendf(out, "%ld thing%s could not be read. ", unread,
-                            unread == 1 ? "" : "s"));
+            TRY(str_appendf(out, "%ld file%s or line%s could not be read. ", unread,
+                            unread == 1 ? "" : "s", unread == 1 ? "" : "s"));
         TRY(str_appendf(out, "<a href=\"#problems\">See what went wrong.</a></p>\n"));
     }
     int status = say_mismatch(r, &mismatch);
@@ -215,22 +226,54 @@ static int page_alerts(struct Str *out, const struct Report *r)
     return status;
 }
 
+static const char *fact_of(const struct Run *run, int fact)
+{
+    return run->facts[fact].len ? run->facts[fact].data : "–";
+}
+
+/* Several runs: a fact a row, and a word where they differ. */
+static int facts_table(struct Str *out, const struct Report *r)
+{
+    TRY(str_appendf(out, "<div class=\"wrap facts\"><table class=\"plain left\"><thead><tr><th "
+                         "scope=\"col\">Run</th>"));
+    for (int i = 0; i < r->n_runs; i++) {
+        TRY(str_appendf(out, "<th scope=\"col\">"));
+        TRY(page_data(out, r->runs[i].name.data));
+        TRY(str_appendf(out, "</th>"));
+    }
+    TRY(str_appendf(out, "</tr></thead><tbody>\n"));
+    for (int f = 0; f < N_FACTS; f++) {
+        bool differs = false;
+        for (int i = 1; i < r->n_runs; i++)
+            differs |= strcmp(fact_of(&r->runs[0], f), fact_of(&r->runs[i], f)) != 0;
+        TRY(str_appendf(out, "<tr><th scope=\"row\">%s%s</th>", RUN_FACT_NAMES[f],
+                        differs ? " <span class=\"verdict\">differs</span>" : ""));
+        for (int i = 0; i < r->n_runs; i++) {
+            TRY(str_appendf(out, "<td data-label=\""));
+            TRY(say_html(out, r->runs[i].name.data));
+            TRY(str_appendf(out, "\">"));
+            TRY(page_data(out, fact_of(&r->runs[i], f)));
+            TRY(str_appendf(out, "</td>"));
+        }
+        TRY(str_appendf(out, "</tr>\n"));
+    }
+    return str_appendf(out, "</tbody></table></div>\n");
+}
+
 static int page_facts(struct Str *out, const struct Report *r)
 {
-    for (int i = 0; i < r->n_runs; i++) {
-        const struct Run *run = &r->runs[i];
-        TRY(str_appendf(out, "<dl class=\"facts\"><div><dt>Run</dt><dd>"));
-        TRY(page_data(out, run->name.data));
+    const struct Run *run = &r->runs[0];
+    if (r->n_runs != 1) return facts_table(out, r);
+    TRY(str_appendf(out, "<dl class=\"facts\"><div><dt>Run</dt><dd>"));
+    TRY(page_data(out, run->name.data));
+    TRY(str_appendf(out, "</dd></div>"));
+    for (int f = 0; f < N_FACTS; f++) {
+        if (!run->facts[f].len) continue;
+        TRY(str_appendf(out, "<div><dt>%s</dt><dd>", RUN_FACT_NAMES[f]));
+        TRY(page_data(out, run->facts[f].data));
         TRY(str_appendf(out, "</dd></div>"));
-        for (int f = 0; f < N_FACTS; f++) {
-            if (!run->facts[f].len) continue;
-            TRY(str_appendf(out, "<div><dt>%s</dt><dd>", RUN_FACT_NAMES[f]));
-            TRY(page_data(out, run->facts[f].data));
-            TRY(str_appendf(out, "</dd></div>"));
-        }
-        TRY(str_appendf(out, "</dl>\n"));
     }
-    return PC_OK;
+    return str_appendf(out, "</dl>\n");
 }
 
 static int nav_link(struct Str *out, const char *id, const char *name, bool there)
@@ -256,21 +299,27 @@ static int page_nav(struct Str *out, const struct Report *r)
 
 /* ==== Methods ==== */
 
+/* "Against full: better on 2 tasks, worse on 1, undecided on 18." */
 static int card_verdicts(struct Str *out, const struct Report *r, int column)
 {
-    int n[3] = {0}, compared = 0;
+    const struct Difference *all = &r->all[column].difference;
+    int n[3] = {0};
+    char mean[NUMBER], interval[LABEL];
     for (int t = 0; t < r->n_tasks; t++) {
         const struct Difference *d = &report_cell(r, t, column)->difference;
-        compared += d->mean.n > 0;
         n[d->verdict] += d->mean.n > 0;
     }
     TRY(str_appendf(out, "<p>Against "));
     TRY(page_data(out, r->columns[r->baseline].label.data));
-    if (compared == 0) return str_appendf(out, ": no common rows.</p>\n");
-    return str_appendf(
-        out, ": <b>better</b> on %d task%s, <b>worse</b> on %d, <b>undecided</b> on %d.</p>\n",
-        n[VERDICT_BETTER], n[VERDICT_BETTER] == 1 ? "" : "s", n[VERDICT_WORSE],
-        n[VERDICT_UNDECIDED]);
+    if (all->mean.n == 0) return str_appendf(out, ": no common rows.</p>\n");
+    TRY(r->n_tasks == 1
+            ? str_appendf(out, ": <b>%s</b>.", say_verdict(all->verdict))
+            : str_appendf(
+                  out, ": <b>better</b> on %d task%s, <b>worse</b> on %d, <b>undecided</b> on %d.",
+                  n[VERDICT_BETTER], n[VERDICT_BETTER] == 1 ? "" : "s", n[VERDICT_WORSE],
+                  n[VERDICT_UNDECIDED]));
+    return str_appendf(out, " Mean difference <b>%s</b> (%s).</p>\n",
+                       say_signed(all->mean.mean, mean), say_interval(&all->mean, true, interval));
 }
 
 static int card(struct Str *out, const struct Report *r, int column)
@@ -285,15 +334,14 @@ static int card(struct Str *out, const struct Report *r, int column)
                 ? str_appendf(out, "<p>The baseline: the others are compared with it "
                                    "row by row.</p>\n")
                 : card_verdicts(out, r, column));
-    TRY(str_appendf(out, "<dl><div><dt>Rows with a score</dt><dd>%s",
-                    say_count(all->shares.scored, a)));
+    TRY(str_appendf(out, "<dl><div><dt>Rows scored</dt><dd>%s", say_count(all->shares.scored, a)));
     if (all->shares.failed) TRY(str_appendf(out, ", %s failed", say_count(all->shares.failed, a)));
     if (all->shares.no_score)
         TRY(str_appendf(out, ", %s without", say_count(all->shares.no_score, a)));
     double share = all->cost.kv_in > 0 ? all->cost.kv_kept / all->cost.kv_in : NAN;
     return str_appendf(
         out,
-        "</dd></div><div><dt>Median time a row</dt><dd>%s</dd></div><div><dt>Peak "
+        "</dd></div><div><dt>Median time</dt><dd>%s</dd></div><div><dt>Peak "
         "memory</dt><dd>%s</dd></div><div><dt>KV kept</dt><dd>%s</dd></div></dl></article>\n",
         say_seconds(all->cost.total_median, b), say_size(all->cost.peak_most, c),
         say_share(share, d));
@@ -340,11 +388,12 @@ static int curve_figure(struct Str *out, const struct Report *r, const struct Cu
     TRY(str_appendf(out, "<figure><figcaption><b>"));
     TRY(curve->task >= 0 ? page_data(out, r->tasks[curve->task].name.data)
                          : str_appendf(out, "All tasks together"));
-    TRY(str_appendf(out, "</b><small>%s</small></figcaption>\n<div class=\"split\">",
+    TRY(str_appendf(out, "</b><small>%s</small></figcaption>\n<div class=\"split%s\">",
                     curve->by_target
                         ? "by the length that was asked for"
                         : "by the text's length in tokens, in ranges of about equally many "
-                          "rows; the tasks are mixed differently in each range"));
+                          "rows; the tasks are mixed differently in each range",
+                    r->n_columns > 3 ? " stacked" : ""));
     TRY(svg_curve(out, r, curve));
     TRY(curve_table(out, r, curve));
     return str_appendf(out, "</div></figure>\n");
@@ -374,6 +423,8 @@ static int page_lengths(struct Str *out, const struct Report *r)
     return str_appendf(out, "%s</section>\n", shown ? "</div></details>" : "");
 }
 
+enum { CARD_EDGES = 38 }; /* padding and border of a card */
+
 /* ==== Needles ==== */
 
 enum { HEATS_OPEN = 2 }; /* tasks whose maps are shown at once */
@@ -394,7 +445,11 @@ static int heat_figures(struct Str *out, const struct Report *r, const struct He
 {
     TRY(str_appendf(out, "<h3>"));
     TRY(page_data(out, r->tasks[heat->task].name.data));
-    TRY(str_appendf(out, "</h3><div class=\"figures\">\n"));
+    TRY(str_appendf(
+        out,
+        "</h3><div class=\"figures\" style=\"grid-template-columns:repeat(auto-fill,minmax(min(100%%,"
+        "%dpx),1fr))\">\n",
+        svg_heat_width(heat) + CARD_EDGES));
     for (int c = 0; c < r->n_columns; c++) {
         if (report_cell(r, heat->task, c)->shares.rows == 0) continue;
         TRY(str_appendf(out, "<figure class=\"needle c%d\" data-column=\"%d\"><figcaption>",
@@ -413,9 +468,10 @@ static int page_needles(struct Str *out, const struct Report *r)
 {
     if (r->n_heats == 0) return PC_OK;
     TRY(str_appendf(
-        out, "<section id=\"needles\"><h2>Needles by depth and length</h2>\n<p>Each cell is a mean "
-             "score, 0 to 100; darker is higher. Down: where in the text the needle stands, "
-             "0%% is its start. Across: tokens of text.</p>\n"));
+        out,
+        "<section id=\"needles\"><h2>Needles by depth and length</h2>\n<p>Each cell is a mean "
+        "score, 0 to 100; the stronger the shade, the higher. Down: where in the text the needle stands, "
+        "0%% is its start. Across: tokens of text.</p>\n"));
     for (int i = 0; i < r->n_heats; i++) {
         if (i == HEATS_OPEN)
             TRY(str_appendf(out, "<details><summary>%d tasks more</summary>\n", r->n_heats - i));
@@ -474,7 +530,7 @@ static int page_chunks(struct Str *out, const struct Report *r)
     TRY(hits_table(out, r));
     TRY(str_appendf(out, "<div class=\"figures\">\n"));
     for (int c = 0; c < r->n_columns; c++) {
-        if (r->all[c].hits.n == 0) continue;
+        if (r->all[c].hits.n_chunked == 0) continue;
         TRY(str_appendf(out, "<figure class=\"c%d\"><figcaption>", c % SVG_STYLES));
         TRY(page_method(out, r, c));
         TRY(str_appendf(
@@ -515,13 +571,24 @@ static int kv_figure(struct Str *out, const struct Report *r, int column)
     return str_appendf(out, "</div></figure>\n");
 }
 
+/* Room for the widest map in its card. */
+static int kv_width(const struct Report *r)
+{
+    int most = 0;
+    for (int c = 0; c < r->n_columns; c++)
+        if (r->kv[c].n_rows && svg_kv_width(&r->kv[c]) > most) most = svg_kv_width(&r->kv[c]);
+    return most + CARD_EDGES;
+}
+
 static int page_kv(struct Str *out, const struct Report *r)
 {
     if (!has_kv(r)) return PC_OK;
     TRY(str_appendf(
         out,
         "<section id=\"kv\"><h2>KV kept by layer and head</h2>\n<p>Down: layers from the first. "
-        "Across: KV heads. Darker is more.</p>\n<div class=\"figures\">\n"));
+        "Across: KV heads. The stronger the shade, the more is kept.</p>\n<div class=\"figures\" "
+        "style=\"grid-template-columns:repeat(auto-fill,minmax(min(100%%,%dpx),1fr))\">\n",
+        kv_width(r)));
     for (int c = 0; c < r->n_columns; c++) TRY(kv_figure(out, r, c));
     return str_appendf(out, "</div></section>\n");
 }
@@ -530,20 +597,22 @@ static int page_kv(struct Str *out, const struct Report *r)
 
 static int page_how(struct Str *out, const struct Report *r)
 {
+    char count[NUMBER];
+    say_count(STATS_RESAMPLES, count);
     TRY(str_appendf(
         out,
         "<section id=\"how\"><h2>How to read this</h2>\n<ul class=\"how\">"
         "<li><b>Interval.</b> 95%%. Where all scores are 0 or 1 it is Wilson's; else it is the percentile "
-        "bootstrap of %d resamples of the rows, seeded, so that the same data give the same numbers. With few "
+        "bootstrap of %s resamples of the rows, seeded, so that the same data give the same numbers. With few "
         "rows a bootstrap interval is too narrow rather than too wide. One row has no interval.</li>"
         "<li><b>Mean of tasks.</b> Each task counts the same, however many rows it has; rows are resampled "
-        "within their task.</li>"
+        "within their task; a task with one row borrows the spread of the others.</li>"
         "<li><b>Below zero.</b> The share of resamples in which the mean difference is negative.</li>"
         "<li><b>Empty</b>: the answer has no text. <b>Unparsed</b>: it has not the form that the scorer looks "
         "for, and so counts as wrong. <b>Answer cut</b>: it ended at the limit of new tokens. <b>Input "
         "cut</b>: part of the text was left out before the method saw it. All are shares of the rows that did "
         "not fail.</li>",
-        STATS_RESAMPLES));
+        count));
     TRY(str_appendf(out, "<li><b>Not in this report:</b> "));
     size_t begin = out->len;
     if (r->n_curves == 0)

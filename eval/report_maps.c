@@ -298,9 +298,9 @@ static int kv_fill(const struct Report *r, int column, struct KvMap *map)
     int n_before = 0;
     for (int i = 0; i < all->shares.rows; i++) {
         const struct RunSample *s = all->rows[i];
-        const double *heads = r->columns[column].method->heads + s->heads;
         int n = s->n_layers * s->n_heads;
         if (n == 0) continue;
+        const double *heads = r->columns[column].method->heads + s->heads;
         if (!map->mean) {
             map->n_layers = s->n_layers;
             map->n_heads = s->n_heads;

@@ -12,32 +12,33 @@ const char *const LONGBENCH_GROUPS[REPORT_GROUPS] = {
     "Single-document QA", "Multi-document QA", "Summarisation", "Few-shot", "Synthetic", "Code",
 };
 
+/* In all 4,750 rows. A run's own word for its official rows does not count when it is less. */
 static const struct {
     const char *name;
-    int group;
+    int group, rows;
     bool in_e;
 } LONGBENCH[] = {
-    {"narrativeqa", 0, false},
-    {"qasper", 0, true},
-    {"multifieldqa_en", 0, true},
-    {"multifieldqa_zh", 0, false},
-    {"hotpotqa", 1, true},
-    {"2wikimqa", 1, true},
-    {"musique", 1, false},
-    {"dureader", 1, false},
-    {"gov_report", 2, true},
-    {"qmsum", 2, false},
-    {"multi_news", 2, true},
-    {"vcsum", 2, false},
-    {"trec", 3, true},
-    {"triviaqa", 3, true},
-    {"samsum", 3, true},
-    {"lsht", 3, false},
-    {"passage_count", 4, true},
-    {"passage_retrieval_en", 4, true},
-    {"passage_retrieval_zh", 4, false},
-    {"lcc", 5, true},
-    {"repobench-p", 5, true},
+    {"narrativeqa", 0, 200, false},
+    {"qasper", 0, 200, true},
+    {"multifieldqa_en", 0, 150, true},
+    {"multifieldqa_zh", 0, 200, false},
+    {"hotpotqa", 1, 200, true},
+    {"2wikimqa", 1, 200, true},
+    {"musique", 1, 200, false},
+    {"dureader", 1, 200, false},
+    {"gov_report", 2, 200, true},
+    {"qmsum", 2, 200, false},
+    {"multi_news", 2, 200, true},
+    {"vcsum", 2, 200, false},
+    {"trec", 3, 200, true},
+    {"triviaqa", 3, 200, true},
+    {"samsum", 3, 200, true},
+    {"lsht", 3, 200, false},
+    {"passage_count", 4, 200, true},
+    {"passage_retrieval_en", 4, 200, true},
+    {"passage_retrieval_zh", 4, 200, false},
+    {"lcc", 5, 500, true},
+    {"repobench-p", 5, 500, true},
 };
 
 enum { N_LONGBENCH = sizeof LONGBENCH / sizeof LONGBENCH[0] };
@@ -90,14 +91,23 @@ static bool has_benchmark(const struct Report *r, int column, const char *benchm
     return false;
 }
 
+/* Rows of the task in its official set, as the run tells and as is known here; 0: neither. */
+static double official_rows(const struct ReportTask *task)
+{
+    int i = strcmp(task->benchmark.data, "longbench") == 0 ? longbench_index(task->name.data) : -1;
+    double told = task->official > 0 ? task->official : 0;
+    return i >= 0 ? fmax(told, LONGBENCH[i].rows) : told;
+}
+
 /* Every official row has a score in every column that has this benchmark. */
 static bool task_complete(const struct Report *r, int task)
 {
     const struct ReportTask *t = &r->tasks[task];
-    if (!(t->official > 0) || t->n_rows == 0) return false;
+    double official = official_rows(t);
+    if (official == 0 || t->n_rows == 0) return false;
     for (int c = 0; c < r->n_columns; c++)
         if (has_benchmark(r, c, t->benchmark.data) &&
-            report_cell(r, task, c)->shares.scored < t->official)
+            report_cell(r, task, c)->shares.scored < official)
             return false;
     return true;
 }
@@ -144,10 +154,10 @@ static int add_group(struct Report *r, const char *benchmark, int group, const s
                         .complete = true};
     for (int t = 0; t < r->n_tasks; t++) {
         if (!in_group(r, t, benchmark, group)) continue;
-        g->n_tasks++;
+        g->n_tasks += r->tasks[t].n_rows > 0;
         g->complete = g->complete && task_complete(r, t);
     }
-    if (g->n_tasks == 0) return PC_OK;
+    if (g->n_tasks == 0 && group >= 0) return PC_OK;
     if (g->n_tasks < g->n_set) g->complete = false;
     r->n_groups++;
     g->mean = mem_alloc(columns, sizeof *g->mean);
@@ -229,6 +239,10 @@ static int make_buckets(struct Report *r, const struct Room *room)
 int report_sets(struct Report *r)
 {
     int most = 0;
+    for (int t = 0; t < r->n_tasks; t++) {
+        double official = official_rows(&r->tasks[t]);
+        r->tasks[t].official = official > 0 ? official : NAN;
+    }
     struct Room room = {0};
     for (int c = 0; c < r->n_columns; c++)
         if (r->all[c].shares.rows > most) most = r->all[c].shares.rows;

@@ -103,7 +103,7 @@ int svg_difference(struct Str *out, const struct Estimate *e, double scale, int 
 
 /* ==== Curves ==== */
 
-enum { CURVE_WIDTH = 480, CURVE_HEIGHT = 270, CURVE_LEFT = 30, CURVE_TOP = 10, CURVE_BOTTOM = 226 };
+enum { CURVE_WIDTH = 440, CURVE_HEIGHT = 270, CURVE_LEFT = 30, CURVE_TOP = 10, CURVE_BOTTOM = 226 };
 
 struct CurveSpace {
     const struct Report *r;
@@ -178,7 +178,7 @@ int svg_curve(struct Str *out, const struct Report *r, const struct Curve *curve
     struct CurveSpace s = {r, curve};
     TRY(str_appendf(
         out,
-        "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"score by length; the table beside "
+        "<svg class=\"chart\" viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"score by length; the table beside "
         "it has the numbers\">\n",
         CURVE_WIDTH, CURVE_HEIGHT));
     TRY(curve_axes(out, &s));
@@ -231,9 +231,14 @@ static int heat_cell(struct Str *out, const struct Heat *heat, int column, int y
     return str_appendf(out, "</g>\n");
 }
 
+int svg_heat_width(const struct Heat *heat)
+{
+    return HEAT_LEFT + heat->n_lengths * HEAT_CELL;
+}
+
 int svg_heat(struct Str *out, const struct Heat *heat, int column)
 {
-    int width = HEAT_LEFT + heat->n_lengths * HEAT_CELL;
+    int width = svg_heat_width(heat);
     int height = HEAT_TOP + heat->n_depths * HEAT_ROW;
     char text[LABEL];
     TRY(str_appendf(out,
@@ -259,7 +264,7 @@ int svg_heat(struct Str *out, const struct Heat *heat, int column)
 /* ==== Chunks ==== */
 
 enum {
-    HITS_WIDTH = 480,
+    HITS_WIDTH = 380,
     HITS_LEFT = 34,
     HITS_TOP = 16,
     HITS_BOTTOM = 176, /* of the marks; the strip stands below */
@@ -395,11 +400,21 @@ static int kv_row(struct Str *out, const struct KvMap *map, const struct KvSpace
         KV_LEFT + map->n_heads * s->step + KV_MEAN - 8, top + s->row - 4.5, text);
 }
 
-int svg_kv(struct Str *out, const struct KvMap *map)
+static double kv_step(const struct KvMap *map)
 {
     double room = KV_WIDTH - KV_LEFT - KV_MEAN;
-    struct KvSpace s = {.step = fmin(44, room / map->n_heads), .row = map->n_layers > 40 ? 14 : 16};
-    int n = map->n_layers * map->n_heads, width = (int)(KV_LEFT + s.step * map->n_heads + KV_MEAN);
+    return fmin(map->n_heads > 4 ? 31 : 44, room / map->n_heads);
+}
+
+int svg_kv_width(const struct KvMap *map)
+{
+    return (int)(KV_LEFT + kv_step(map) * map->n_heads + KV_MEAN);
+}
+
+int svg_kv(struct Str *out, const struct KvMap *map)
+{
+    struct KvSpace s = {.step = kv_step(map), .row = map->n_layers > 40 ? 14 : 16};
+    int n = map->n_layers * map->n_heads, width = svg_kv_width(map);
     for (int i = 0; i < n; i++) s.most = fmax(s.most, map->mean[i]);
     if (!isnan(map->share_of)) s.most = fmax(s.most, map->share_of);
     TRY(str_appendf(

@@ -17,9 +17,11 @@ int svg_bar(struct Str *out, const struct Estimate *e, int column);
 /* Mean difference and interval on -scale..scale. */
 int svg_difference(struct Str *out, const struct Estimate *e, double scale, int column);
 int svg_curve(struct Str *out, const struct Report *r, const struct Curve *curve);
+int svg_heat_width(const struct Heat *heat);
 int svg_heat(struct Str *out, const struct Heat *heat, int column);
 /* Place of the answer's chunk against its rank by score, and the share kept for each tenth of the text. */
 int svg_hits(struct Str *out, const struct Report *r, int column);
+int svg_kv_width(const struct KvMap *map);
 int svg_kv(struct Str *out, const struct KvMap *map);
 
 #endif

@@ -11,11 +11,16 @@
 
 /* ==== Cells ==== */
 
+enum { FIT_COLUMNS = 4 }; /* more methods make the table scroll sideways */
+
 static int table_begin(struct Str *out, const struct Report *r, const char *first, bool baseline)
 {
+    int columns = r->n_columns - !baseline;
     TRY(str_appendf(
-        out, "<div class=\"wrap\"><table class=\"matrix\"><thead><tr><th scope=\"col\">%s</th>",
-        first));
+        out,
+        "<div class=\"wrap%s\"><table class=\"matrix\" style=\"min-width:%dpx\"><thead><tr><th "
+        "class=\"first\" scope=\"col\">%s</th>",
+        columns <= FIT_COLUMNS ? " fit" : "", 180 + 200 * columns, first));
     for (int c = 0; c < r->n_columns; c++) {
         if (!baseline && c == r->baseline) continue;
         TRY(str_appendf(out, "<th scope=\"col\">"));
@@ -148,7 +153,7 @@ int page_scores(struct Str *out, const struct Report *r)
 /* The smallest round half-width that holds all intervals. */
 static double difference_scale(const struct Report *r)
 {
-    static const double steps[] = {0.02, 0.05, 0.1, 0.2, 0.5};
+    static const double steps[] = {0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75};
     double most = 0;
     for (int i = 0; i < r->n_tasks * r->n_columns; i++) {
         const struct Estimate *e = &r->cells[i].difference.mean;
@@ -234,21 +239,43 @@ int page_differences(struct Str *out, const struct Report *r)
 
 /* ==== LongBench-E ==== */
 
-static int bucket_row(struct Str *out, const struct Report *r, int task, int bucket)
+static const char *const BUCKETS[REPORT_BUCKETS] = {"0–4k", "4–8k", "8k+"};
+
+static int bucket_head(struct Str *out, const struct Report *r)
 {
-    static const char *const names[] = {"0–4k", "4–8k", "8k+"};
+    TRY(str_appendf(out, "<div class=\"wrap\"><table class=\"plain curve-table\"><thead><tr><th "
+                         "scope=\"col\" rowspan=\"2\">Task</th>"));
+    for (int c = 0; c < r->n_columns; c++) {
+        TRY(str_appendf(out, "<th scope=\"colgroup\" colspan=\"3\">"));
+        TRY(page_method(out, r, c));
+        TRY(str_appendf(out, "</th>"));
+    }
+    TRY(str_appendf(out, "</tr><tr>"));
+    for (int i = 0; i < REPORT_BUCKETS * r->n_columns; i++)
+        TRY(str_appendf(out, "<th scope=\"col\">%s</th>", BUCKETS[i % REPORT_BUCKETS]));
+    return str_appendf(out, "</tr></thead><tbody>\n");
+}
+
+static int bucket_cell(struct Str *out, const struct Report *r, int task, int at)
+{
+    int c = at / REPORT_BUCKETS, b = at % REPORT_BUCKETS;
+    const struct Estimate *e = &r->buckets[task * r->n_columns + c].cell[b];
+    char mean[NUMBER], interval[LABEL];
+    TRY(str_appendf(out, "<td data-label=\""));
+    TRY(say_html(out, r->columns[c].label.data));
+    return str_appendf(out, ", %s\"><span><b>%s</b> <span class=\"ci\">%s%sn %d</span></span></td>",
+                       BUCKETS[b], e->n ? say_score(e->mean, mean) : "–",
+                       say_interval(e, false, interval), e->n ? " · " : "", e->n);
+}
+
+static int bucket_row(struct Str *out, const struct Report *r, int task)
+{
     bool all = task == r->n_tasks;
     TRY(str_appendf(out, "<tr%s><th scope=\"row\">%s", all ? " class=\"group\"" : "",
                     all ? "Mean of tasks" : ""));
     if (!all) TRY(page_data(out, r->tasks[task].name.data));
-    TRY(str_appendf(out, "<small>%s words</small></th>", names[bucket]));
-    for (int c = 0; c < r->n_columns; c++) {
-        const struct Estimate *e = &r->buckets[task * r->n_columns + c].cell[bucket];
-        TRY(cell_begin(out, r, c, names[bucket]));
-        TRY(cell_mean(out, e));
-        TRY(svg_bar(out, e, c));
-        TRY(str_appendf(out, "<div class=\"note\"><span class=\"n\">n %d</span></div></td>", e->n));
-    }
+    TRY(str_appendf(out, "</th>"));
+    for (int i = 0; i < REPORT_BUCKETS * r->n_columns; i++) TRY(bucket_cell(out, r, task, i));
     return str_appendf(out, "</tr>\n");
 }
 
@@ -257,12 +284,11 @@ int page_buckets(struct Str *out, const struct Report *r)
     if (!r->buckets) return PC_OK;
     TRY(str_appendf(
         out, "<section id=\"buckets\"><h2>Three lengths</h2>\n<p>Rows by the length that the "
-             "data set tells: under 4,000, under 8,000, and above.</p>\n"));
-    TRY(table_begin(out, r, "Task", true));
-    for (int t = r->n_tasks; t >= 0; t = t == r->n_tasks ? 0 : t + 1 == r->n_tasks ? -1 : t + 1) {
-        if (t < r->n_tasks && strcmp(r->tasks[t].benchmark.data, "longbench-e") != 0) continue;
-        for (int b = 0; b < REPORT_BUCKETS; b++) TRY(bucket_row(out, r, t, b));
-    }
+             "data set tells, in words: under 4,000, under 8,000, and above.</p>\n"));
+    TRY(bucket_head(out, r));
+    TRY(bucket_row(out, r, r->n_tasks));
+    for (int t = 0; t < r->n_tasks; t++)
+        if (strcmp(r->tasks[t].benchmark.data, "longbench-e") == 0) TRY(bucket_row(out, r, t));
     TRY(table_end(out));
     return str_appendf(out, "</section>\n");
 }

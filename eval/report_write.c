@@ -147,7 +147,14 @@ const char *say_share(double share, char text[NUMBER])
 {
     double percent = 100 * share;
     bool fine = (percent > 0 && percent < 9.95) || (percent > 99 && percent < 100);
-    snprintf(text, NUMBER, isfinite(share) ? (fine ? "%.1f%%" : "%.0f%%") : DASH, percent);
+    if (!isfinite(share))
+        snprintf(text, NUMBER, "%s", DASH);
+    else if (percent > 0 && percent < 0.1)
+        snprintf(text, NUMBER, "under 0.1%%");
+    else if (percent > 99.9 && percent < 100)
+        snprintf(text, NUMBER, "over 99.9%%");
+    else
+        snprintf(text, NUMBER, fine ? "%.1f%%" : "%.0f%%", percent);
     return text;
 }
 
@@ -246,7 +253,7 @@ static const char *plural(double n)
 /* Rows of the benchmark that are here, and of its official set as far as that is known. */
 struct Extent {
     double rows, official;
-    int n_tasks, n_told;
+    int n_tasks, n_told; /* tasks with rows; tasks whose official number of rows is told */
 };
 
 static struct Extent extent_of(const struct Report *r, const char *benchmark)
@@ -255,7 +262,7 @@ static struct Extent extent_of(const struct Report *r, const char *benchmark)
     for (int t = 0; t < r->n_tasks; t++) {
         const struct ReportTask *task = &r->tasks[t];
         if (benchmark && strcmp(task->benchmark.data, benchmark) != 0) continue;
-        e.n_tasks++;
+        e.n_tasks += task->n_rows > 0;
         e.rows += task->n_rows;
         if (!(task->official > 0)) continue;
         e.n_told++;
@@ -294,19 +301,19 @@ int say_title(const struct Report *r, struct Str *out)
     struct Extent all = extent_of(r, NULL);
     char rows[NUMBER];
     say_count(all.rows, rows);
-    if (r->n_tasks == 0) return str_appendf(out, "No rows");
+    if (all.rows == 0) return str_appendf(out, "No rows");
     const char *first = r->tasks[0].benchmark.data;
     int n = 0;
     for (int t = 0; t < r->n_tasks; t++)
         n += t == 0 || strcmp(r->tasks[t].benchmark.data, r->tasks[t - 1].benchmark.data) != 0;
     if (n > 1)
         return str_appendf(out, "%s row%s of %d tasks from %d benchmarks", rows, plural(all.rows),
-                           r->n_tasks, n);
+                           all.n_tasks, n);
     if (r->complete)
         return str_appendf(out, "%s: all %s rows of %d task%s", proper_name(first), rows,
-                           r->n_tasks, plural(r->n_tasks));
-    return str_appendf(out, "%s row%s of %d %s task%s", rows, plural(all.rows), r->n_tasks, first,
-                       plural(r->n_tasks));
+                           all.n_tasks, plural(all.n_tasks));
+    return str_appendf(out, "%s row%s of %d %s task%s", rows, plural(all.rows), all.n_tasks, first,
+                       plural(all.n_tasks));
 }
 
 int say_partial(const struct Report *r, const char *benchmark, struct Str *out)
@@ -319,7 +326,8 @@ int say_partial(const struct Report *r, const char *benchmark, struct Str *out)
     if (e.n_told == 0) return str_appendf(out, "partial: the official number of rows is not told");
     TRY(str_appendf(out, "partial: %s of %s", say_count(e.rows, a), say_count(e.official, b)));
     if (whole->n_set > e.n_tasks)
-        return str_appendf(out, " official rows of these tasks, %d of %d tasks", e.n_tasks,
+        return str_appendf(out, " official rows%s, %d of %d tasks",
+                           whole->n_set > e.n_told ? " of these tasks" : "", e.n_tasks,
                            whole->n_set);
     if (e.rows >= e.official) return str_appendf(out, " rows, not all of them scored");
     return str_appendf(out, " official rows");

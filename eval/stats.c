@@ -61,13 +61,6 @@ int stats_quantile(struct Values values, double q, double *out)
 
 /* ==== Bootstrap ==== */
 
-static double mean_of(const double *x, int n)
-{
-    double sum = 0;
-    for (int i = 0; i < n; i++) sum += x[i];
-    return sum / n;
-}
-
 /* Sums of the same numbers in another order differ in their last bits; a zero must stay one. */
 static double settle(double mean)
 {
@@ -79,13 +72,43 @@ struct Strata {
     double *block;
     struct Values *groups;
     int n_groups, n_values;
-    int least; /* values in the smallest */
+    /* What a group of one value varies by: the deviations of all larger groups from their means or,
+     * where there are none, of the single values from theirs. */
+    double *spread; /* [n_spread] */
+    int n_spread, n_single;
 };
 
 static void strata_free(struct Strata *s)
 {
     mem_free(s->block);
     mem_free(s->groups);
+    mem_free(s->spread);
+}
+
+static double mean_of(const double *x, int n)
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += x[i];
+    return sum / n;
+}
+
+static void strata_spread(struct Strata *s)
+{
+    double singles = 0;
+    for (int g = 0; g < s->n_groups; g++) {
+        const struct Values *group = &s->groups[g];
+        double mean = mean_of(group->x, group->n);
+        if (group->n == 1) {
+            s->n_single++;
+            singles += mean;
+        }
+        for (int i = 0; i < group->n && group->n > 1; i++)
+            s->spread[s->n_spread++] = group->x[i] - mean;
+    }
+    if (s->n_spread > 0 || s->n_single < 2) return;
+    for (int g = 0; g < s->n_groups; g++)
+        s->spread[s->n_spread++] = s->groups[g].x[0] - singles / s->n_single;
+    stats_sort(s->spread, s->n_spread);
 }
 
 static int strata_make(const struct Values *groups, int n_groups, struct Strata *out)
@@ -94,7 +117,8 @@ static int strata_make(const struct Values *groups, int n_groups, struct Strata 
     for (int i = 0; i < n_groups; i++) out->n_values += groups[i].n;
     out->block = mem_alloc((size_t)out->n_values, sizeof *out->block);
     out->groups = mem_alloc((size_t)n_groups, sizeof *out->groups);
-    if (!out->block || !out->groups) {
+    out->spread = mem_alloc((size_t)out->n_values, sizeof *out->spread);
+    if (!out->block || !out->groups || !out->spread) {
         strata_free(out);
         return PC_ENOMEM;
     }
@@ -105,9 +129,9 @@ static int strata_make(const struct Values *groups, int n_groups, struct Strata 
         memcpy(to, groups[i].x, (size_t)n * sizeof *to);
         stats_sort(to, n);
         out->groups[out->n_groups++] = (struct Values){to, n};
-        if (out->least == 0 || n < out->least) out->least = n;
         to += n;
     }
+    strata_spread(out);
     return PC_OK;
 }
 
@@ -124,7 +148,9 @@ static double strata_resample(const struct Strata *s, uint64_t *state)
     for (int g = 0; g < s->n_groups; g++) {
         const struct Values *group = &s->groups[g];
         double part = 0;
-        for (int i = 0; i < group->n; i++) part += group->x[draw_below(state, group->n)];
+        if (group->n == 1) part = group->x[0] + s->spread[draw_below(state, s->n_spread)];
+        for (int i = 0; i < group->n && group->n > 1; i++)
+            part += group->x[draw_below(state, group->n)];
         sum += part / group->n;
     }
     return settle(sum / s->n_groups);
@@ -136,7 +162,7 @@ static int bootstrap(const struct Strata *s, struct Estimate *out, double *below
     *out = (struct Estimate){.n = s->n_values, .mean = NAN};
     if (s->n_values == 0) return PC_OK;
     out->mean = out->low = out->high = strata_mean(s);
-    if (s->least < 2) return PC_OK;
+    if (s->n_spread == 0) return PC_OK;
     double *means = mem_alloc(STATS_RESAMPLES, sizeof *means);
     if (!means) return PC_ENOMEM;
     uint64_t state = SEED;

@@ -33,8 +33,8 @@ struct Values {
 };
 
 int stats_mean(struct Values values, struct Estimate *out);
-/* Mean of the groups' means, each group resampled apart; empty groups are left out. No interval when
- * a group has one value only: its spread is not known. Estimate.n counts all values. */
+/* Mean of the groups' means, each group resampled apart; empty groups are left out. A group of one value
+ * does not know its own spread and borrows that of the others. Estimate.n counts all values. */
 int stats_mean_of_means(const struct Values *groups, int n_groups, struct Estimate *out);
 /* `hits` of n as a share with Wilson's interval. */
 struct Estimate stats_share(int hits, int n);
