@@ -19,7 +19,7 @@ static double prefill_flops(const struct Model *model, const struct PlanInfo *pl
     double rows = chunk + plan->n_question;
     double attention =
         4.0 * cfg->n_layers * cfg->n_heads * cfg->head_dim * rows * (rows / 2 + plan->n_prefix);
-    return plan->n_chunks * (2 * weights * rows + attention);
+    return plan->n_read * (2 * weights * rows + attention);
 }
 
 /* Seconds that the prefill may take at the rate of one measured matrix product; negative: not known.
@@ -46,8 +46,9 @@ static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double 
     TRY(str_appendf(out, "device   %s\n", engine_device(engine)));
     TRY(str_appendf(out, "tokens   %d text, %d before each chunk, %d question, up to %d answer\n",
                     plan->n_context, plan->n_prefix, plan->n_question, plan->max_tokens));
-    TRY(str_appendf(out, "chunks   %d of at most %d tokens, %d at a time, %d kept\n",
-                    plan->n_chunks, plan->chunk_tokens, plan->wave, plan->keep));
+    TRY(str_appendf(out, "chunks   %d of at most %d tokens, %d at a time, %d kept%s\n",
+                    plan->n_chunks, plan->chunk_tokens, plan->wave, plan->keep,
+                    plan->n_read < plan->n_chunks ? ", the others not read" : ""));
     if (plan->kv_cap > 0)
         TRY(str_appendf(out, "KV       %d entries for each kept chunk, layer and head: %s\n",
                         plan->kv_cap, bytes_text(plan->kv_bytes, a)));

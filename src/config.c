@@ -23,7 +23,7 @@ static const char *const WORDS_AUTO[] = {"auto=0", NULL};
 static const char *const WORDS_KEEP[] = {"auto=0", "all=-1", NULL};
 static const char *const WORDS_CAP[] = {"auto=0", "off=-1", NULL};
 static const char *const WORDS_METHOD[] = {"parallelcomp", "full", "truncate", NULL};
-static const char *const WORDS_SCORE[] = {"question", "published", NULL};
+static const char *const WORDS_SCORE[] = {"question", "published", "random", "bm25", NULL};
 static const char *const WORDS_PRECISION[] = {"int16", "f32", NULL};
 static const char *const WORDS_CHAT[] = {"auto",    "raw",     "chatml",  "qwen",
                                          "llama-2", "llama-3", "mistral", NULL};
@@ -45,7 +45,7 @@ const struct Setting SETTINGS[] = {
     {"overlap", SET_INT, AT(overlap), 0, 0, 1 << 20, NULL, "0", "method",
      "tokens shared by neighbouring chunks"},
     {"keep", SET_INT, AT(keep), 0, 1, 1 << 16, WORDS_KEEP, "auto", "method",
-     "chunks kept (k), those under which the question is least surprising; auto: 2"},
+     "chunks kept (k), those that chunk_score ranks first; auto: 2"},
     {"kv_cap", SET_INT, AT(kv_cap), 0, 1, 1 << 22, WORDS_CAP, "auto", "method",
      "context tokens kept for each chunk, layer and KV head; auto: half a chunk; off: all of them"},
     {"obs_rows", SET_INT, AT(obs_rows), 0, 1, 4096, NULL, "8", "method",
@@ -53,7 +53,8 @@ const struct Setting SETTINGS[] = {
     {"pool", SET_INT, AT(pool), 0, 1, 255, NULL, "7", "method",
      "width of the max-pool over the votes, odd; 1: none"},
     {"chunk_score", SET_ENUM, ENUM_AT(chunk_score), WORDS_SCORE, "question", "method",
-     "what ranks the chunks: surprise of the question's own words, or of all that follows the chunk"},
+     "what ranks the chunks: surprise of the question's own words, or of all that follows the chunk; "
+     "without the model: chance, or words shared with the question"},
     {"prefix_copies", SET_INT, AT(prefix_copies), 0, 1, 1 << 16, NULL, "1", "method",
      "weight of the shared prefix in the merged cache, as that many copies"},
     {"calib", SET_CALIB, AT(calib), 0, 0, 0, NULL, "[]", "method",

@@ -126,7 +126,7 @@ int question_pass(struct Session *s)
     TRY(s->tf.be->logits(s->tf.dev, s->tf.x, &last, 1, s->logits));
     s->out->logits_hash =
         hash64(s->logits, sizeof *s->logits * (size_t)s->e->model.cfg.vocab_size, 0);
-    session_progress(s, STAGE_QUESTION, s->plan.n_chunks, s->prompt.context.n);
+    session_progress(s, STAGE_QUESTION, s->plan.n_read, s->n_tokens_todo);
     return PC_OK;
 }
 
@@ -184,7 +184,7 @@ static int generate(struct Session *s, struct Sampler *sampler)
         }
         s->out->ids[s->out->n_ids++] = id;
         TRY(emit(s, &d, id));
-        session_progress(s, STAGE_DECODE, s->plan.n_chunks, n + 1);
+        session_progress(s, STAGE_DECODE, s->plan.n_read, n + 1);
         if (n + 1 == s->set.max_tokens) break;
         TRY(session_stop(s));
         TRY(step(s, id, pos + n));

@@ -53,7 +53,8 @@ struct ChunkInfo {
     int begin, end;              /* context tokens [begin, end) */
     size_t byte_begin, byte_end; /* the same in the context text */
     double
-        score; /* mean NLL of the scored question tokens, nats; lower is kept; NAN when none was taken */
+        score; /* lower is kept; NAN when none was taken. Mean NLL of the scored question tokens, nats;
+                   * or BM25 with a minus sign, or chance, as chunk_score says */
     bool kept;
 };
 
@@ -65,6 +66,7 @@ struct Timings {
 struct PlanInfo {
     int n_context, n_prefix, n_question;                    /* tokens */
     int n_chunks, chunk_tokens, wave, keep, kv_cap, window; /* resolved values, no AUTO left */
+    int n_read;       /* chunks prefilled: all, or the kept ones where they are known beforehand */
     int question_pos; /* position of the first question token in stage 2 */
     int max_tokens;
     int n_truncated;        /* context tokens left out (--method truncate only) */

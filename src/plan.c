@@ -67,7 +67,7 @@ static int plan_plain(struct Session *s)
     }
     s->plan.n_chunks = s->prompt.context.n ? 1 : 0;
     s->plan.chunk_tokens = s->prompt.context.n;
-    s->plan.keep = s->plan.n_chunks;
+    s->plan.keep = s->plan.n_read = s->plan.n_chunks;
     s->plan.wave = 1;
     return PC_OK;
 }
@@ -83,6 +83,7 @@ static int plan_chunks(struct Session *s)
     s->plan.chunk_tokens = min_int(payload, n);
     s->plan.keep =
         s->set.keep == KEEP_ALL ? s->plan.n_chunks : min_int(s->set.keep, s->plan.n_chunks);
+    s->plan.n_read = ranks_ahead(&s->set) ? s->plan.keep : s->plan.n_chunks;
     return PC_OK;
 }
 
@@ -127,7 +128,7 @@ static void plan_shapes(struct Session *s)
         s->batch_rows = max_int(max_int(p->wave * (p->chunk_tokens + q), p0), q);
         s->wave_shape = (struct BatchShape){s->batch_rows, p->wave, p0 + p->chunk_tokens + q,
                                             mass_keys, min_int(HEAD_ROWS, scored * p->wave)};
-        s->n_slots = min_int(p->keep + p->wave, p->n_chunks);
+        s->n_slots = min_int(p->keep + p->wave, p->n_read);
         s->n_pages = (size_t)heads * ((size_t)s->n_slots * pages_for(s->cap) + pages_for(p0) +
                                       pages_for(q + p->max_tokens) + 1);
     }
@@ -135,9 +136,8 @@ static void plan_shapes(struct Session *s)
     int answer_room = is_plain(s) ? answer_keys
                                   : PAGE_TOKENS * (pages_for(p0) + p->keep * pages_for(s->cap)) +
                                         q + p->max_tokens;
-    s->answer_shape = (struct BatchShape){max_int(q, 1), 1, answer_room,
-                                          needs_mass(s) ? answer_keys : 0,
-                                          min_int(HEAD_ROWS, scored)};
+    s->answer_shape = (struct BatchShape){
+        max_int(q, 1), 1, answer_room, needs_mass(s) ? answer_keys : 0, min_int(HEAD_ROWS, scored)};
     s->mass_stride = needs_mass(s) ? max_int(mass_keys, answer_keys) : 0;
 }
 
@@ -169,7 +169,7 @@ static void plan_wave(struct Session *s)
     int threads = s->set.threads, rows = p->chunk_tokens + p->n_question;
     int wave =
         s->set.wave != AUTO ? s->set.wave : max_int(1, ROWS_A_THREAD * threads / max_int(rows, 1));
-    for (p->wave = max_int(1, min_int(min_int(wave, WAVE_MAX), p->n_chunks));; p->wave--) {
+    for (p->wave = max_int(1, min_int(min_int(wave, WAVE_MAX), p->n_read));; p->wave--) {
         plan_shapes(s);
         p->peak_bytes = plan_bytes(s);
         if (p->peak_bytes <= p->available_bytes || p->wave == 1 || s->set.wave != AUTO) return;

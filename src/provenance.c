@@ -71,6 +71,7 @@ static void add_plan(cJSON *root, const struct PlanInfo *plan)
     cJSON_AddNumberToObject(object, "n_prefix", plan->n_prefix);
     cJSON_AddNumberToObject(object, "n_question", plan->n_question);
     cJSON_AddNumberToObject(object, "n_chunks", plan->n_chunks);
+    cJSON_AddNumberToObject(object, "n_read", plan->n_read);
     cJSON_AddNumberToObject(object, "chunk_tokens", plan->chunk_tokens);
     cJSON_AddNumberToObject(object, "wave", plan->wave);
     cJSON_AddNumberToObject(object, "keep", plan->keep);

@@ -39,10 +39,12 @@ struct Session {
     struct Result *out;
     double begun;
 
-    struct ChunkInput cut;   /* how the context is cut */
-    uint8_t *boundary;       /* [n_context] */
-    struct Chunk *chunks;    /* [n_chunks] */
-    int cap;                 /* tokens kept a chunk and head, at most */
+    struct ChunkInput cut; /* how the context is cut */
+    uint8_t *boundary;     /* [n_context] */
+    struct Chunk *chunks;  /* [n_chunks] */
+    int *todo;         /* [n_chunks] chunks to prefill, plan.n_read of them, in document order */
+    int n_tokens_todo; /* context tokens in them */
+    int cap;           /* tokens kept a chunk and head, at most */
     int n_slots, batch_rows; /* rows of the largest batch */
     struct BatchShape wave_shape, answer_shape;
     size_t n_pages;
@@ -70,7 +72,11 @@ int plan_make(struct Session *s);
 /* PC_ENOMEM with numbers and a remedy when the plan does not fit. */
 int plan_check(const struct PlanInfo *p);
 
-/* prefill.c */
+/* session_rank.c: whether the chunks are ranked without the model, so that only winners need be read; and that. */
+bool ranks_ahead(const struct Settings *set);
+int rank_ahead(struct Session *s);
+
+/* prefill.c: a wave is the chunks todo[first .. first + n). */
 int prefill_prefix(struct Session *s);
 int prefill_wave(struct Session *s, int first, int n);
 int prefill_plain(struct Session *s);
