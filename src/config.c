@@ -22,7 +22,8 @@ extern char **environ;
 static const char *const WORDS_AUTO[] = {"auto=0", NULL};
 static const char *const WORDS_KEEP[] = {"auto=0", "all=-1", NULL};
 static const char *const WORDS_CAP[] = {"auto=0", "off=-1", NULL};
-static const char *const WORDS_METHOD[] = {"parallelcomp", "full", "truncate", NULL};
+static const char *const WORDS_METHOD[] = {"parallelcomp", "full",      "truncate",
+                                           "snapkv",       "pyramidkv", NULL};
 static const char *const WORDS_SCORE[] = {"question", "published", "random", "bm25", NULL};
 static const char *const WORDS_PRECISION[] = {"int16", "f32", NULL};
 static const char *const WORDS_CHAT[] = {"auto",    "raw",     "chatml",  "qwen",
@@ -37,7 +38,8 @@ static const char *const WORDS_ISA[] = {"auto", "avx2", "avx512", "avx512vnni", 
 
 const struct Setting SETTINGS[] = {
     {"method", SET_ENUM, ENUM_AT(method), WORDS_METHOD, "parallelcomp", "method",
-     "how a text longer than the window is read: chunks in parallel, all at once, or cut in the middle"},
+     "how a text longer than the window is read: chunks in parallel, all at once, or cut in the middle; "
+     "all at once and then compressed by the question: snapkv, pyramidkv"},
     {"window", SET_INT, AT(window), 0, 64, 1 << 24, WORDS_AUTO, "auto", "method",
      "positions the model may use; auto: the context it was trained on"},
     {"chunk", SET_INT, AT(chunk), 0, 16, 1 << 22, WORDS_AUTO, "auto", "method",
@@ -47,9 +49,10 @@ const struct Setting SETTINGS[] = {
     {"keep", SET_INT, AT(keep), 0, 1, 1 << 16, WORDS_KEEP, "auto", "method",
      "chunks kept (k), those that chunk_score ranks first; auto: 2"},
     {"kv_cap", SET_INT, AT(kv_cap), 0, 1, 1 << 22, WORDS_CAP, "auto", "method",
-     "context tokens kept for each chunk, layer and KV head; auto: half a chunk; off: all of them"},
+     "context tokens kept for each chunk, layer and KV head; auto: half a chunk; off: all of them; "
+     "snapkv, pyramidkv: prompt tokens kept for each layer and KV head, or on average over the layers"},
     {"obs_rows", SET_INT, AT(obs_rows), 0, 1, 4096, NULL, "8", "method",
-     "last question rows whose attention votes for the tokens to keep"},
+     "last question rows whose attention votes for the tokens to keep; snapkv, pyramidkv keep these too"},
     {"pool", SET_INT, AT(pool), 0, 1, 255, NULL, "7", "method",
      "width of the max-pool over the votes, odd; 1: none"},
     {"chunk_score", SET_ENUM, ENUM_AT(chunk_score), WORDS_SCORE, "question", "method",

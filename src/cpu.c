@@ -116,7 +116,7 @@ static size_t cut_scratch(struct Device *d, const struct BatchShape *s, uint8_t 
     d->rows = cut(&c, sizeof(float) * 2 * (size_t)widest);
     d->prep = cut(&c, d->kern->matvec_prep_bytes(widest));
     d->pack_blocks = (int)key_blocks;
-    bool many = s->rows > FEW_ROWS;
+    bool many = s->rows > FEW_ROWS || s->mass_keys;
     d->pack.k = cut(&c, many ? heads * key_blocks * block : 0);
     d->pack.v = cut(&c, many ? heads * key_blocks * block : 0);
     d->pack.k_scale = cut(&c, many ? heads * key_blocks * k_scales * sizeof(float) : 0);

@@ -137,6 +137,7 @@ int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, floa
 {
     const struct ModelConfig *m = &d->model->cfg;
     int group = m->n_heads / m->n_kv_heads, heads = a->n_seqs * m->n_kv_heads;
+    if (a->seq_begin[a->n_seqs] <= FEW_ROWS) pack_keys(d, a); /* attention() read the pages */
 #pragma omp parallel for schedule(dynamic, 1) num_threads(d->threads)
     for (int h = 0; h < heads; h++) {
         int seq = h / m->n_kv_heads, kv = h % m->n_kv_heads,

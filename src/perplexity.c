@@ -112,6 +112,10 @@ int session_perplexity(struct Engine *e, const struct Request *text, int tail,
         return err_set(
             PC_ECONFIG,
             "perplexity under a method needs --tail N: the last N tokens are scored given the rest");
+    if (tail && compresses(&e->settings))
+        return err_set(PC_ECONFIG,
+                       "snapkv and pyramidkv compress after the tail was read with full "
+                       "attention: its perplexity is that of --method full");
     if (tail == 1)
         return err_set(
             PC_ECONFIG,

@@ -5,6 +5,8 @@
  */
 #include "session.h"
 
+#include "eviction/budget.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -36,7 +38,8 @@ static bool is_plain(const struct Session *s)
 /* Whether anything asks for the attention mass on tokens. */
 static bool needs_mass(const struct Session *s)
 {
-    return !is_plain(s) && (s->set.n_calib > 0 || s->cap < s->plan.chunk_tokens);
+    if (is_plain(s)) return s->budget;
+    return s->set.n_calib > 0 || s->cap < s->plan.chunk_tokens;
 }
 
 /* ==== Chunks and positions ==== */
@@ -69,6 +72,29 @@ static int plan_plain(struct Session *s)
     s->plan.chunk_tokens = s->prompt.context.n;
     s->plan.keep = s->plan.n_read = s->plan.n_chunks;
     s->plan.wave = 1;
+    return PC_OK;
+}
+
+/* What each layer keeps of the whole prompt; kv_cap counts the observed rows too. */
+static int plan_budget(struct Session *s)
+{
+    struct PlanInfo *p = &s->plan;
+    int total = p->n_prefix + s->prompt.context.n + p->n_question,
+        layers = s->e->model.cfg.n_layers;
+    s->observed = min_int(s->set.obs_rows, p->n_question);
+    if (!compresses(&s->set) || s->set.kv_cap == CAP_OFF || s->set.kv_cap >= total) return PC_OK;
+    if (s->set.kv_cap <= s->observed)
+        return err_set(PC_ECONFIG,
+                       "kv_cap %d leaves no token beside the %d observed question rows, which are "
+                       "always kept; raise --kv-cap or lower --obs-rows",
+                       s->set.kv_cap, s->observed);
+    s->budget = mem_alloc((size_t)layers, sizeof *s->budget);
+    if (!s->budget) return PC_ENOMEM;
+    int mean = s->set.kv_cap - s->observed, n = total - s->observed;
+    if (s->set.method == METHOD_PYRAMIDKV)
+        pyramid_budgets(layers, mean, n, s->budget);
+    else
+        flat_budgets(layers, mean, n, s->budget);
     return PC_OK;
 }
 
@@ -196,13 +222,15 @@ int plan_make(struct Session *s)
     TRY(is_plain(s) ? plan_plain(s) : plan_chunks(s));
     s->cap = s->set.kv_cap == CAP_OFF || is_plain(s) ? p->chunk_tokens
                                                      : min_int(s->set.kv_cap, p->chunk_tokens);
-    p->kv_cap = s->cap;
+    TRY(plan_budget(s));
+    p->kv_cap = s->budget ? s->set.kv_cap : s->cap;
     p->model_bytes = s->e->file_bytes;
     p->available_bytes = s->set.memory ? s->set.memory : mem_available();
     plan_wave(s);
     p->fits = p->peak_bytes <= p->available_bytes;
     int kept = is_plain(s) ? p->chunk_tokens : p->keep * s->cap;
-    p->kv_bytes = (size_t)m->n_layers * m->n_kv_heads * pages_for(p->n_prefix + kept) *
+    p->kv_bytes = (size_t)m->n_layers * m->n_kv_heads *
+                  pages_for(s->budget ? s->set.kv_cap : p->n_prefix + kept) *
                   s->e->be->page_bytes(s->e->dev);
     TRY(cut_chunks(s));
     int longest = 0;

@@ -29,7 +29,7 @@ int session_stages(struct Session *s, bool answer)
     s->out->time.prefill = clock_seconds() - s->begun - s->out->time.tokenize;
     TRY(s->e->be->reserve(s->e->dev, &s->answer_shape));
     if (!answer) return PC_OK;
-    TRY(question_pass(s)); /* calibration of the merged cache, first answer row */
+    TRY(question_pass(s)); /* may thin the merged cache out; first answer row */
     s->out->time.question =
         clock_seconds() - s->begun - s->out->time.tokenize - s->out->time.prefill;
     return decode_answer(s);
@@ -187,9 +187,9 @@ void session_close(struct Session *s)
     kv_close(&s->kv);
     kv_writes_close(&s->writes);
     chunk_queue_close(&s->queue);
-    void *blocks[] = {s->slots, s->boundary, s->chunks,  s->todo, s->tokens,
-                      s->pos,   s->rows,     s->targets, s->mass, s->seq_begin,
-                      s->nll,   s->work,     s->keep,    s->drop, s->logits};
+    void *blocks[] = {s->slots, s->boundary, s->chunks, s->todo,      s->tokens, s->pos,
+                      s->rows,  s->targets,  s->mass,   s->seq_begin, s->budget, s->nll,
+                      s->work,  s->keep,     s->drop,   s->logits};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     prompt_free(&s->prompt);
     memset(s, 0, sizeof *s);

@@ -30,6 +30,12 @@ struct Slot {
     int *kept; /* [n_heads] entries of index in use */
 };
 
+/* Reads everything with full attention, then keeps what the question's last rows attend to. */
+static inline bool compresses(const struct Settings *set)
+{
+    return set->method == METHOD_SNAPKV || set->method == METHOD_PYRAMIDKV;
+}
+
 struct Session {
     struct Engine *e;
     const struct Request *req;
@@ -45,6 +51,9 @@ struct Session {
     int *todo;         /* [n_chunks] chunks to prefill, plan.n_read of them, in document order */
     int n_tokens_todo; /* context tokens in them */
     int cap;           /* tokens kept a chunk and head, at most */
+    int *
+        budget; /* [n_layers] prompt tokens that a head keeps besides the observed rows; NULL: all */
+    int observed;            /* last question rows that vote */
     int n_slots, batch_rows; /* rows of the largest batch */
     struct BatchShape wave_shape, answer_shape;
     size_t n_pages;

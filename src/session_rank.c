@@ -7,8 +7,6 @@
 
 #include "eviction/lexical.h"
 
-#include <string.h>
-
 bool ranks_ahead(const struct Settings *set)
 {
     return set->method == METHOD_PARALLELCOMP &&
@@ -23,23 +21,39 @@ static void rank_by_chance(struct Session *s, double *score)
                   score);
 }
 
+/* The user's own words, as the tail holds them; without any, all that follows a chunk. */
+static int question_words(const struct Session *s, struct Str *out)
+{
+    const struct Prompt *p = &s->prompt;
+    bool own = p->score_begin < p->score_end;
+    for (int i = own ? p->score_begin : 0; i < (own ? p->score_end : p->tail.n); i++) {
+        if (tokenizer_is_control(s->e->tok, p->tail.ids[i])) continue;
+        struct Slice piece = tokenizer_piece(s->e->tok, p->tail.ids[i]);
+        TRY(str_append(out, piece.data, piece.len));
+    }
+    return PC_OK;
+}
+
 /* The chunks' own bytes of the text against the user's words. */
 static int rank_by_words(struct Session *s, double *score)
 {
-    const char *asked = s->req->question ? s->req->question : "";
     int n = s->plan.n_chunks;
     if (!s->req->context || !s->prompt.context_offset)
-        return err_set(PC_ECONFIG, "chunk_score bm25 compares words, but the request came as token "
-                                   "ids; use another --chunk-score");
+        return err_set(PC_ECONFIG,
+                       "chunk_score bm25 compares words, but only token ids of the text "
+                       "are known here; use another --chunk-score");
+    struct Str asked = {0};
     struct LexText *text = mem_alloc((size_t)n, sizeof *text);
-    if (!text) return PC_ENOMEM;
-    for (int c = 0; c < n; c++) {
+    int status = text ? question_words(s, &asked) : PC_ENOMEM;
+    for (int c = 0; c < n && status == PC_OK; c++) {
         const struct ChunkInfo *info = &s->out->chunks[c];
         text[c] =
             (struct LexText){s->req->context + info->byte_begin, info->byte_end - info->byte_begin};
     }
-    int status = bm25_scores((struct LexText){asked, strlen(asked)}, text, n, score);
-    for (int c = 0; c < n; c++) score[c] = -score[c];
+    if (status == PC_OK)
+        status = bm25_scores((struct LexText){asked.data, asked.len}, text, n, score);
+    for (int c = 0; c < n && status == PC_OK; c++) score[c] = -score[c];
+    str_free(&asked);
     mem_free(text);
     return status;
 }

@@ -90,6 +90,8 @@ static void test_plan_shapes(void **state)
         {METHOD_PARALLELCOMP, KEEP_ALL, CAP_OFF, 3, 1, 300},
         {METHOD_FULL, 1, CAP_OFF, 1, 0, 4},
         {METHOD_TRUNCATE, 1, CAP_OFF, 1, 0, 4},
+        {METHOD_SNAPKV, 1, 50, 1, 0, 4},
+        {METHOD_PYRAMIDKV, 1, 2000, 1, 0, 300},
     };
     struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
     char text[9000];
