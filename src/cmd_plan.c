@@ -36,6 +36,19 @@ static double estimate_seconds(struct Engine *engine, const struct PlanInfo *pla
     return best > 0 ? prefill_flops(engine_model(engine), plan) / best : -1;
 }
 
+/* The method with what it derived. */
+static int method_text(const struct PlanInfo *plan, struct Str *out)
+{
+    TRY(str_appendf(out, "method   %s", setting_word("method", plan->method)));
+    if (plan->group)
+        TRY(str_appendf(out, ", groups of %d beyond %d neighbours", plan->group, plan->neighbours));
+    if (plan->method == METHOD_STREAMING) TRY(str_appendf(out, ", %d sinks", plan->sinks));
+    if (plan->rope_scaling != SCALING_AUTO)
+        TRY(str_appendf(out, ", %s stretched by %.4g",
+                        setting_word("rope_scaling", plan->rope_scaling), plan->rope_factor));
+    return str_appendf(out, ", %d positions\n", plan->n_positions);
+}
+
 static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double seconds,
                      struct Str *out)
 {
@@ -44,6 +57,7 @@ static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double 
     TRY(str_appendf(out, "model    %s, trained on %d positions, %s mapped\n", cfg->name,
                     cfg->train_len, bytes_text(plan->model_bytes, a)));
     TRY(str_appendf(out, "device   %s\n", engine_device(engine)));
+    TRY(method_text(plan, out));
     TRY(str_appendf(out, "tokens   %d text, %d before each chunk, %d question, up to %d answer\n",
                     plan->n_context, plan->n_prefix, plan->n_question, plan->max_tokens));
     TRY(str_appendf(out, "chunks   %d of at most %d tokens, %d at a time, %d kept%s\n",

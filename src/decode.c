@@ -157,6 +157,7 @@ static int run_question(struct Session *s)
 {
     int n_layers = s->e->model.cfg.n_layers, q = s->prompt.tail.n;
     struct Batch b = tail_batch(s, s->prompt.tail.ids, q, s->plan.question_pos);
+    TRY(far_batch(s, &b));
     TRY(tf_begin(&s->tf, &b));
     for (int l = 0; l < n_layers; l++) {
         struct AttnArgs args;
@@ -165,6 +166,7 @@ static int run_question(struct Session *s)
         TRY(store_question(s, l, &args));
         TRY(tf_ffn(&s->tf, l, q));
     }
+    far_forget(s, &s->merged);
     return PC_OK;
 }
 
@@ -198,6 +200,7 @@ static int step(struct Session *s, int id, int pos)
 {
     int n_layers = s->e->model.cfg.n_layers, row = 0;
     struct Batch b = tail_batch(s, &id, 1, pos);
+    TRY(far_batch(s, &b));
     TRY(tf_begin(&s->tf, &b));
     for (int l = 0; l < n_layers; l++) {
         struct AttnArgs args;
@@ -207,6 +210,7 @@ static int step(struct Session *s, int id, int pos)
         TRY(kv_flush(&s->kv, &s->writes));
         TRY(tf_ffn(&s->tf, l, 1));
     }
+    far_forget(s, &s->merged);
     return s->tf.be->logits(s->tf.dev, s->tf.x, &row, 1, s->logits);
 }
 

@@ -35,6 +35,7 @@ static int prefill_segment(struct Session *s, const int *ids, int n, int pos0,
                       .n_seqs = 1,
                       .pool = &s->kv.pool,
                       .past = past};
+    TRY(far_batch(s, &b));
     TRY(tf_begin(&s->tf, &b));
     for (int l = 0; l < n_layers; l++) {
         struct AttnArgs args;
@@ -47,6 +48,7 @@ static int prefill_segment(struct Session *s, const int *ids, int n, int pos0,
         TRY(kv_flush(&s->kv, &s->writes));
         if (!last) TRY(tf_ffn(&s->tf, l, n));
     }
+    far_forget(s, past);
     return PC_OK;
 }
 
@@ -56,7 +58,7 @@ int prefill_prefix(struct Session *s)
     return prefill_segment(s, s->prompt.prefix.ids, s->prompt.prefix.n, 0, &s->prefix);
 }
 
-/* Full attention: the context in segments, each seeing all before it. */
+/* One sequence: the context in segments, each seeing all before it that the method lets it see. */
 int prefill_plain(struct Session *s)
 {
     int n = s->prompt.context.n, p = s->prompt.prefix.n;
@@ -67,7 +69,12 @@ int prefill_plain(struct Session *s)
         session_progress(s, STAGE_PREFILL, at + rows == n ? 1 : 0, at + rows);
     }
     if (s->plan.n_chunks) s->out->chunks[0].kept = true;
-    for (int h = 0; h < s->merged.n_heads; h++) s->out->kv_in[h] = s->out->kv_kept[h] = n;
+    for (int h = 0; h < s->merged.n_heads; h++) {
+        int before = s->plan.sinks && s->plan.sinks < p ? s->plan.sinks : p,
+            kept = s->merged.n_tokens[h] - before;
+        s->out->kv_in[h] = n;
+        s->out->kv_kept[h] = kept < n ? kept : n;
+    }
     return PC_OK;
 }
 

@@ -109,7 +109,9 @@ static int alloc_cache(struct Session *s)
     int prefix = p->n_prefix / PAGE_TOKENS + 1,
         tail = (p->n_question + p->max_tokens) / PAGE_TOKENS + 2;
     int kept = slots ? slots * ((s->cap + PAGE_TOKENS - 1) / PAGE_TOKENS)
-                     : p->chunk_tokens / PAGE_TOKENS + 1;
+                     : (s->held < p->chunk_tokens ? s->held + s->batch_rows : p->chunk_tokens) /
+                               PAGE_TOKENS +
+                           2;
     TRY(kv_open(&s->kv, s->e->be, s->e->dev, m, s->n_pages));
     TRY(kv_table_open(&s->prefix, m, prefix));
     TRY(kv_table_open(&s->merged, m, prefix + kept + tail));
@@ -155,6 +157,8 @@ static int session_alloc(struct Session *s)
     if (s->set.method == METHOD_PARALLELCOMP)
         TRY(chunk_queue_open(&s->queue, s->plan.keep ? s->plan.keep : 1, s->plan.n_chunks));
     TRY(tf_open(&s->tf, s->e->be, s->e->dev, &s->e->model, s->batch_rows));
+    TRY(rope_open(s));
+    TRY(far_open(s));
     return s->e->be->reserve(s->e->dev, &s->wave_shape);
 }
 
@@ -176,6 +180,7 @@ int session_open(struct Session *s, struct Engine *e, const struct Request *req,
 
 void session_close(struct Session *s)
 {
+    far_close(s);
     tf_close(&s->tf);
     for (int i = 0; s->slots && i < s->n_slots; i++) {
         kv_table_close(&s->slots[i].table);

@@ -252,7 +252,7 @@ static inline struct Forward forward(struct Engine *e, struct Tokens ids)
         .n = ids.n, .heads = m->n_heads, .kv_heads = m->n_kv_heads, .dim = m->head_dim};
     struct Transformer tf;
     int begin[2] = {0, ids.n}, *pos = calloc((size_t)ids.n, sizeof *pos), last = ids.n - 1;
-    struct BatchShape shape = {ids.n, 1, ids.n, 0, 48};
+    struct BatchShape shape = {.rows = ids.n, .seqs = 1, .keys = ids.n, .head_rows = 48};
     for (int i = 0; i < ids.n; i++) pos[i] = i;
     f.nll = calloc((size_t)ids.n, sizeof *f.nll);
     f.logits = calloc((size_t)m->vocab_size, sizeof *f.logits);

@@ -75,7 +75,7 @@ struct Action {
 
 static size_t held(const struct Action *a)
 {
-    struct BatchShape least = {1, 1, 1, 0, 1};
+    struct BatchShape least = {.rows = 1, .seqs = 1, .keys = 1, .head_rows = 1};
     if (a->e) assert_int_equal(a->e->be->reserve(a->e->dev, &least), PC_OK);
     return mem_in_use();
 }
