@@ -16,9 +16,9 @@ static double prefill_flops(const struct Model *model, const struct PlanInfo *pl
     double embedding = (double)cfg->vocab_size * cfg->dim;
     double weights = (double)model->n_params - (model->tied ? embedding : 2 * embedding);
     double chunk = plan->n_chunks ? (double)plan->n_context / plan->n_chunks : 0;
-    double rows = chunk + plan->n_question;
-    double attention =
-        4.0 * cfg->n_layers * cfg->n_heads * cfg->head_dim * rows * (rows / 2 + plan->n_prefix);
+    double rows = chunk + plan->n_question, seen = rows / 2 + plan->n_prefix;
+    if (plan->method == METHOD_STREAMING) seen = fmin(seen, plan->window);
+    double attention = 4.0 * cfg->n_layers * cfg->n_heads * cfg->head_dim * rows * seen;
     return plan->n_read * (2 * weights * rows + attention);
 }
 

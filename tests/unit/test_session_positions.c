@@ -213,6 +213,25 @@ static void test_self_extend(void **state)
     check_self_extend("llama", (struct Input){5, 2300, 20, 4}, 300, 5); /* two segments */
 }
 
+/* The default precision too, as far as its steps allow. */
+static void test_int16(void **state)
+{
+    (void)state;
+    for (int a = 0; a < N_ARCHS; a++) {
+        struct Engine *e = open_engine(archs[a], PRECISION_INT16, 1 + a % 2);
+        struct Input in = {9, 300, 14, 1};
+        struct View v = {.scale = 1};
+        v.meet = meet_grouped, v.neighbours = e->settings.neighbours = 70;
+        v.group = e->settings.group = 3;
+        e->settings.method = METHOD_SELF_EXTEND;
+        check_view(e, in, &v, "self-extend, int16");
+        v.meet = meet_rolling, v.window = e->settings.window = 100, v.sinks = e->settings.sinks;
+        e->settings.method = METHOD_STREAMING;
+        check_view(e, in, &v, "streaming, int16");
+        engine_close(e);
+    }
+}
+
 /* Worked out by hand: w = 4, G = 2, so far queries stand at floor(i / 2) + 2, far keys at floor(j / 2). */
 static void test_self_extend_by_hand(void **state)
 {
@@ -481,17 +500,12 @@ static void test_chunks_and_scaling(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_oracle),
-        cmocka_unit_test(test_self_extend),
-        cmocka_unit_test(test_self_extend_by_hand),
-        cmocka_unit_test(test_grouped_full),
-        cmocka_unit_test(test_streaming),
-        cmocka_unit_test(test_streaming_full),
-        cmocka_unit_test(test_flat_memory),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_rope_scaling),
-        cmocka_unit_test(test_together),
-        cmocka_unit_test(test_chunks_and_scaling),
+        cmocka_unit_test(test_oracle),         cmocka_unit_test(test_self_extend),
+        cmocka_unit_test(test_int16),          cmocka_unit_test(test_self_extend_by_hand),
+        cmocka_unit_test(test_grouped_full),   cmocka_unit_test(test_streaming),
+        cmocka_unit_test(test_streaming_full), cmocka_unit_test(test_flat_memory),
+        cmocka_unit_test(test_refusals),       cmocka_unit_test(test_rope_scaling),
+        cmocka_unit_test(test_together),       cmocka_unit_test(test_chunks_and_scaling),
     };
     return cmocka_run_group_tests_name("session_positions", tests, NULL, NULL) != 0;
 }
