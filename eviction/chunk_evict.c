@@ -89,6 +89,11 @@ void chunk_queue_push(struct ChunkQueue *q, int chunk, double score, int *evicte
     }
 }
 
+void chance_scores(uint64_t seed, int n, double *score)
+{
+    for (int32_t c = 0; c < n; c++) score[c] = (double)(hash64(&c, sizeof c, seed) >> 11) * 0x1p-53;
+}
+
 int chunk_queue_kept(const struct ChunkQueue *q, int *chunks)
 {
     /* Insertion sort: there are k entries, and with all chunks kept still only some hundreds. */

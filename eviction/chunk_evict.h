@@ -31,6 +31,10 @@ void chunk_queue_close(struct ChunkQueue *q);
  * offered), or -1 when none does: its memory may be used again at once. Allocates nothing. */
 void chunk_queue_push(struct ChunkQueue *q, int chunk, double score, int *evicted);
 
+/* Scores by chance, uniform in [0, 1): the baseline that any other score has to beat. The same seed
+ * gives the same scores. */
+void chance_scores(uint64_t seed, int n, double *score);
+
 /* Writes the kept chunks in document order; returns how many. */
 int chunk_queue_kept(const struct ChunkQueue *q, int *chunks);
 

@@ -23,9 +23,11 @@ struct DeviceOptions {
 /* The largest batch that will be run. */
 struct BatchShape {
     int rows, seqs;
-    int keys;      /* most keys one row can see: past and its own sequence */
-    int mass_keys; /* most keys attn_mass is asked for; 0: never */
-    int head_rows; /* most rows whose logits are wanted at once */
+    int keys;        /* most keys one row can see: past and its own sequence */
+    int mass_keys;   /* most keys attn_mass is asked for; 0: never */
+    int head_rows;   /* most rows whose logits are wanted at once */
+    bool far;        /* attention() is asked for with far keys */
+    int turned_keys; /* most keys that have another place for rows far from them; 0: none has */
 };
 
 /* `len` tokens of one KV head in a page of the pool. */
@@ -65,6 +67,16 @@ struct RopeArgs {
     int n_rows;
 };
 
+/* Tokens far behind a row, which sees them from another place than its own, or not at all. Tokens are counted
+ * from the first of the past to the row. */
+struct FarKeys {
+    int window;          /* a token is far from the row that stands so many behind it, or more */
+    int n;               /* of the far tokens a row sees those among the first n; 0: none */
+    const float *q_turn; /* [n_rows, rope_dim] turns a row's query to where far keys see it from */
+    const float
+        *k_turn; /* [keys, rope_dim] turns keys to where they stand for far rows; NULL: they stay */
+};
+
 struct AttnArgs {
     const float *q;       /* [n_rows, n_heads * head_dim] f32, rotated */
     const float *k, *v;   /* [n_rows, n_kv_heads * head_dim] f32, k rotated */
@@ -77,6 +89,7 @@ struct AttnArgs {
     int last_rows;                /* only the last so many rows of each sequence ask; 0: all */
     int n_biased; /* the first n_biased past tokens of each head get `bias` on their logit */
     float bias;
+    const struct FarKeys *far; /* NULL: every key is seen where it stands */
 };
 
 /* n tokens of one KV head into one page. */
@@ -109,7 +122,9 @@ struct Backend {
     int (*compact)(struct Device *d, float *x, int width, const int *idx, int n);
     int (*embed)(struct Device *d, const int *tokens, int n_rows, float *x);
     /* Angles for the rows of the batch that follows. */
-    int (*positions)(struct Device *d, const int *pos, int n_rows);
+    int (*positions)(struct Device *d, const struct Rope *rope, const int *pos, int n_rows);
+    /* What turns a head on by so many positions, without the rope's scale: out [n, rope_dim], cosines and sines. */
+    int (*turns)(struct Device *d, const struct Rope *rope, const int *by, int n, float *out);
     /* out_i = rmsnorm(x) W_i^T + bias_i, up to 3 weights */
     int (*norm_linear)(struct Device *d, const float *x, int n_rows, const float *norm,
                        const struct LinearOp *ops, int n_ops);
@@ -119,7 +134,7 @@ struct Backend {
     int (*ffn_add)(struct Device *d, float *x, int n_rows, const struct FfnWeights *f);
     int (*rope)(struct Device *d, const struct RopeArgs *args);
     int (*attention)(struct Device *d, const struct AttnArgs *args);
-    /* After attention() with the same args: for each sequence and KV head the sum over the last `obs_rows` rows and
+    /* After attention() with the same args, which have no far keys: for each sequence and KV head the sum over the last `obs_rows` rows and
      * the head group of the softmax on each key (past first). mass [n_seqs, n_kv_heads, stride] f32, in host memory. */
     int (*attn_mass)(struct Device *d, const struct AttnArgs *args, int obs_rows, float *mass,
                      int stride);

@@ -113,7 +113,7 @@ static int bench_open(struct OpBench *b, int keys)
 {
     const struct ModelConfig *m = &b->e->model.cfg;
     int rows = b->n > 64 ? b->n : 64, vocab_rows = m->vocab_size / m->dim + 2;
-    struct BatchShape shape = {b->n, 1, keys + b->n, 0, 1};
+    struct BatchShape shape = {.rows = b->n, .seqs = 1, .keys = keys + b->n, .head_rows = 1};
     size_t pages = (size_t)m->n_layers * m->n_kv_heads * (size_t)(keys / PAGE_TOKENS + 1);
     TRY(tf_open(&b->tf, b->e->be, b->e->dev, &b->e->model, rows > vocab_rows ? rows : vocab_rows));
     TRY(b->e->be->reserve(b->e->dev, &shape));
@@ -126,7 +126,7 @@ static int bench_open(struct OpBench *b, int keys)
     for (int i = 0; i < b->n; i++)
         b->tokens[i] = (int)((unsigned)i * 7919u % (unsigned)m->vocab_size), b->pos[i] = i;
     TRY(b->e->be->embed(b->e->dev, b->tokens, b->n, b->tf.x));
-    TRY(b->e->be->positions(b->e->dev, b->pos, b->n));
+    TRY(b->e->be->positions(b->e->dev, &b->tf.rope, b->pos, b->n));
     TRY(op_qkv(b));
     if (b->n > 1) return PC_OK;
     struct KvWrites w;

@@ -16,10 +16,10 @@ static double prefill_flops(const struct Model *model, const struct PlanInfo *pl
     double embedding = (double)cfg->vocab_size * cfg->dim;
     double weights = (double)model->n_params - (model->tied ? embedding : 2 * embedding);
     double chunk = plan->n_chunks ? (double)plan->n_context / plan->n_chunks : 0;
-    double rows = chunk + plan->n_question;
-    double attention =
-        4.0 * cfg->n_layers * cfg->n_heads * cfg->head_dim * rows * (rows / 2 + plan->n_prefix);
-    return plan->n_chunks * (2 * weights * rows + attention);
+    double rows = chunk + plan->n_question, seen = rows / 2 + plan->n_prefix;
+    if (plan->method == METHOD_STREAMING) seen = fmin(seen, plan->window);
+    double attention = 4.0 * cfg->n_layers * cfg->n_heads * cfg->head_dim * rows * seen;
+    return plan->n_read * (2 * weights * rows + attention);
 }
 
 /* Seconds that the prefill may take at the rate of one measured matrix product; negative: not known.
@@ -36,6 +36,19 @@ static double estimate_seconds(struct Engine *engine, const struct PlanInfo *pla
     return best > 0 ? prefill_flops(engine_model(engine), plan) / best : -1;
 }
 
+/* The method with what it derived. */
+static int method_text(const struct PlanInfo *plan, struct Str *out)
+{
+    TRY(str_appendf(out, "method   %s", setting_word("method", plan->method)));
+    if (plan->group)
+        TRY(str_appendf(out, ", groups of %d beyond %d neighbours", plan->group, plan->neighbours));
+    if (plan->method == METHOD_STREAMING) TRY(str_appendf(out, ", %d sinks", plan->sinks));
+    if (plan->rope_scaling != SCALING_AUTO)
+        TRY(str_appendf(out, ", %s stretched by %.4g",
+                        setting_word("rope_scaling", plan->rope_scaling), plan->rope_factor));
+    return str_appendf(out, ", %d positions\n", plan->n_positions);
+}
+
 static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double seconds,
                      struct Str *out)
 {
@@ -44,10 +57,12 @@ static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double 
     TRY(str_appendf(out, "model    %s, trained on %d positions, %s mapped\n", cfg->name,
                     cfg->train_len, bytes_text(plan->model_bytes, a)));
     TRY(str_appendf(out, "device   %s\n", engine_device(engine)));
+    TRY(method_text(plan, out));
     TRY(str_appendf(out, "tokens   %d text, %d before each chunk, %d question, up to %d answer\n",
                     plan->n_context, plan->n_prefix, plan->n_question, plan->max_tokens));
-    TRY(str_appendf(out, "chunks   %d of at most %d tokens, %d at a time, %d kept\n",
-                    plan->n_chunks, plan->chunk_tokens, plan->wave, plan->keep));
+    TRY(str_appendf(out, "chunks   %d of at most %d tokens, %d at a time, %d kept%s\n",
+                    plan->n_chunks, plan->chunk_tokens, plan->wave, plan->keep,
+                    plan->n_read < plan->n_chunks ? ", the others not read" : ""));
     if (plan->kv_cap > 0)
         TRY(str_appendf(out, "KV       %d entries for each kept chunk, layer and head: %s\n",
                         plan->kv_cap, bytes_text(plan->kv_bytes, a)));

@@ -22,8 +22,10 @@ extern char **environ;
 static const char *const WORDS_AUTO[] = {"auto=0", NULL};
 static const char *const WORDS_KEEP[] = {"auto=0", "all=-1", NULL};
 static const char *const WORDS_CAP[] = {"auto=0", "off=-1", NULL};
-static const char *const WORDS_METHOD[] = {"parallelcomp", "full", "truncate", NULL};
-static const char *const WORDS_SCORE[] = {"question", "published", NULL};
+static const char *const WORDS_METHOD[] = {"parallelcomp",  "full",   "truncate",  "self-extend",
+                                           "streaming-llm", "snapkv", "pyramidkv", NULL};
+static const char *const WORDS_SCALING[] = {"auto", "ntk", "yarn", NULL};
+static const char *const WORDS_SCORE[] = {"question", "published", "random", "bm25", NULL};
 static const char *const WORDS_PRECISION[] = {"int16", "f32", NULL};
 static const char *const WORDS_CHAT[] = {"auto",    "raw",     "chatml",  "qwen",
                                          "llama-2", "llama-3", "mistral", NULL};
@@ -37,7 +39,8 @@ static const char *const WORDS_ISA[] = {"auto", "avx2", "avx512", "avx512vnni", 
 
 const struct Setting SETTINGS[] = {
     {"method", SET_ENUM, ENUM_AT(method), WORDS_METHOD, "parallelcomp", "method",
-     "how a text longer than the window is read: chunks in parallel, all at once, or cut in the middle"},
+     "how a text longer than the window is read: chunks in parallel, all at once, or cut in the middle; "
+     "or as published: grouped positions, sinks and recent tokens, all at once and then compressed by the question"},
     {"window", SET_INT, AT(window), 0, 64, 1 << 24, WORDS_AUTO, "auto", "method",
      "positions the model may use; auto: the context it was trained on"},
     {"chunk", SET_INT, AT(chunk), 0, 16, 1 << 22, WORDS_AUTO, "auto", "method",
@@ -45,21 +48,33 @@ const struct Setting SETTINGS[] = {
     {"overlap", SET_INT, AT(overlap), 0, 0, 1 << 20, NULL, "0", "method",
      "tokens shared by neighbouring chunks"},
     {"keep", SET_INT, AT(keep), 0, 1, 1 << 16, WORDS_KEEP, "auto", "method",
-     "chunks kept (k), those under which the question is least surprising; auto: 2"},
+     "chunks kept (k), those that chunk_score ranks first; auto: 2"},
     {"kv_cap", SET_INT, AT(kv_cap), 0, 1, 1 << 22, WORDS_CAP, "auto", "method",
-     "context tokens kept for each chunk, layer and KV head; auto: half a chunk; off: all of them"},
+     "context tokens kept for each chunk, layer and KV head; auto: half a chunk; off: all of them; "
+     "snapkv, pyramidkv: prompt tokens kept for each layer and KV head, or on average over the layers"},
     {"obs_rows", SET_INT, AT(obs_rows), 0, 1, 4096, NULL, "8", "method",
-     "last question rows whose attention votes for the tokens to keep"},
+     "last question rows whose attention votes for the tokens to keep; snapkv, pyramidkv keep these too"},
     {"pool", SET_INT, AT(pool), 0, 1, 255, NULL, "7", "method",
      "width of the max-pool over the votes, odd; 1: none"},
     {"chunk_score", SET_ENUM, ENUM_AT(chunk_score), WORDS_SCORE, "question", "method",
-     "what ranks the chunks: surprise of the question's own words, or of all that follows the chunk"},
+     "what ranks the chunks: surprise of the question's own words, or of all that follows the chunk; "
+     "without the model: chance, or words shared with the question"},
     {"prefix_copies", SET_INT, AT(prefix_copies), 0, 1, 1 << 16, NULL, "1", "method",
      "weight of the shared prefix in the merged cache, as that many copies"},
     {"calib", SET_CALIB, AT(calib), 0, 0, 0, NULL, "[]", "method",
      "attention-bias calibration: a list of rules, or (as a flag) a JSON file that holds one"},
     {"calib_layers", SET_INT, AT(calib_layers), 0, 1, 4096, WORDS_AUTO, "auto", "method",
      "layers of the model that the rules' bands were written for; auto: this model"},
+    {"rope_scaling", SET_ENUM, ENUM_AT(rope_scaling), WORDS_SCALING, "auto", "method",
+     "how positions beyond the trained ones are brought within reach, for any method; auto: as the model file says"},
+    {"rope_factor", SET_FLOAT, AT(rope_factor), 0, 1, 4096, WORDS_AUTO, "auto", "method",
+     "ntk, yarn: how far to stretch; auto: positions used over positions trained"},
+    {"group", SET_INT, AT(group), 0, 1, 1 << 20, WORDS_AUTO, "auto", "method",
+     "self-extend: neighbouring far tokens that share a position; auto: the fewest that fit the window"},
+    {"neighbours", SET_INT, AT(neighbours), 0, 1, 1 << 24, WORDS_AUTO, "auto", "method",
+     "self-extend: tokens before each that keep their own positions; auto: a quarter of the window"},
+    {"sinks", SET_INT, AT(sinks), 0, 0, 1 << 20, NULL, "4", "method",
+     "streaming-llm: first tokens that stay in its cache, which holds a window"},
     {"chat_template", SET_TEXT, TEXT_AT(chat_template), WORDS_CHAT, "auto", "prompt",
      "how the prompt is wrapped; auto: by the template stored in the model"},
     {"instruction", SET_TEXT, TEXT_AT(instruction), NULL,
@@ -193,6 +208,11 @@ static int set_int(const struct Setting *set, int *at, const char *value)
 static int set_float(const struct Setting *set, float *at, const char *value)
 {
     char *end;
+    int word;
+    if (special_word(set, value, &word)) {
+        *at = (float)word;
+        return PC_OK;
+    }
     double number = strtod(value, &end);
     if (end == value || *end) return bad_value(set, value, "is not a number");
     if (!(number >= set->min && number <= set->max))
@@ -251,7 +271,7 @@ static int set_enum(const struct Setting *set, void *at, const char *value)
 }
 
 _Static_assert(sizeof(enum Method) == sizeof(int) && sizeof(enum ChunkScore) == sizeof(int) &&
-                   sizeof(enum Precision) == sizeof(int),
+                   sizeof(enum Precision) == sizeof(int) && sizeof(enum Scaling) == sizeof(int),
                "enums of struct Settings are read and written as int");
 
 static int set_text(const struct Setting *set, char *at, const char *value)
@@ -539,8 +559,17 @@ void settings_default(struct Settings *s)
     for (int i = 0; i < N_SETTINGS; i++) settings_set(s, SETTINGS[i].name, SETTINGS[i].def);
 }
 
+const char *setting_word(const char *name, int value)
+{
+    return setting_find(name)->words[value];
+}
+
 int settings_check(const struct Settings *s)
 {
+    if (s->rope_factor > 0 && s->rope_scaling == SCALING_AUTO)
+        return err_set(PC_ECONFIG,
+                       "setting 'rope_factor': it says how far, but not how to stretch; "
+                       "give --rope-scaling ntk or yarn");
     if (s->chunk != AUTO && s->overlap >= s->chunk)
         return err_set(PC_ECONFIG,
                        "setting 'overlap': %d tokens do not fit into a chunk of %d; "
@@ -639,6 +668,7 @@ static void add_number(cJSON *root, const struct Setting *set, const void *at)
         const char *quote = number > (1ull << 53) ? "\"" : "";
         snprintf(text, sizeof text, "%s%llu%s", quote, (unsigned long long)number, quote);
     } else {
+        word = *(const float *)at == 0 ? word_of(set, 0, &len) : NULL;
         float_text(*(const float *)at, text, sizeof text);
     }
     if (word) snprintf(text, sizeof text, "\"%.*s\"", len, word);

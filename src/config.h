@@ -9,8 +9,17 @@
 
 #include "base.h"
 
-enum Method { METHOD_PARALLELCOMP, METHOD_FULL, METHOD_TRUNCATE };
-enum ChunkScore { SCORE_QUESTION, SCORE_PUBLISHED };
+enum Method {
+    METHOD_PARALLELCOMP,
+    METHOD_FULL,
+    METHOD_TRUNCATE,
+    METHOD_SELF_EXTEND,
+    METHOD_STREAMING,
+    METHOD_SNAPKV,
+    METHOD_PYRAMIDKV
+};
+enum Scaling { SCALING_AUTO, SCALING_NTK, SCALING_YARN };
+enum ChunkScore { SCORE_QUESTION, SCORE_PUBLISHED, SCORE_RANDOM, SCORE_BM25 };
 enum Precision { PRECISION_INT16, PRECISION_F32 };
 enum TokenClass { CLASS_SINK, CLASS_MIDDLE, CLASS_RECENT };
 
@@ -42,6 +51,12 @@ struct Settings {
     struct CalibRule calib[CALIB_RULES_MAX];
     int n_calib;
     int calib_layers;        /* layers of the model the rules' bands were written for; AUTO: this model's */
+    /* the baselines */
+    enum Scaling rope_scaling; /* SCALING_AUTO: as the model file says */
+    float rope_factor;       /* AUTO: positions used over positions trained */
+    int group;               /* self-extend: positions that far keys share; AUTO: the fewest that fit the window */
+    int neighbours;          /* self-extend: near keys, at their true distance; AUTO: a quarter of the window */
+    int sinks;               /* streaming-llm: first tokens that stay */
     /* the prompt */
     char chat_template[32];  /* auto, raw, or a name */
     char instruction[1024];  /* before the context */
@@ -89,6 +104,8 @@ int settings_parse(struct Settings *s, const char *json, size_t len, const char 
 int settings_check(const struct Settings *s);
 /* The setting whose name is nearest, or NULL when none is near. */
 const char *settings_nearest(const char *name);
+/* The word for a value of an enum setting. */
+const char *setting_word(const char *name, int value);
 /* What a setting accepts, as text: "1 to 4096, auto". */
 void setting_limits(const struct Setting *set, char *text, size_t room);
 /* Takes PCOMP_NAME variables. Names that are no setting are reported in the log and ignored. */

@@ -116,11 +116,15 @@ static size_t cut_scratch(struct Device *d, const struct BatchShape *s, uint8_t 
     d->rows = cut(&c, sizeof(float) * 2 * (size_t)widest);
     d->prep = cut(&c, d->kern->matvec_prep_bytes(widest));
     d->pack_blocks = (int)key_blocks;
-    bool many = s->rows > FEW_ROWS;
+    bool many = s->rows > FEW_ROWS || s->mass_keys || s->far;
+    size_t turned = heads * (((size_t)s->turned_keys + QBLOCK - 1) / QBLOCK);
     d->pack.k = cut(&c, many ? heads * key_blocks * block : 0);
     d->pack.v = cut(&c, many ? heads * key_blocks * block : 0);
     d->pack.k_scale = cut(&c, many ? heads * key_blocks * k_scales * sizeof(float) : 0);
     d->pack.v_scale = cut(&c, many ? heads * key_blocks * k_scales * sizeof(float) : 0);
+    d->turned_blocks = (s->turned_keys + QBLOCK - 1) / QBLOCK;
+    d->turned_k = cut(&c, turned * block);
+    d->turned_k_scale = cut(&c, turned * k_scales * sizeof(float));
     d->head_out = cut(&c, sizeof(float) * (size_t)max_int(s->head_rows, 1) * m->vocab_size);
     d->part = cut(&c, sizeof(struct Partial) * splits * (size_t)(m->n_heads / m->n_kv_heads) *
                           (size_t)m->n_kv_heads);
@@ -353,19 +357,31 @@ static int cpu_compact(struct Device *d, float *x, int width, const int *idx, in
     return PC_OK;
 }
 
-static int cpu_positions(struct Device *d, const int *pos, int n_rows)
+/* Cosines, then sines, of the angles of one position. */
+static void fill_angles(const struct Device *d, const struct Rope *rope, int pos, float *out)
 {
-    const struct ModelConfig *m = &d->model->cfg;
-    int half = m->rope_dim / 2;
-#pragma omp parallel for schedule(static) num_threads(d->threads)
-    for (int r = 0; r < n_rows; r++) {
-        float *cosv = d->angles + (size_t)r * m->rope_dim, *sinv = cosv + half;
-        for (int i = 0; i < half; i++) {
-            double angle = (double)pos[r] * (double)m->inv_freq[i];
-            cosv[i] = (float)cos(angle) * m->rope_scale;
-            sinv[i] = (float)sin(angle) * m->rope_scale;
-        }
+    int half = d->model->cfg.rope_dim / 2;
+    for (int i = 0; i < half; i++) {
+        double angle = (double)pos * (double)rope->inv_freq[i];
+        out[i] = (float)cos(angle) * rope->scale;
+        out[half + i] = (float)sin(angle) * rope->scale;
     }
+}
+
+static int cpu_positions(struct Device *d, const struct Rope *rope, const int *pos, int n_rows)
+{
+#pragma omp parallel for schedule(static) num_threads(d->threads)
+    for (int r = 0; r < n_rows; r++)
+        fill_angles(d, rope, pos[r], d->angles + (size_t)r * d->model->cfg.rope_dim);
+    return PC_OK;
+}
+
+static int cpu_turns(struct Device *d, const struct Rope *rope, const int *by, int n, float *out)
+{
+    struct Rope bare = {rope->inv_freq, 1};
+#pragma omp parallel for schedule(static) num_threads(d->threads)
+    for (int i = 0; i < n; i++)
+        fill_angles(d, &bare, by[i], out + (size_t)i * d->model->cfg.rope_dim);
     return PC_OK;
 }
 
@@ -458,6 +474,7 @@ const struct Backend backend_cpu = {
     .compact = cpu_compact,
     .embed = cpu_embed,
     .positions = cpu_positions,
+    .turns = cpu_turns,
     .norm_linear = cpu_norm_linear,
     .linear_add = cpu_linear_add,
     .ffn_add = cpu_ffn_add,

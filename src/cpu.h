@@ -23,6 +23,9 @@ struct Device {
     uint8_t *prep;      /* matvec operands */
     struct KvPack pack; /* [n_seqs * n_kv_heads] packed keys and values, pack_blocks blocks apart */
     int pack_blocks;
+    uint8_t *turned_k; /* the same keys where far rows see them, turned_blocks blocks apart */
+    float *turned_k_scale;
+    int turned_blocks;
     float *head_out;      /* [head_rows, vocab_size] f32 */
     struct Partial *part; /* [splits, n_heads] */
     float *part_out;      /* [splits, n_heads, head_dim] */

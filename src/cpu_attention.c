@@ -3,7 +3,8 @@
  * A row sees the whole past (pages: the shared prefix, or everything merged so far) and its own sequence
  * causally. For many rows the past and own keys of each (sequence, KV head) are packed once, then tiles of
  * 48 rows of one query head run over them. For one row the pages are read where they lie, in work items of
- * DECODE_SPLIT pages whose partial results are merged in order.
+ * DECODE_SPLIT pages whose partial results are merged in order. With far keys (self-extend, streaming) a
+ * row is taken by the way of many, in two parts: its window, and what is far behind it, seen from elsewhere.
  */
 #include "cpu.h"
 
@@ -38,6 +39,19 @@ static struct KvPack pack_of(const struct Device *d, int seq, int kv_head)
     };
 }
 
+/* Where far rows see the same keys; the values are those of `near`. */
+static struct KvPack turned_pack(const struct Device *d, const struct KvPack *near, int seq,
+                                 int kv_head)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    size_t scales, bytes = d->kern->kv_pack_bytes(m->head_dim, d->exact, &scales);
+    size_t first = ((size_t)seq * m->n_kv_heads + kv_head) * d->turned_blocks;
+    struct KvPack pack = *near;
+    pack.k = d->turned_k + first * bytes;
+    pack.k_scale = d->turned_k_scale + first * scales;
+    return pack;
+}
+
 /* Gathers up to 64 tokens [at, at + n) of past and own rows of one head into k, v [64, head_dim]. */
 static void gather_block(struct Device *d, const struct AttnArgs *a, int seq, int kv_head, int at,
                          float *k, float *v)
@@ -62,6 +76,20 @@ static void gather_block(struct Device *d, const struct AttnArgs *a, int seq, in
     }
 }
 
+/* Packs n gathered keys, then turns them to where far rows see them and packs them there. */
+static void pack_both(struct Device *d, const struct AttnArgs *a, int seq, int kv_head, int block,
+                      int n, float *k, float *v)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    struct KvPack near = pack_of(d, seq, kv_head), turned = turned_pack(d, &near, seq, kv_head);
+    d->kern->kv_pack(k, v, m->head_dim, n, block, &near);
+    for (int i = 0; i < n; i++)
+        d->kern->rope(k + (size_t)i * m->head_dim,
+                      a->far->k_turn + (size_t)(block * QBLOCK + i) * m->rope_dim, m->rope_dim,
+                      m->rope_style);
+    d->kern->kv_pack(k, v, m->head_dim, n, block, &turned);
+}
+
 static void pack_keys(struct Device *d, const struct AttnArgs *a)
 {
     const struct ModelConfig *m = &d->model->cfg;
@@ -74,8 +102,9 @@ static void pack_keys(struct Device *d, const struct AttnArgs *a)
                 rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
             int at = b * QBLOCK, n = past + rows - at;
             if (n <= 0) continue;
+            bool turned = a->far && a->far->k_turn;
             struct KvPack out = pack_of(d, seq, kv);
-            if (at >= past) { /* rows lie ready */
+            if (at >= past && !turned) { /* rows lie ready */
                 size_t src =
                     ((size_t)(a->seq_begin[seq] + at - past) * m->n_kv_heads + kv) * m->head_dim;
                 d->kern->kv_pack(a->k + src, a->v + src, m->n_kv_heads * m->head_dim,
@@ -84,7 +113,10 @@ static void pack_keys(struct Device *d, const struct AttnArgs *a)
             }
             float *k = thread_scratch(d, omp_get_thread_num()), *v = k + QBLOCK * m->head_dim;
             gather_block(d, a, seq, kv, at, k, v);
-            d->kern->kv_pack(k, v, m->head_dim, n < QBLOCK ? n : QBLOCK, b, &out);
+            if (turned)
+                pack_both(d, a, seq, kv, b, n < QBLOCK ? n : QBLOCK, k, v);
+            else
+                d->kern->kv_pack(k, v, m->head_dim, n < QBLOCK ? n : QBLOCK, b, &out);
         }
     }
 }
@@ -111,6 +143,45 @@ static struct AttnTile tile_of(const struct Device *d, const struct AttnArgs *a,
     };
 }
 
+/* The tile `near` in two parts: keys in its rows' window, and those far behind them in *far, for which the queries
+ * are turned, into q [TILE_ROWS, head_dim]. */
+static void split_far(const struct Device *d, const struct AttnArgs *a, int row, float *q,
+                      struct AttnTile *near, struct AttnTile *far)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    *far = *near;
+    near->window = a->far->window;
+    if (a->far->n == 0) return;
+    near->far = far;
+    far->first_visible -= a->far->window;
+    far->limit = a->far->n;
+    far->q = q;
+    far->ld_q = m->head_dim;
+    for (int r = 0; r < near->n_rows; r++) {
+        float *head = q + (size_t)r * m->head_dim;
+        memcpy(head, near->q + (size_t)r * near->ld_q, sizeof *q * (size_t)m->head_dim);
+        d->kern->rope(head, a->far->q_turn + (size_t)(row + r) * m->rope_dim, m->rope_dim,
+                      m->rope_style);
+    }
+}
+
+/* One tile of one head of one sequence. */
+static void attend_tile(struct Device *d, const struct AttnArgs *a, int seq, int head, int row,
+                        int n)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    uint8_t *scratch = thread_scratch(d, omp_get_thread_num());
+    struct AttnTile tile = tile_of(d, a, seq, head, row, n), far;
+    if (a->far) {
+        /* behind what attn_tile uses */
+        float *q = (float *)(scratch + d->thread_bytes) - (size_t)TILE_ROWS * m->head_dim;
+        split_far(d, a, a->seq_begin[seq] + row, q, &tile, &far);
+        if (a->far->k_turn)
+            far.kv = turned_pack(d, &tile.kv, seq, head / (m->n_heads / m->n_kv_heads));
+    }
+    d->kern->attn_tile(&tile, scratch);
+}
+
 static void attend_tiles(struct Device *d, const struct AttnArgs *a)
 {
     const struct ModelConfig *m = &d->model->cfg;
@@ -128,8 +199,7 @@ static void attend_tiles(struct Device *d, const struct AttnArgs *a)
         int rows = a->seq_begin[seq + 1] - a->seq_begin[seq], left = rows - row;
         if (left <= 0) continue;
         if (a->last_rows && row + TILE_ROWS <= rows - a->last_rows) continue;
-        struct AttnTile tile = tile_of(d, a, seq, head, row, left < TILE_ROWS ? left : TILE_ROWS);
-        d->kern->attn_tile(&tile, thread_scratch(d, omp_get_thread_num()));
+        attend_tile(d, a, seq, head, row, left < TILE_ROWS ? left : TILE_ROWS);
     }
 }
 
@@ -137,6 +207,7 @@ int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, floa
 {
     const struct ModelConfig *m = &d->model->cfg;
     int group = m->n_heads / m->n_kv_heads, heads = a->n_seqs * m->n_kv_heads;
+    if (a->seq_begin[a->n_seqs] <= FEW_ROWS) pack_keys(d, a); /* attention() read the pages */
 #pragma omp parallel for schedule(dynamic, 1) num_threads(d->threads)
     for (int h = 0; h < heads; h++) {
         int seq = h / m->n_kv_heads, kv = h % m->n_kv_heads,
@@ -258,7 +329,7 @@ static void attend_pages(struct Device *d, const struct AttnArgs *a)
 
 int cpu_attention(struct Device *d, const struct AttnArgs *a)
 {
-    if (a->seq_begin[a->n_seqs] <= FEW_ROWS) {
+    if (a->seq_begin[a->n_seqs] <= FEW_ROWS && !a->far) {
         attend_pages(d, a);
         return PC_OK;
     }

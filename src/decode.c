@@ -2,6 +2,7 @@
  * token by token (method.md 1.4, section 5). Every head reads its own pages, however many it kept.
  */
 #include "calib/attn_calib.h"
+#include "eviction/kv_evict.h"
 #include "session.h"
 
 #include "sampler.h"
@@ -99,23 +100,73 @@ static int calibrate_merged(struct Session *s, int layer, const struct AttnArgs 
     return PC_OK;
 }
 
+/* ==== Compression by the question (SnapKV, PyramidKV) ==== */
+
+/* One head: of the tokens before the observed rows, those of the merged cache stay by flag, the question's by index.
+ * Returns how many rows of the question stay, their indices in keep. */
+static int compress_head(struct Session *s, int layer, int head, const float *mass, int *keep)
+{
+    int past = s->merged.n_tokens[head], q = s->prompt.tail.n, begin = s->prompt.prefix.n,
+        end = begin + s->prompt.context.n, rows = 0, in_context = 0;
+    struct KvEvict rule = {s->budget[layer], s->set.pool};
+    int n = kv_evict(&rule, mass, past + q - s->observed, s->work, keep);
+    memset(s->drop, 0, (size_t)past);
+    for (int i = 0; i < n; i++) {
+        int token = keep[i];
+        in_context += token >= begin && token < end;
+        if (token < past)
+            s->drop[token] = 1;
+        else
+            keep[rows++] = token - past;
+    }
+    for (int i = q - s->observed; i < q; i++) keep[rows++] = i;
+    s->out->kv_kept[head] = in_context;
+    return rows;
+}
+
+/* Takes a layer's K and V into the merged cache and leaves there what its heads keep; this pass's own output
+ * was made with all of them. */
+static int compress_layer(struct Session *s, int layer, const struct AttnArgs *args)
+{
+    int heads = s->e->model.cfg.n_kv_heads;
+    TRY(s->tf.be->attn_mass(s->tf.dev, args, s->observed, s->mass, s->mass_stride));
+    for (int h = 0; h < heads; h++) {
+        size_t at = (size_t)h * s->mass_stride;
+        int *keep = s->keep + at;
+        int n = compress_head(s, layer, layer * heads + h, s->mass + at, keep);
+        struct KvRows rows = {s->tf.k, s->tf.v, keep, n};
+        TRY(kv_filter(&s->kv, &s->merged, layer, h, s->drop));
+        TRY(kv_append(&s->kv, &s->merged, layer, h, &rows, &s->writes));
+    }
+    return kv_flush(&s->kv, &s->writes);
+}
+
 /* ==== The question ==== */
+
+/* A layer's rows of the question go behind the merged tokens, which first may lose some. */
+static int store_question(struct Session *s, int layer, const struct AttnArgs *args)
+{
+    struct KvRows rows = {s->tf.k, s->tf.v, NULL, s->prompt.tail.n};
+    if (s->budget) return compress_layer(s, layer, args);
+    if (s->mass) TRY(calibrate_merged(s, layer, args));
+    TRY(kv_append_all(&s->kv, &s->merged, layer, &rows, &s->writes));
+    return kv_flush(&s->kv, &s->writes);
+}
 
 static int run_question(struct Session *s)
 {
     int n_layers = s->e->model.cfg.n_layers, q = s->prompt.tail.n;
     struct Batch b = tail_batch(s, s->prompt.tail.ids, q, s->plan.question_pos);
+    TRY(far_batch(s, &b));
     TRY(tf_begin(&s->tf, &b));
     for (int l = 0; l < n_layers; l++) {
         struct AttnArgs args;
         TRY(session_stop(s));
         TRY(tf_attend(&s->tf, &b, l, 0, &args));
-        if (s->mass) TRY(calibrate_merged(s, l, &args));
-        struct KvRows rows = {s->tf.k, s->tf.v, NULL, q};
-        TRY(kv_append_all(&s->kv, &s->merged, l, &rows, &s->writes));
-        TRY(kv_flush(&s->kv, &s->writes));
+        TRY(store_question(s, l, &args));
         TRY(tf_ffn(&s->tf, l, q));
     }
+    far_forget(s, &s->merged);
     return PC_OK;
 }
 
@@ -126,7 +177,7 @@ int question_pass(struct Session *s)
     TRY(s->tf.be->logits(s->tf.dev, s->tf.x, &last, 1, s->logits));
     s->out->logits_hash =
         hash64(s->logits, sizeof *s->logits * (size_t)s->e->model.cfg.vocab_size, 0);
-    session_progress(s, STAGE_QUESTION, s->plan.n_chunks, s->prompt.context.n);
+    session_progress(s, STAGE_QUESTION, s->plan.n_read, s->n_tokens_todo);
     return PC_OK;
 }
 
@@ -149,6 +200,7 @@ static int step(struct Session *s, int id, int pos)
 {
     int n_layers = s->e->model.cfg.n_layers, row = 0;
     struct Batch b = tail_batch(s, &id, 1, pos);
+    TRY(far_batch(s, &b));
     TRY(tf_begin(&s->tf, &b));
     for (int l = 0; l < n_layers; l++) {
         struct AttnArgs args;
@@ -158,6 +210,7 @@ static int step(struct Session *s, int id, int pos)
         TRY(kv_flush(&s->kv, &s->writes));
         TRY(tf_ffn(&s->tf, l, 1));
     }
+    far_forget(s, &s->merged);
     return s->tf.be->logits(s->tf.dev, s->tf.x, &row, 1, s->logits);
 }
 
@@ -209,7 +262,7 @@ static int generate(struct Session *s, struct Sampler *sampler, int stop_id)
         }
         s->out->ids[s->out->n_ids++] = id;
         TRY(emit(s, &d, id));
-        session_progress(s, STAGE_DECODE, s->plan.n_chunks, n + 1);
+        session_progress(s, STAGE_DECODE, s->plan.n_read, n + 1);
         if (n + 1 == s->set.max_tokens) break;
         TRY(session_stop(s));
         TRY(step(s, id, pos + n));

@@ -255,7 +255,7 @@ static int map_axes(struct Str *out, const struct Explain *e, const struct Score
     return str_appendf(
         out,
         "<text class=\"soft\" x=\"%d\" y=\"%d\" text-anchor=\"middle\">place in the text, "
-        "tokens</text>\n<text class=\"soft\" x=\"4\" y=\"12\">score, nats a token: lower is better</text>\n",
+        "tokens</text>\n<text class=\"soft\" x=\"4\" y=\"12\">score: lower is better</text>\n",
         MAP_WIDTH / 2, bottom + 36);
 }
 

@@ -94,6 +94,10 @@ struct AttnTile {
     float bias;
     float *out; /* [n_rows, ld_out] f32 */
     int ld_out;
+    int window; /* a row sees only so many of its last keys; 0: all */
+    int limit;  /* and only those among the first `limit`; 0: all */
+    const struct AttnTile
+        *far; /* keys that the same rows see besides, from another place; or NULL */
 };
 
 /* A run of KV pages of one head for a few query rows (decode). */

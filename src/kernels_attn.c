@@ -151,7 +151,37 @@ static void query_pack(const struct AttnTile *t, struct Scratch *s)
     }
 }
 
-/* Logits of the tile against key block kb, masked causally; base 2. */
+/* Row r of the tile sees the keys [from, to). */
+static void sight(const struct AttnTile *t, int r, int *from, int *to)
+{
+    *to = t->first_visible + r;
+    *from = t->window ? *to - t->window : 0;
+    if (t->limit && *to > t->limit) *to = t->limit;
+}
+
+static int lanes(int n)
+{
+    return n < 0 ? 0 : n > VL ? VL : n;
+}
+
+/* Hides what the tile's rows do not see of key block kb. */
+static void mask(const struct AttnTile *t, int kb, float *out)
+{
+    int first = kb * QBLOCK, from, to, unused;
+    sight(t, 0, &unused, &to);
+    sight(t, t->n_rows - 1, &from, &unused);
+    if (from <= first && first + QBLOCK <= to) return;
+    for (int r = 0; r < t->n_rows; r++) {
+        sight(t, r, &from, &to);
+        for (int v = 0; v < PANEL_COLS; v += VL) {
+            float *x = out + r * PANEL_COLS + v;
+            vf seen = vf_first(lanes(to - first - v), vf_load(x), vf_set1(MASKED));
+            vf_store(x, vf_first(lanes(from - first - v), vf_set1(MASKED), seen));
+        }
+    }
+}
+
+/* Logits of the tile against key block kb, masked; base 2. */
 static void logits(const struct AttnTile *t, const struct Scratch *s, int kb, float *out)
 {
     int blocks = dim_blocks(t->head_dim);
@@ -170,15 +200,7 @@ static void logits(const struct AttnTile *t, const struct Scratch *s, int kb, fl
         for (int r = 0; r < t->n_rows; r++)
             for (int j = 0; j < n; j++) out[r * PANEL_COLS + j] += bias;
     }
-    if (first + QBLOCK <= t->first_visible) return;
-    for (int r = 0; r < t->n_rows; r++) {
-        int visible = t->first_visible + r - first;
-        for (int v = 0; v < PANEL_COLS; v += VL) {
-            float *x = out + r * PANEL_COLS + v;
-            int n = visible - v;
-            vf_store(x, vf_first(n < 0 ? 0 : n > VL ? VL : n, vf_load(x), vf_set1(MASKED)));
-        }
-    }
+    mask(t, kb, out);
 }
 
 /* Row maxima of a logits tile. */
@@ -236,11 +258,11 @@ static void scale_output(const struct AttnTile *t, struct Scratch *s)
         }
 }
 
-static void add_values(const struct AttnTile *t, struct Scratch *s, int kb)
+static void add_values(const struct AttnTile *t, struct Scratch *s, int kb, bool begun)
 {
     int blocks = dim_blocks(t->head_dim);
     size_t vb = value_bytes(t->exact);
-    struct TileRows rows = {s->p, s->p_scale, t->n_rows, 1, kb == 0};
+    struct TileRows rows = {s->p, s->p_scale, t->n_rows, 1, !begun};
     for (int b = 0; b < blocks; b++) {
         size_t panel = (size_t)kb * blocks + b;
         tile_product(&rows, (const uint8_t *)t->kv.v + panel * PANEL_VALUES * vb,
@@ -249,22 +271,33 @@ static void add_values(const struct AttnTile *t, struct Scratch *s, int kb)
     }
 }
 
+/* All key blocks that some row of the tile sees. A block that a row does not see counts for nothing once the row has
+ * seen any key, and each sees its own. */
+static void attend(const struct AttnTile *t, struct Scratch *s, bool begun)
+{
+    int first, last, unused;
+    sight(t, 0, &first, &unused);
+    sight(t, t->n_rows - 1, &unused, &last);
+    if (last <= 0) return;
+    query_pack(t, s);
+    for (int kb = first > 0 ? first / QBLOCK : 0; kb * QBLOCK < last; kb++, begun = true) {
+        logits(t, s, kb, s->s);
+        row_max(s->s, t->n_rows, s->block_max);
+        bool moved = rescale(s);
+        probabilities(t, s);
+        if (moved && begun) scale_output(t, s);
+        add_values(t, s, kb, begun);
+    }
+}
+
 void KERNEL(attn_tile)(const struct AttnTile *t, void *scratch)
 {
     struct Scratch s;
     scratch_cut(t->head_dim, 0, t->exact, scratch, &s);
-    query_pack(t, &s);
     memset(s.sums, 0, sizeof(float) * TILE_ROWS * VL);
     for (int r = 0; r < TILE_ROWS; r++) s.max[r] = s.block_max[r] = MASKED;
-    int key_blocks = (t->first_visible + t->n_rows - 1 + QBLOCK - 1) / QBLOCK;
-    for (int kb = 0; kb < key_blocks; kb++) {
-        logits(t, &s, kb, s.s);
-        row_max(s.s, t->n_rows, s.block_max);
-        bool moved = rescale(&s);
-        probabilities(t, &s);
-        if (moved && kb > 0) scale_output(t, &s);
-        add_values(t, &s, kb);
-    }
+    attend(t, &s, false);
+    if (t->far) attend(t->far, &s, true);
     for (int r = 0; r < t->n_rows; r++) {
         float inv = 1.0f / vf_sum(vf_load(s.sums + r * VL));
         for (int d = 0; d < t->head_dim; d++)

@@ -148,6 +148,25 @@ void kv_clear(struct KvCache *kv, struct HeadTable *t)
     }
 }
 
+void kv_slide(struct KvCache *kv, struct HeadTable *t, int first, int last)
+{
+    for (int h = 0; h < t->n_heads; h++) {
+        struct PageRef *refs = t->refs + (size_t)h * t->stride;
+        int kept = 0, tokens = 0, from, rest;
+        while (kept < t->n_refs[h] && tokens < first) tokens += (int)refs[kept++].len;
+        rest = t->n_tokens[h] - tokens;
+        if (rest < last || tokens < first) continue;
+        if (kept) refs[kept - 1].len -= (uint32_t)(tokens - first);
+        for (from = kept; from < t->n_refs[h] && rest - (int)refs[from].len >= last; from++) {
+            rest -= (int)refs[from].len;
+            kv->pool.free[kv->pool.n_free++] = refs[from].page;
+        }
+        memmove(refs + kept, refs + from, sizeof *refs * (size_t)(t->n_refs[h] - from));
+        t->n_refs[h] -= from - kept;
+        t->n_tokens[h] = first + rest;
+    }
+}
+
 int kv_filter(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, const uint8_t *keep)
 {
     enum { HEAD_DIM_MAX = 1024 };

@@ -53,6 +53,9 @@ int kv_flush(struct KvCache *kv, struct KvWrites *w);
 int kv_move(struct HeadTable *dst, struct HeadTable *src);
 /* Gives all pages back to the pool. */
 void kv_clear(struct KvCache *kv, struct HeadTable *t);
+/* Gives back the whole pages of each head whose tokens are neither among its first `first` nor its last `last`; of the
+ * page in which the first ones end, the rest goes too once none of it is among the last. */
+void kv_slide(struct KvCache *kv, struct HeadTable *t, int first, int last);
 /* Keeps only the tokens of one head whose keep flag is set, [n_tokens]. */
 int kv_filter(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, const uint8_t *keep);
 

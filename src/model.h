@@ -30,6 +30,12 @@ struct ModelConfig {
     char rope_scaling[16]; /* none, linear, llama3, yarn: what inv_freq holds */
 };
 
+/* What turns positions into angles. */
+struct Rope {
+    const float *inv_freq; /* [rope_dim / 2] */
+    float scale;
+};
+
 struct Weight {
     enum DType type;
     int rows, cols;   /* [rows = out, cols = in] */
@@ -89,6 +95,11 @@ struct Model {
  * Errors: PC_EIO, PC_EFORMAT (what, where in which file, why), PC_ENOMEM. */
 int model_open(const char *path, struct Model *out);
 void model_close(struct Model *m);
+
+/* The model's own rotation stretched to `factor` times the positions it was trained on; both need a file
+ * without scaling rules. NTK-aware: the base times factor^(d / (d - 2)). YaRN: by parts, with its published bands. */
+void rope_ntk(const struct ModelConfig *cfg, double factor, float *inv_freq);
+void rope_yarn(const struct ModelConfig *cfg, double factor, float *inv_freq, float *scale);
 
 /* Writes what is in a model file (metadata, shapes, tensor types and their bytes, vocabulary facts)
  * as text, or as one JSON object, into out. Works on files whose tensors model_open would refuse. */

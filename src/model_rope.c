@@ -124,3 +124,26 @@ int model_rope(struct ModelFile *f, const struct RopeSpec *spec, struct ModelCon
     strcpy(cfg->rope_scaling, name);
     return 0;
 }
+
+/* ==== Stretching a model that has no rule of its own ==== */
+
+/* Interpolates the slowest pair by the factor and leaves the fastest alone (bloc97, 2023). */
+void rope_ntk(const struct ModelConfig *cfg, double factor, float *inv_freq)
+{
+    double d = cfg->rope_dim, theta = cfg->rope_theta;
+    if (d > 2) theta *= pow(factor, d / (d - 2));
+    for (int i = 0; i < cfg->rope_dim / 2; i++) inv_freq[i] = (float)pow(theta, -2.0 * i / d);
+}
+
+/* The paper's alpha 1 and beta 32. Its text lets the ramp run with a pair's turns; its code, and with it all who
+ * have adopted it, with the pair's number. This is the latter, as in files that name the rule. */
+void rope_yarn(const struct ModelConfig *cfg, double factor, float *inv_freq, float *scale)
+{
+    struct RopeSpec spec = {.scaling = ROPE_YARN,
+                            .factor = factor,
+                            .original_len = cfg->train_len,
+                            .beta_fast = 32,
+                            .beta_slow = 1};
+    for (int i = 0; i < cfg->rope_dim / 2; i++) inv_freq[i] = (float)scaled_freq(&spec, cfg, i);
+    *scale = (float)rope_scale(&spec);
+}

@@ -60,7 +60,8 @@ struct ChunkInfo {
     int begin, end;              /* context tokens [begin, end) */
     size_t byte_begin, byte_end; /* the same in the context text */
     double
-        score; /* mean NLL of the scored question tokens, nats; lower is kept; NAN when none was taken */
+        score; /* lower is kept; NAN when none was taken. Mean NLL of the scored question tokens, nats;
+                   * or BM25 with a minus sign, or chance, as chunk_score says */
     bool kept;
 };
 
@@ -70,9 +71,15 @@ struct Timings {
 
 /* What one run needs and did. Filled by session_plan() without running, and by session_run(). */
 struct PlanInfo {
-    int n_context, n_prefix, n_question;                    /* tokens */
+    enum Method method;
+    enum Scaling rope_scaling;
+    double rope_factor;                  /* 1: not stretched */
+    int group, neighbours, sinks;        /* resolved; 0 where the method has none */
+    int n_context, n_prefix, n_question; /* tokens */
     int n_chunks, chunk_tokens, wave, keep, kv_cap, window; /* resolved values, no AUTO left */
+    int n_read;       /* chunks prefilled: all, or the kept ones where they are known beforehand */
     int question_pos; /* position of the first question token in stage 2 */
+    int n_positions; /* no two tokens that see each other are so far apart, as the rotation counts it */
     int max_tokens;
     int n_truncated;        /* context tokens left out (--method truncate only) */
     size_t kv_bytes;        /* pages of the kept chunks */

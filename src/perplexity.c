@@ -81,7 +81,7 @@ static int open_plain(struct Session *s, int window)
 {
     int rows = s->prompt.context.n < window ? s->prompt.context.n : window;
     s->batch_rows = rows;
-    s->wave_shape = (struct BatchShape){rows, 1, rows, 0, 48};
+    s->wave_shape = (struct BatchShape){.rows = rows, .seqs = 1, .keys = rows, .head_rows = 48};
     s->plan.wave = 1;
     s->plan.n_context = s->prompt.context.n;
     size_t ints = (size_t)rows;
@@ -97,7 +97,10 @@ static int open_plain(struct Session *s, int window)
             PC_ENOMEM,
             "perplexity in windows of %d needs %.2f GiB and may use %.2f GiB; try a smaller --window",
             rows, (double)need / (1 << 30), (double)have / (1 << 30));
+    s->plan.n_positions = rows;
+    TRY(rope_plan(s));
     TRY(tf_open(&s->tf, s->e->be, s->e->dev, &s->e->model, rows));
+    TRY(rope_open(s));
     return s->e->be->reserve(s->e->dev, &s->wave_shape);
 }
 
@@ -112,6 +115,10 @@ int session_perplexity(struct Engine *e, const struct Request *text, int tail,
         return err_set(
             PC_ECONFIG,
             "perplexity under a method needs --tail N: the last N tokens are scored given the rest");
+    if (tail && compresses(&e->settings))
+        return err_set(PC_ECONFIG,
+                       "snapkv and pyramidkv compress after the tail was read with full "
+                       "attention: its perplexity is that of --method full");
     if (tail == 1)
         return err_set(
             PC_ECONFIG,

@@ -5,6 +5,8 @@
  */
 #include "session.h"
 
+#include "eviction/budget.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -36,7 +38,8 @@ static bool is_plain(const struct Session *s)
 /* Whether anything asks for the attention mass on tokens. */
 static bool needs_mass(const struct Session *s)
 {
-    return !is_plain(s) && (s->set.n_calib > 0 || s->cap < s->plan.chunk_tokens);
+    if (is_plain(s)) return s->budget;
+    return s->set.n_calib > 0 || s->cap < s->plan.chunk_tokens;
 }
 
 /* ==== Chunks and positions ==== */
@@ -67,8 +70,32 @@ static int plan_plain(struct Session *s)
     }
     s->plan.n_chunks = s->prompt.context.n ? 1 : 0;
     s->plan.chunk_tokens = s->prompt.context.n;
-    s->plan.keep = s->plan.n_chunks;
+    s->plan.keep = s->plan.n_read = s->plan.n_chunks;
     s->plan.wave = 1;
+    return far_plan(s, s->plan.n_prefix + s->prompt.context.n + s->plan.n_question +
+                           s->plan.max_tokens);
+}
+
+/* What each layer keeps of the whole prompt; kv_cap counts the observed rows too. */
+static int plan_budget(struct Session *s)
+{
+    struct PlanInfo *p = &s->plan;
+    int total = p->n_prefix + s->prompt.context.n + p->n_question,
+        layers = s->e->model.cfg.n_layers;
+    s->observed = min_int(s->set.obs_rows, p->n_question);
+    if (!compresses(&s->set) || s->set.kv_cap == CAP_OFF || s->set.kv_cap >= total) return PC_OK;
+    if (s->set.kv_cap <= s->observed)
+        return err_set(PC_ECONFIG,
+                       "kv_cap %d leaves no token beside the %d observed question rows, which are "
+                       "always kept; raise --kv-cap or lower --obs-rows",
+                       s->set.kv_cap, s->observed);
+    s->budget = mem_alloc((size_t)layers, sizeof *s->budget);
+    if (!s->budget) return PC_ENOMEM;
+    int mean = s->set.kv_cap - s->observed, n = total - s->observed;
+    if (s->set.method == METHOD_PYRAMIDKV)
+        pyramid_budgets(layers, mean, n, s->budget);
+    else
+        flat_budgets(layers, mean, n, s->budget);
     return PC_OK;
 }
 
@@ -83,6 +110,7 @@ static int plan_chunks(struct Session *s)
     s->plan.chunk_tokens = min_int(payload, n);
     s->plan.keep =
         s->set.keep == KEEP_ALL ? s->plan.n_chunks : min_int(s->set.keep, s->plan.n_chunks);
+    s->plan.n_read = ranks_ahead(&s->set) ? s->plan.keep : s->plan.n_chunks;
     return PC_OK;
 }
 
@@ -108,36 +136,68 @@ static int cut_chunks(struct Session *s)
 
 /* ==== Memory ==== */
 
-static void plan_shapes(struct Session *s)
+/* Most tokens before a batch that streaming-llm has not given back: its window, and a page on either side of the cut. */
+static int most_held(const struct Session *s, int total)
+{
+    bool flat = s->set.method == METHOD_STREAMING && s->far.window;
+    return flat ? min_int(s->plan.window + 2 * PAGE_TOKENS, total) : total;
+}
+
+/* One sequence: the past grows with the text, unless it slides. */
+static void plain_shapes(struct Session *s)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    struct PlanInfo *p = &s->plan;
+    int p0 = p->n_prefix, q = p->n_question, read = p0 + p->chunk_tokens,
+        total = read + q + p->max_tokens, turned = s->set.method == METHOD_SELF_EXTEND;
+    s->held = most_held(s, total);
+    s->batch_rows = max_int(max_int(min_int(PLAIN_ROWS, p->chunk_tokens), p0), q);
+    int keys = min_int(read, s->held + s->batch_rows),
+        answer_keys = min_int(total, s->held + max_int(q, 1));
+    s->wave_shape = (struct BatchShape){.rows = s->batch_rows,
+                                        .seqs = 1,
+                                        .keys = keys,
+                                        .head_rows = 1,
+                                        .far = s->far.window,
+                                        .turned_keys = s->far.window && turned ? keys : 0};
+    s->answer_shape = (struct BatchShape){.rows = max_int(q, 1),
+                                          .seqs = 1,
+                                          .keys = answer_keys,
+                                          .mass_keys = needs_mass(s) ? answer_keys : 0,
+                                          .head_rows = min_int(HEAD_ROWS, max_int(q, 1)),
+                                          .far = s->far.window,
+                                          .turned_keys = s->far.window && turned ? answer_keys : 0};
+    int pages = min_int(pages_for(total) + 1, pages_for(s->held) + pages_for(s->batch_rows) + 2);
+    s->n_slots = 0;
+    s->n_pages = (size_t)m->n_layers * m->n_kv_heads * (size_t)pages;
+    s->mass_stride = s->answer_shape.mass_keys;
+}
+
+static void wave_shapes(struct Session *s)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
     struct PlanInfo *p = &s->plan;
     int p0 = p->n_prefix, q = p->n_question, heads = m->n_layers * m->n_kv_heads,
-        scored = max_int(q, 1);
-    int merged = is_plain(s) ? p0 + p->chunk_tokens : p0 + p->keep * s->cap;
-    int answer_keys = merged + q + p->max_tokens;
-    int mass_keys = needs_mass(s) ? p0 + p->chunk_tokens + q : 0;
-    if (is_plain(s)) {
-        s->batch_rows = max_int(max_int(min_int(PLAIN_ROWS, p->chunk_tokens), p0), q);
-        s->wave_shape =
-            (struct BatchShape){s->batch_rows, 1, merged, 0, min_int(HEAD_ROWS, scored)};
-        s->n_slots = 0;
-        s->n_pages = (size_t)heads * (size_t)(pages_for(answer_keys) + 1);
-    } else {
-        s->batch_rows = max_int(max_int(p->wave * (p->chunk_tokens + q), p0), q);
-        s->wave_shape = (struct BatchShape){s->batch_rows, p->wave, p0 + p->chunk_tokens + q,
-                                            mass_keys, min_int(HEAD_ROWS, scored * p->wave)};
-        s->n_slots = min_int(p->keep + p->wave, p->n_chunks);
-        s->n_pages = (size_t)heads * ((size_t)s->n_slots * pages_for(s->cap) + pages_for(p0) +
-                                      pages_for(q + p->max_tokens) + 1);
-    }
+        scored = max_int(q, 1), rows = p0 + p->chunk_tokens + q;
+    int mass_keys = needs_mass(s) ? rows : 0;
+    int answer_keys = p0 + p->keep * s->cap + q + p->max_tokens;
     /* every kept chunk ends in a page of its own: count whole pages */
-    int answer_room = is_plain(s) ? answer_keys
-                                  : PAGE_TOKENS * (pages_for(p0) + p->keep * pages_for(s->cap)) +
-                                        q + p->max_tokens;
-    s->answer_shape = (struct BatchShape){max_int(q, 1), 1, answer_room,
-                                          needs_mass(s) ? answer_keys : 0,
-                                          min_int(HEAD_ROWS, scored)};
+    int answer_room =
+        PAGE_TOKENS * (pages_for(p0) + p->keep * pages_for(s->cap)) + q + p->max_tokens;
+    s->batch_rows = max_int(max_int(p->wave * (p->chunk_tokens + q), p0), q);
+    s->wave_shape = (struct BatchShape){.rows = s->batch_rows,
+                                        .seqs = p->wave,
+                                        .keys = rows,
+                                        .mass_keys = mass_keys,
+                                        .head_rows = min_int(HEAD_ROWS, scored * p->wave)};
+    s->answer_shape = (struct BatchShape){.rows = scored,
+                                          .seqs = 1,
+                                          .keys = answer_room,
+                                          .mass_keys = needs_mass(s) ? answer_keys : 0,
+                                          .head_rows = min_int(HEAD_ROWS, scored)};
+    s->n_slots = min_int(p->keep + p->wave, p->n_read);
+    s->n_pages = (size_t)heads * ((size_t)s->n_slots * pages_for(s->cap) + pages_for(p0) +
+                                  pages_for(q + p->max_tokens) + 1);
     s->mass_stride = needs_mass(s) ? max_int(mass_keys, answer_keys) : 0;
 }
 
@@ -151,10 +211,13 @@ static size_t plan_bytes(const struct Session *s)
     size_t index = needs_mass(s) ? heads * ((size_t)s->cap + 1) * sizeof(int) : 0;
     size_t slot = kv_table_bytes(m, pages_for(s->cap)) + index;
     size_t policy = (size_t)s->mass_stride * (((size_t)s->plan.wave + 1) * m->n_kv_heads * 9 + 12);
+    size_t turns = s->far.window ? sizeof(float) * (size_t)m->rope_dim *
+                                       (rows + (size_t)s->answer_shape.turned_keys)
+                                 : 0;
     size_t text = (size_t)s->plan.n_context * (sizeof(int) + sizeof(size_t) + 1);
     return (wave > answer ? wave : answer) + tf_bytes(m, s->batch_rows) +
            kv_pool_bytes(e->be, e->dev, s->n_pages) + slot * (size_t)s->n_slots +
-           rows * 5 * sizeof(int) + policy + text + (size_t)m->vocab_size * sizeof(float);
+           rows * 5 * sizeof(int) + policy + turns + text + (size_t)m->vocab_size * sizeof(float);
 }
 
 /* The largest wave wanted for speed that memory allows. */
@@ -162,18 +225,28 @@ static void plan_wave(struct Session *s)
 {
     struct PlanInfo *p = &s->plan;
     if (is_plain(s)) {
-        plan_shapes(s);
+        plain_shapes(s);
         p->peak_bytes = plan_bytes(s);
         return;
     }
     int threads = s->set.threads, rows = p->chunk_tokens + p->n_question;
     int wave =
         s->set.wave != AUTO ? s->set.wave : max_int(1, ROWS_A_THREAD * threads / max_int(rows, 1));
-    for (p->wave = max_int(1, min_int(min_int(wave, WAVE_MAX), p->n_chunks));; p->wave--) {
-        plan_shapes(s);
+    for (p->wave = max_int(1, min_int(min_int(wave, WAVE_MAX), p->n_read));; p->wave--) {
+        wave_shapes(s);
         p->peak_bytes = plan_bytes(s);
         if (p->peak_bytes <= p->available_bytes || p->wave == 1 || s->set.wave != AUTO) return;
     }
+}
+
+/* Entries of a head in the cache that the question finds, or leaves where it compresses. */
+static int kept_tokens(const struct Session *s)
+{
+    const struct PlanInfo *p = &s->plan;
+    if (s->budget) return s->set.kv_cap;
+    if (!is_plain(s)) return p->n_prefix + p->keep * s->cap;
+    int all = p->n_prefix + p->chunk_tokens;
+    return s->set.method == METHOD_STREAMING ? min_int(all, p->window) : all;
 }
 
 int plan_make(struct Session *s)
@@ -191,25 +264,28 @@ int plan_make(struct Session *s)
     p->n_prefix = s->prompt.prefix.n;
     p->n_question = s->prompt.tail.n;
     p->window = s->set.window;
+    p->method = s->set.method;
+    p->rope_scaling = s->set.rope_scaling;
     p->max_tokens = s->set.max_tokens;
     snprintf(p->chat_template, sizeof p->chat_template, "%s", chat_name(s->e->chat.kind));
     TRY(is_plain(s) ? plan_plain(s) : plan_chunks(s));
     s->cap = s->set.kv_cap == CAP_OFF || is_plain(s) ? p->chunk_tokens
                                                      : min_int(s->set.kv_cap, p->chunk_tokens);
-    p->kv_cap = s->cap;
+    TRY(plan_budget(s));
+    p->kv_cap = s->budget ? s->set.kv_cap : s->cap;
     p->model_bytes = s->e->file_bytes;
     p->available_bytes = s->set.memory ? s->set.memory : mem_available();
     plan_wave(s);
     p->fits = p->peak_bytes <= p->available_bytes;
-    int kept = is_plain(s) ? p->chunk_tokens : p->keep * s->cap;
-    p->kv_bytes = (size_t)m->n_layers * m->n_kv_heads * pages_for(p->n_prefix + kept) *
+    p->kv_bytes = (size_t)m->n_layers * m->n_kv_heads * pages_for(kept_tokens(s)) *
                   s->e->be->page_bytes(s->e->dev);
     TRY(cut_chunks(s));
     int longest = 0;
     for (int i = 0; i < p->n_chunks; i++)
         longest = max_int(longest, s->chunks[i].end - s->chunks[i].begin);
     p->question_pos = p->n_prefix + longest;
-    return PC_OK;
+    if (!is_plain(s)) p->n_positions = p->question_pos + p->n_question + p->max_tokens;
+    return rope_plan(s);
 }
 
 int plan_check(const struct PlanInfo *p)

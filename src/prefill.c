@@ -35,6 +35,7 @@ static int prefill_segment(struct Session *s, const int *ids, int n, int pos0,
                       .n_seqs = 1,
                       .pool = &s->kv.pool,
                       .past = past};
+    TRY(far_batch(s, &b));
     TRY(tf_begin(&s->tf, &b));
     for (int l = 0; l < n_layers; l++) {
         struct AttnArgs args;
@@ -47,6 +48,7 @@ static int prefill_segment(struct Session *s, const int *ids, int n, int pos0,
         TRY(kv_flush(&s->kv, &s->writes));
         if (!last) TRY(tf_ffn(&s->tf, l, n));
     }
+    far_forget(s, past);
     return PC_OK;
 }
 
@@ -56,7 +58,7 @@ int prefill_prefix(struct Session *s)
     return prefill_segment(s, s->prompt.prefix.ids, s->prompt.prefix.n, 0, &s->prefix);
 }
 
-/* Full attention: the context in segments, each seeing all before it. */
+/* One sequence: the context in segments, each seeing all before it that the method lets it see. */
 int prefill_plain(struct Session *s)
 {
     int n = s->prompt.context.n, p = s->prompt.prefix.n;
@@ -67,7 +69,12 @@ int prefill_plain(struct Session *s)
         session_progress(s, STAGE_PREFILL, at + rows == n ? 1 : 0, at + rows);
     }
     if (s->plan.n_chunks) s->out->chunks[0].kept = true;
-    for (int h = 0; h < s->merged.n_heads; h++) s->out->kv_in[h] = s->out->kv_kept[h] = n;
+    for (int h = 0; h < s->merged.n_heads; h++) {
+        int before = s->plan.sinks && s->plan.sinks < p ? s->plan.sinks : p,
+            kept = s->merged.n_tokens[h] - before;
+        s->out->kv_in[h] = n;
+        s->out->kv_kept[h] = kept < n ? kept : n;
+    }
     return PC_OK;
 }
 
@@ -82,14 +89,15 @@ static struct Slot *free_slot(struct Session *s)
 
 /* The wave's chunks, their slots, and their rows. */
 struct Wave {
-    int first, n;
+    const int *chunk; /* [n] */
+    int n;
     struct Slot *slot[WAVE_MAX];
     struct Batch batch;
 };
 
 static int context_len(const struct Session *s, const struct Wave *w, int i)
 {
-    const struct Chunk *c = &s->chunks[w->first + i];
+    const struct Chunk *c = &s->chunks[w->chunk[i]];
     return c->end - c->begin;
 }
 
@@ -97,11 +105,11 @@ static int wave_begin(struct Session *s, struct Wave *w)
 {
     int row = 0, p = s->prompt.prefix.n, q = s->prompt.tail.n;
     for (int i = 0; i < w->n; i++) {
-        const struct Chunk *c = &s->chunks[w->first + i];
+        const struct Chunk *c = &s->chunks[w->chunk[i]];
         int n = context_len(s, w, i);
         w->slot[i] = free_slot(s);
-        if (!w->slot[i]) return err_set(PC_EINTERNAL, "no free slot for chunk %d", w->first + i);
-        w->slot[i]->chunk = w->first + i;
+        if (!w->slot[i]) return err_set(PC_EINTERNAL, "no free slot for chunk %d", w->chunk[i]);
+        w->slot[i]->chunk = w->chunk[i];
         s->seq_begin[i] = row;
         fill_rows(s, s->prompt.context.ids + c->begin, n, row, p);
         fill_rows(s, s->prompt.tail.ids, q, row + n, p + n);
@@ -231,7 +239,7 @@ static int score_wave(struct Session *s, const struct Wave *w)
         }
     TRY(s->tf.be->nll(s->tf.dev, s->tf.x, s->rows, s->targets, n, s->nll));
     for (int i = 0; i < w->n; i++)
-        s->out->chunks[w->first + i].score =
+        s->out->chunks[w->chunk[i]].score =
             self_information(s->nll + i * (end - begin), end - begin, 0, end - begin);
     return PC_OK;
 }
@@ -240,7 +248,7 @@ static int score_wave(struct Session *s, const struct Wave *w)
 static int evict_chunks(struct Session *s, const struct Wave *w)
 {
     for (int i = 0; i < w->n; i++) {
-        int loser, chunk = w->first + i;
+        int loser, chunk = w->chunk[i];
         chunk_queue_push(&s->queue, chunk, s->out->chunks[chunk].score, &loser);
         if (loser < 0) continue;
         struct Slot *slot = session_slot(s, loser);
@@ -251,11 +259,24 @@ static int evict_chunks(struct Session *s, const struct Wave *w)
     return PC_OK;
 }
 
+/* Context tokens in the first n chunks to read. */
+static int64_t tokens_before(const struct Session *s, int n)
+{
+    int64_t sum = 0;
+    for (int i = 0, end = 0; i < n; i++) {
+        const struct Chunk *c = &s->chunks[s->todo[i]];
+        sum += c->end - (c->begin > end ? c->begin : end); /* an overlap counts once */
+        end = c->end;
+    }
+    return sum;
+}
+
 int prefill_wave(struct Session *s, int first, int n)
 {
-    struct Wave w = {.first = first, .n = n};
+    struct Wave w = {.chunk = s->todo + first, .n = n};
+    bool scored = !ranks_ahead(&s->set);
     int n_layers = s->e->model.cfg.n_layers, per = s->prompt.tail.n + 1;
-    int64_t before = s->chunks[first].begin, tokens = s->chunks[first + n - 1].end - before;
+    int64_t before = tokens_before(s, first), tokens = tokens_before(s, first + n) - before;
     TRY(wave_begin(s, &w));
     for (int l = 0; l < n_layers; l++) {
         struct AttnArgs args;
@@ -263,12 +284,15 @@ int prefill_wave(struct Session *s, int first, int n)
         TRY(session_stop(s));
         TRY(tf_attend(&s->tf, &w.batch, l, last ? per : 0, &args));
         TRY(keep_tokens(s, &w, l, &args));
+        if (last && !scored) break; /* nothing reads these rows any more */
         if (last) TRY(compact_tail(s, &w));
         TRY(tf_ffn(&s->tf, l, last ? n * per : s->seq_begin[n]));
         session_progress(s, STAGE_PREFILL, first, before + tokens * (l + 1) / n_layers);
     }
-    TRY(score_wave(s, &w));
-    TRY(evict_chunks(s, &w));
+    if (scored) {
+        TRY(score_wave(s, &w));
+        TRY(evict_chunks(s, &w));
+    }
     session_progress(s, STAGE_PREFILL, first + n, before + tokens);
     return PC_OK;
 }

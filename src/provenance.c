@@ -67,16 +67,27 @@ static void add_head(cJSON *root, const char *schema, const struct Engine *engin
 static void add_plan(cJSON *root, const struct PlanInfo *plan)
 {
     cJSON *object = cJSON_AddObjectToObject(root, "plan");
+    cJSON_AddStringToObject(object, "method", setting_word("method", plan->method));
+    if (plan->group) {
+        cJSON_AddNumberToObject(object, "group", plan->group);
+        cJSON_AddNumberToObject(object, "neighbours", plan->neighbours);
+    }
+    if (plan->method == METHOD_STREAMING) cJSON_AddNumberToObject(object, "sinks", plan->sinks);
+    cJSON_AddStringToObject(object, "rope_scaling",
+                            setting_word("rope_scaling", plan->rope_scaling));
+    cJSON_AddNumberToObject(object, "rope_factor", plan->rope_factor);
     cJSON_AddNumberToObject(object, "n_context", plan->n_context);
     cJSON_AddNumberToObject(object, "n_prefix", plan->n_prefix);
     cJSON_AddNumberToObject(object, "n_question", plan->n_question);
     cJSON_AddNumberToObject(object, "n_chunks", plan->n_chunks);
+    cJSON_AddNumberToObject(object, "n_read", plan->n_read);
     cJSON_AddNumberToObject(object, "chunk_tokens", plan->chunk_tokens);
     cJSON_AddNumberToObject(object, "wave", plan->wave);
     cJSON_AddNumberToObject(object, "keep", plan->keep);
     cJSON_AddNumberToObject(object, "kv_cap", plan->kv_cap);
     cJSON_AddNumberToObject(object, "window", plan->window);
     cJSON_AddNumberToObject(object, "question_pos", plan->question_pos);
+    cJSON_AddNumberToObject(object, "n_positions", plan->n_positions);
     cJSON_AddNumberToObject(object, "max_tokens", plan->max_tokens);
     cJSON_AddNumberToObject(object, "n_truncated", plan->n_truncated);
     cJSON_AddNumberToObject(object, "kv_bytes", (double)plan->kv_bytes);

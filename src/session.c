@@ -17,8 +17,9 @@ int session_stages(struct Session *s, bool answer)
     const struct PlanInfo *p = &s->plan;
     TRY(prefill_prefix(s)); /* once, shared by all chunks */
     if (s->set.method == METHOD_PARALLELCOMP) {
-        for (int c = 0; c < p->n_chunks; c += p->wave) {
-            int n = p->n_chunks - c < p->wave ? p->n_chunks - c : p->wave;
+        if (ranks_ahead(&s->set)) TRY(rank_ahead(s)); /* baselines: losers are never read */
+        for (int c = 0; c < p->n_read; c += p->wave) {
+            int n = p->n_read - c < p->wave ? p->n_read - c : p->wave;
             TRY(prefill_wave(s, c, n)); /* KV eviction layer by layer, then chunk eviction */
         }
         TRY(merge_kept(s));
@@ -28,7 +29,7 @@ int session_stages(struct Session *s, bool answer)
     s->out->time.prefill = clock_seconds() - s->begun - s->out->time.tokenize;
     TRY(s->e->be->reserve(s->e->dev, &s->answer_shape));
     if (!answer) return PC_OK;
-    TRY(question_pass(s)); /* calibration of the merged cache, first answer row */
+    TRY(question_pass(s)); /* may thin the merged cache out; first answer row */
     s->out->time.question =
         clock_seconds() - s->begun - s->out->time.tokenize - s->out->time.prefill;
     return decode_answer(s);
@@ -91,7 +92,11 @@ static int alloc_rows(struct Session *s)
     s->nll = mem_alloc(rows, sizeof(float));
     s->seq_begin = mem_alloc((size_t)s->plan.wave + 1, sizeof(int));
     s->logits = mem_alloc((size_t)s->e->model.cfg.vocab_size, sizeof(float));
-    return s->tokens && s->pos && s->rows && s->targets && s->nll && s->seq_begin && s->logits
+    s->todo = mem_alloc((size_t)s->plan.n_chunks, sizeof(int));
+    for (int i = 0; s->todo && i < s->plan.n_chunks; i++) s->todo[i] = i;
+    s->n_tokens_todo = s->prompt.context.n;
+    return s->tokens && s->pos && s->rows && s->targets && s->nll && s->seq_begin && s->logits &&
+                   s->todo
                ? PC_OK
                : PC_ENOMEM;
 }
@@ -104,7 +109,9 @@ static int alloc_cache(struct Session *s)
     int prefix = p->n_prefix / PAGE_TOKENS + 1,
         tail = (p->n_question + p->max_tokens) / PAGE_TOKENS + 2;
     int kept = slots ? slots * ((s->cap + PAGE_TOKENS - 1) / PAGE_TOKENS)
-                     : p->chunk_tokens / PAGE_TOKENS + 1;
+                     : (s->held < p->chunk_tokens ? s->held + s->batch_rows : p->chunk_tokens) /
+                               PAGE_TOKENS +
+                           2;
     TRY(kv_open(&s->kv, s->e->be, s->e->dev, m, s->n_pages));
     TRY(kv_table_open(&s->prefix, m, prefix));
     TRY(kv_table_open(&s->merged, m, prefix + kept + tail));
@@ -150,6 +157,8 @@ static int session_alloc(struct Session *s)
     if (s->set.method == METHOD_PARALLELCOMP)
         TRY(chunk_queue_open(&s->queue, s->plan.keep ? s->plan.keep : 1, s->plan.n_chunks));
     TRY(tf_open(&s->tf, s->e->be, s->e->dev, &s->e->model, s->batch_rows));
+    TRY(rope_open(s));
+    TRY(far_open(s));
     return s->e->be->reserve(s->e->dev, &s->wave_shape);
 }
 
@@ -171,6 +180,7 @@ int session_open(struct Session *s, struct Engine *e, const struct Request *req,
 
 void session_close(struct Session *s)
 {
+    far_close(s);
     tf_close(&s->tf);
     for (int i = 0; s->slots && i < s->n_slots; i++) {
         kv_table_close(&s->slots[i].table);
@@ -182,8 +192,9 @@ void session_close(struct Session *s)
     kv_close(&s->kv);
     kv_writes_close(&s->writes);
     chunk_queue_close(&s->queue);
-    void *blocks[] = {s->slots,     s->boundary, s->chunks, s->tokens, s->pos,  s->rows, s->targets,
-                      s->seq_begin, s->nll,      s->mass,   s->work,   s->keep, s->drop, s->logits};
+    void *blocks[] = {s->slots, s->boundary, s->chunks, s->todo,      s->tokens, s->pos,
+                      s->rows,  s->targets,  s->mass,   s->seq_begin, s->budget, s->nll,
+                      s->work,  s->keep,     s->drop,   s->logits};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     prompt_free(&s->prompt);
     memset(s, 0, sizeof *s);
@@ -210,9 +221,9 @@ void session_progress(struct Session *s, enum Stage stage, int chunks, int64_t t
     struct Progress p = {
         .stage = stage,
         .chunks_done = chunks,
-        .n_chunks = s->plan.n_chunks,
+        .n_chunks = s->plan.n_read,
         .tokens_done = tokens,
-        .n_tokens = stage == STAGE_DECODE ? s->plan.max_tokens : s->prompt.context.n,
+        .n_tokens = stage == STAGE_DECODE ? s->plan.max_tokens : s->n_tokens_todo,
         .seconds = clock_seconds() - s->begun,
         .memory = mem_in_use(),
     };
@@ -296,7 +307,7 @@ int session_run(struct Engine *e, const struct Request *req, struct Result *out)
         status = hash_request(&s);
         if (status == PC_OK) status = session_stages(&s, true);
         out->plan = s.plan;
-        if (status == PC_OK) session_progress(&s, STAGE_DONE, s.plan.n_chunks, out->n_ids);
+        if (status == PC_OK) session_progress(&s, STAGE_DONE, s.plan.n_read, out->n_ids);
     }
     out->time.total = clock_seconds() - s.begun;
     double before = out->time.tokenize + out->time.prefill + out->time.question;

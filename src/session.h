@@ -30,6 +30,12 @@ struct Slot {
     int *kept; /* [n_heads] entries of index in use */
 };
 
+/* Reads everything with full attention, then keeps what the question's last rows attend to. */
+static inline bool compresses(const struct Settings *set)
+{
+    return set->method == METHOD_SNAPKV || set->method == METHOD_PYRAMIDKV;
+}
+
 struct Session {
     struct Engine *e;
     const struct Request *req;
@@ -39,10 +45,19 @@ struct Session {
     struct Result *out;
     double begun;
 
-    struct ChunkInput cut;   /* how the context is cut */
-    uint8_t *boundary;       /* [n_context] */
-    struct Chunk *chunks;    /* [n_chunks] */
-    int cap;                 /* tokens kept a chunk and head, at most */
+    struct ChunkInput cut; /* how the context is cut */
+    uint8_t *boundary;     /* [n_context] */
+    struct Chunk *chunks;  /* [n_chunks] */
+    int *todo;         /* [n_chunks] chunks to prefill, plan.n_read of them, in document order */
+    int n_tokens_todo; /* context tokens in them */
+    int cap;           /* tokens kept a chunk and head, at most */
+    int *
+        budget; /* [n_layers] prompt tokens that a head keeps besides the observed rows; NULL: all */
+    int observed;            /* last question rows that vote */
+    struct FarKeys far;      /* self-extend, streaming-llm; window 0: no key is far from any row */
+    float *q_turn, *k_turn;  /* [batch_rows, rope_dim], [keys, rope_dim] device memory of far */
+    float *inv_freq;         /* [rope_dim / 2] of a stretched rotation, or NULL */
+    int held;                /* full, streaming-llm: most tokens of the past of a batch */
     int n_slots, batch_rows; /* rows of the largest batch */
     struct BatchShape wave_shape, answer_shape;
     size_t n_pages;
@@ -70,7 +85,23 @@ int plan_make(struct Session *s);
 /* PC_ENOMEM with numbers and a remedy when the plan does not fit. */
 int plan_check(const struct PlanInfo *p);
 
-/* prefill.c */
+/* session_positions.c */
+/* Far keys of a sequence of `total` tokens: fills far and what the plan says of it. */
+int far_plan(struct Session *s, int total);
+/* rope_factor from n_positions. PC_ECONFIG when the model file has a rule of its own. */
+int rope_plan(struct Session *s);
+int rope_open(struct Session *s); /* after tf_open */
+int far_open(struct Session *s);  /* after rope_open */
+void far_close(struct Session *s);
+int far_batch(struct Session *s, struct Batch *b); /* before tf_begin; uses s->rows */
+void far_forget(struct Session *s,
+                struct HeadTable *past); /* after a batch: what no later row sees */
+
+/* session_rank.c: whether the chunks are ranked without the model, so that only winners need be read; and that. */
+bool ranks_ahead(const struct Settings *set);
+int rank_ahead(struct Session *s);
+
+/* prefill.c: a wave is the chunks todo[first .. first + n). */
 int prefill_prefix(struct Session *s);
 int prefill_wave(struct Session *s, int first, int n);
 int prefill_plain(struct Session *s);

@@ -20,7 +20,11 @@ int tf_open(struct Transformer *t, const struct Backend *be, struct Device *dev,
     const struct ModelConfig *m = &model->cfg;
     size_t rows = (size_t)max_rows, q_dim = (size_t)m->n_heads * m->head_dim,
            kv_dim = (size_t)m->n_kv_heads * m->head_dim;
-    *t = (struct Transformer){.be = be, .dev = dev, .model = model, .max_rows = max_rows};
+    *t = (struct Transformer){.be = be,
+                              .dev = dev,
+                              .model = model,
+                              .max_rows = max_rows,
+                              .rope = {m->inv_freq, m->rope_scale}};
     t->x = be->alloc(dev, sizeof(float) * row_floats(m) * rows);
     if (!t->x) return PC_ENOMEM;
     t->q = t->x + rows * m->dim;
@@ -42,7 +46,7 @@ int tf_begin(struct Transformer *t, const struct Batch *b)
     if (rows > t->max_rows)
         return err_set(PC_EINTERNAL, "batch of %d rows in room for %d", rows, t->max_rows);
     TRY(t->be->embed(t->dev, b->tokens, rows, t->x));
-    return t->be->positions(t->dev, b->pos, rows);
+    return t->be->positions(t->dev, &t->rope, b->pos, rows);
 }
 
 int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_rows,
@@ -67,6 +71,7 @@ int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_
         .last_rows = last_rows,
         .n_biased = b->n_biased,
         .bias = b->bias,
+        .far = b->far,
     };
     return t->be->attention(t->dev, args);
 }

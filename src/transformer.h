@@ -13,9 +13,10 @@ struct Transformer {
     struct Device *dev;
     const struct Model *model;
     int max_rows;
-    float *x;       /* [max_rows, dim] f32 residual stream */
-    float *q, *out; /* [max_rows, n_heads * head_dim] f32 */
-    float *k, *v;   /* [max_rows, n_kv_heads * head_dim] f32 */
+    struct Rope rope; /* the model's, unless set otherwise after tf_open */
+    float *x;         /* [max_rows, dim] f32 residual stream */
+    float *q, *out;   /* [max_rows, n_heads * head_dim] f32 */
+    float *k, *v;     /* [max_rows, n_kv_heads * head_dim] f32 */
 };
 
 /* Tokens of n_seqs sequences, one after another. */
@@ -27,6 +28,7 @@ struct Batch {
     const struct HeadTable *past;
     int n_biased;
     float bias;
+    const struct FarKeys *far;
 };
 
 size_t tf_bytes(const struct ModelConfig *m, int max_rows);

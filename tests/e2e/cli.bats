@@ -341,6 +341,31 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     [[ "$output" =~ ^perplexity\ [0-9.]+\ \ nll ]]
 }
 
+@test "the baselines run, and plan and result name them" {
+    need_model
+    local method
+    for method in full truncate self-extend streaming-llm snapkv pyramidkv; do
+        run --separate-stderr "$PCOMP" plan -m "$TINY" -f text.txt --method $method --window 300 -n 8
+        [ "$status" -eq 0 ]
+        [[ "$output" == *"method   $method"* ]]
+        run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -q "Which?" --method $method \
+            --window 300 --kv-cap 64 -n 8 --json
+        [ "$status" -eq 0 ]
+        jq -e --arg method $method '.plan.method == $method and .plan.n_positions > 0' <<< "$output"
+    done
+    for method in random bm25; do
+        run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -q "Which?" --chunk-score $method \
+            --chunk 64 --keep 1 -n 8 --json
+        [ "$status" -eq 0 ]
+        jq -e '.plan.n_read == 1 and .plan.n_chunks > 1 and ([.chunks[] | select(.kept)] | length) == 1' \
+            <<< "$output"
+    done
+    run --separate-stderr "$PCOMP" plan -m "$TINY" -f text.txt --method full --rope-scaling ntk --rope-factor 4
+    [[ "$output" == *"method   full, ntk stretched by 4, "* ]]
+    run --separate-stderr "$PCOMP" plan -m "$TINY" -f text.txt --rope-factor 4
+    is 2 "--rope-scaling ntk or yarn"
+}
+
 @test "bench prints Markdown, CSV and JSON" {
     need_model
     run --separate-stderr "$PCOMP" bench all -m "$TINY" -r 2 --tokens 256 -n 4

@@ -252,7 +252,7 @@ static inline struct Forward forward(struct Engine *e, struct Tokens ids)
         .n = ids.n, .heads = m->n_heads, .kv_heads = m->n_kv_heads, .dim = m->head_dim};
     struct Transformer tf;
     int begin[2] = {0, ids.n}, *pos = calloc((size_t)ids.n, sizeof *pos), last = ids.n - 1;
-    struct BatchShape shape = {ids.n, 1, ids.n, 0, 48};
+    struct BatchShape shape = {.rows = ids.n, .seqs = 1, .keys = ids.n, .head_rows = 48};
     for (int i = 0; i < ids.n; i++) pos[i] = i;
     f.nll = calloc((size_t)ids.n, sizeof *f.nll);
     f.logits = calloc((size_t)m->vocab_size, sizeof *f.logits);
@@ -282,6 +282,30 @@ static inline void forward_free(struct Forward *f)
         free(f->q[l]);
         free(f->k[l]);
     }
+}
+
+/* The sum over the last rows of a forward pass and the heads of a group of the softmax on each token. */
+static inline void brute_mass(const struct Forward *f, int layer, int kv_head, int rows,
+                              double *mass)
+{
+    int group = f->heads / f->kv_heads;
+    double *p = calloc((size_t)f->n, sizeof *p);
+    for (int j = 0; j < f->n; j++) mass[j] = 0;
+    for (int g = kv_head * group; g < (kv_head + 1) * group; g++)
+        for (int r = f->n - rows; r < f->n; r++) {
+            const float *q = f->q[layer] + ((size_t)r * f->heads + g) * f->dim;
+            double top = -INFINITY, sum = 0;
+            for (int j = 0; j <= r; j++) {
+                const float *k = f->k[layer] + ((size_t)j * f->kv_heads + kv_head) * f->dim;
+                p[j] = 0;
+                for (int d = 0; d < f->dim; d++) p[j] += (double)q[d] * k[d];
+                p[j] /= sqrt(f->dim);
+                top = fmax(top, p[j]);
+            }
+            for (int j = 0; j <= r; j++) sum += p[j] = exp(p[j] - top);
+            for (int j = 0; j <= r; j++) mass[j] += p[j] / sum;
+        }
+    free(p);
 }
 
 #endif

@@ -43,7 +43,9 @@ static void test_defaults(void **state)
     assert_string_equal(s.answer_prefix, "");
     assert_int_equal(s.max_tokens, 128);
     assert_true(s.temperature == 0 && s.top_p == 1 && s.seed == 1);
-    assert_true(s.memory == AUTO);
+    assert_true(s.memory == AUTO && s.rope_factor == AUTO);
+    assert_true(s.group == AUTO && s.neighbours == AUTO && s.sinks == 4);
+    assert_int_equal(s.rope_scaling, SCALING_AUTO);
     assert_int_equal(s.precision, PRECISION_INT16);
     /* Every default of the table is itself a value that its setting accepts. */
     for (int i = 0; i < N_SETTINGS; i++)
@@ -102,6 +104,45 @@ static void test_round_trip(void **state)
     assert_string_equal(a.data, b.data);
     str_free(&a);
     str_free(&b);
+}
+
+/* The methods and settings of the baselines, there and back. */
+static void test_baselines(void **state)
+{
+    (void)state;
+    struct Settings s = fresh();
+    struct Str json = {0};
+    for (int i = 0; i < N_SETTINGS; i++) {
+        if (SETTINGS[i].type != SET_ENUM) continue;
+        for (int w = 0; SETTINGS[i].words[w]; w++) {
+            assert_int_equal(settings_set(&s, SETTINGS[i].name, SETTINGS[i].words[w]), PC_OK);
+            assert_string_equal(setting_word(SETTINGS[i].name, w), SETTINGS[i].words[w]);
+        }
+    }
+    assert_int_equal(settings_set(&s, "method", "self-extend"), PC_OK);
+    assert_int_equal(s.method, METHOD_SELF_EXTEND);
+    assert_int_equal(settings_set(&s, "method", "streaming-llm"), PC_OK);
+    assert_int_equal(s.method, METHOD_STREAMING);
+    assert_int_equal(settings_set(&s, "method", "pyramidkv"), PC_OK);
+    assert_int_equal(s.method, METHOD_PYRAMIDKV);
+    assert_int_equal(settings_set(&s, "chunk_score", "bm25"), PC_OK);
+    assert_int_equal(s.chunk_score, SCORE_BM25);
+    s = fresh();
+    assert_int_equal(settings_set(&s, "rope_factor", "2.5"), PC_OK);
+    assert_true(s.rope_factor == 2.5f);
+    assert_refused(settings_set(&s, "rope_factor", "0.5"), "out of range");
+    assert_refused(settings_set(&s, "rope_factor", "0"), "out of range");
+    assert_refused(settings_check(&s), "--rope-scaling ntk or yarn");
+    assert_int_equal(settings_set(&s, "rope_scaling", "yarn"), PC_OK);
+    assert_int_equal(settings_check(&s), PC_OK);
+    assert_int_equal(settings_json(&s, &json), PC_OK);
+    assert_non_null(strstr(json.data, "\"rope_scaling\":\"yarn\",\"rope_factor\":2.5,"));
+    assert_int_equal(parse(&s, "{\"rope_factor\":\"auto\",\"sinks\":0}"), PC_OK);
+    assert_true(s.rope_factor == AUTO && s.sinks == 0);
+    str_clear(&json);
+    assert_int_equal(settings_json(&s, &json), PC_OK);
+    assert_non_null(strstr(json.data, "\"rope_factor\":\"auto\""));
+    str_free(&json);
 }
 
 static void test_unknown_names(void **state)
@@ -348,6 +389,7 @@ int main(void)
         cmocka_unit_test(test_cut_json),   cmocka_unit_test(test_calib),
         cmocka_unit_test(test_calib_file), cmocka_unit_test(test_environment),
         cmocka_unit_test(test_check),      cmocka_unit_test(test_help),
+        cmocka_unit_test(test_baselines),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -75,7 +75,7 @@ struct Action {
 
 static size_t held(const struct Action *a)
 {
-    struct BatchShape least = {1, 1, 1, 0, 1};
+    struct BatchShape least = {.rows = 1, .seqs = 1, .keys = 1, .head_rows = 1};
     if (a->e) assert_int_equal(a->e->be->reserve(a->e->dev, &least), PC_OK);
     return mem_in_use();
 }
@@ -215,6 +215,31 @@ static void test_requests_plain(void **state)
     engine_close(e);
 }
 
+/* The baselines, each with something to do: windows and caps far below the text. */
+static void test_requests_baselines(void **state)
+{
+    (void)state;
+    static const enum Method methods[] = {METHOD_SELF_EXTEND, METHOD_STREAMING, METHOD_SNAPKV,
+                                          METHOD_PYRAMIDKV};
+    struct Engine *e = open_model();
+    e->settings.window = 64;
+    e->settings.kv_cap = 40;
+    e->settings.rope_scaling = SCALING_YARN;
+    e->settings.rope_factor = 3;
+    for (int i = 0; i < 4; i++) {
+        e->settings.method = methods[i];
+        assert_true(each_fault((struct Action){do_run, e}) > 5);
+        each_fault((struct Action){do_plan, e});
+    }
+    engine_close(e);
+    e = open_model();
+    for (int score = SCORE_RANDOM; score <= SCORE_BM25; score++) {
+        e->settings.chunk_score = (enum ChunkScore)score;
+        assert_true(each_fault((struct Action){do_run, e}) > 5);
+    }
+    engine_close(e);
+}
+
 /* An engine answers as before after a request that failed half-way. */
 static void test_engine_survives(void **state)
 {
@@ -312,9 +337,13 @@ static void test_no_file(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_open),           cmocka_unit_test(test_requests),
-        cmocka_unit_test(test_requests_plain), cmocka_unit_test(test_engine_survives),
-        cmocka_unit_test(test_short_file),     cmocka_unit_test(test_no_file),
+        cmocka_unit_test(test_open),
+        cmocka_unit_test(test_requests),
+        cmocka_unit_test(test_requests_plain),
+        cmocka_unit_test(test_requests_baselines),
+        cmocka_unit_test(test_engine_survives),
+        cmocka_unit_test(test_short_file),
+        cmocka_unit_test(test_no_file),
     };
     return cmocka_run_group_tests_name("faults", tests, write_model, remove_model) != 0;
 }

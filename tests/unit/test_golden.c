@@ -93,7 +93,7 @@ static void forward(struct Engine *e, struct Tokens ids, float *nll, float *logi
 {
     struct Transformer tf;
     int begin[2] = {0, ids.n}, *pos = calloc((size_t)ids.n, sizeof *pos), last = ids.n - 1;
-    struct BatchShape shape = {ids.n, 1, ids.n, 0, 48};
+    struct BatchShape shape = {.rows = ids.n, .seqs = 1, .keys = ids.n, .head_rows = 48};
     for (int i = 0; i < ids.n; i++) pos[i] = i;
     assert_int_equal(tf_open(&tf, e->be, e->dev, &e->model, ids.n), PC_OK);
     assert_int_equal(e->be->reserve(e->dev, &shape), PC_OK);
@@ -301,10 +301,8 @@ static void test_qwen_f32(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_smol_int16),
-        cmocka_unit_test(test_smol_f32),
-        cmocka_unit_test(test_smol_avx2),
-        cmocka_unit_test(test_qwen_int16),
+        cmocka_unit_test(test_smol_int16), cmocka_unit_test(test_smol_f32),
+        cmocka_unit_test(test_smol_avx2),  cmocka_unit_test(test_qwen_int16),
         cmocka_unit_test(test_qwen_f32),
     };
     return cmocka_run_group_tests_name("golden", tests, NULL, NULL) != 0;

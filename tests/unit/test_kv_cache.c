@@ -235,6 +235,24 @@ static void do_filter(struct World *w)
                      (kept + PAGE_TOKENS - 1) / PAGE_TOKENS);
 }
 
+/* Each head keeps its first tokens and at least its last ones, and less than a page more; or all, when the page in which
+ * the first end is still needed. */
+static void do_slide(struct World *w)
+{
+    int t = rng(TABLES), first = rng(3) ? rng(5) : rng(150), last = rng(200);
+    kv_slide(&w->kv, &w->table[t], first, last);
+    for (int h = 0; h < HEADS; h++) {
+        struct List *l = &w->list[t][h];
+        int n = w->table[t].n_tokens[h], rest = n - first;
+        assert_true(n <= l->n);
+        assert_true(n == l->n || rest >= last);
+        assert_true(l->n <= first + last + PAGE_TOKENS || rest < last + PAGE_TOKENS);
+        if (n == l->n) continue;
+        memmove(l->id + first, l->id + l->n - rest, sizeof *l->id * (size_t)rest);
+        l->n = n;
+    }
+}
+
 static void run_random(bool exact)
 {
     struct World w;
@@ -252,6 +270,7 @@ static void run_random(bool exact)
             break;
         case 4:
             if (rng(4) == 0) do_clear(&w);
+            if (rng(4) == 0) do_slide(&w);
             break;
         case 5:
         case 6:

@@ -136,13 +136,41 @@ static void scaled_rope_of_folders(void **state)
     model_close(&m);
 }
 
+/* Stretching a plain model by 4. NTK-aware: the base becomes 10000 * 4^(16/14) = 48760.5, the first pair stays, the
+ * last turns 4 times slower. YaRN with its bands, trained on 512: as a file that names the rule. */
+static void stretched_rope(void **state)
+{
+    (void)state;
+    static const double ntk_freq[] = {1,           0.259412817, 0.0672950096,   0.017457188,
+                                      0.004528618, 0.001174782, 0.000304753414, 7.90569415e-05};
+    struct TinySpec spec = tiny_spec("llama");
+    struct Model m;
+    float freq[8], scale;
+    spec.train_len = 512;
+    assert_int_equal(tiny_gguf(file, &spec), 0);
+    open_ok(file, &m);
+    rope_ntk(&m.cfg, 4, freq);
+    for (int i = 0; i < 8; i++) assert_true(fabs((double)freq[i] / ntk_freq[i] - 1) < 1e-5);
+    assert_true(freq[0] == m.cfg.inv_freq[0]);
+    assert_true(fabs((double)freq[7] * 4 / (double)m.cfg.inv_freq[7] - 1) < 1e-6);
+    rope_yarn(&m.cfg, 4, freq, &scale);
+    near_all(freq, yarn_freq, 8);
+    assert_true(fabs((double)scale - (0.1 * log(4) + 1)) < 1e-6);
+    /* turns within 512: more than 32 stay, fewer than 1 are interpolated */
+    for (int i = 0; i < 8; i++) {
+        double turns = 512 * plain_freq[i] / 6.283185307;
+        if (turns > 32) assert_true(fabs((double)freq[i] / plain_freq[i] - 1) < 1e-6);
+        if (turns < 1) assert_true(fabs((double)freq[i] * 4 / plain_freq[i] - 1) < 1e-6);
+    }
+    model_close(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(plain_rope),
-        cmocka_unit_test(scaled_rope_of_gguf_files),
-        cmocka_unit_test(stored_rope_factors),
-        cmocka_unit_test(scaled_rope_of_folders),
+        cmocka_unit_test(plain_rope),          cmocka_unit_test(scaled_rope_of_gguf_files),
+        cmocka_unit_test(stored_rope_factors), cmocka_unit_test(scaled_rope_of_folders),
+        cmocka_unit_test(stretched_rope),
     };
     return cmocka_run_group_tests_name("model_rope", tests, make_dir, drop_dir) != 0;
 }

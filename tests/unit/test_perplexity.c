@@ -63,7 +63,7 @@ static double sum_nll(struct Engine *e, const int *ids, int n, int from)
     struct Transformer tf;
     int begin[2] = {0, n}, *pos = calloc((size_t)n, sizeof *pos);
     float *nll = calloc((size_t)n, sizeof *nll);
-    struct BatchShape shape = {n, 1, n, 0, 48};
+    struct BatchShape shape = {.rows = n, .seqs = 1, .keys = n, .head_rows = 48};
     double sum = 0;
     for (int i = 0; i < n; i++) pos[i] = i;
     assert_int_equal(tf_open(&tf, e->be, e->dev, &e->model, n), PC_OK);

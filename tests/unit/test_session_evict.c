@@ -8,29 +8,6 @@ static const struct CalibRule idle_rule = {CLASS_SINK, 0, LAYERS - 1, 1, 1, 1, 1
 
 /* ==== Importance: which tokens stay ==== */
 
-/* The sum over the last rows of a forward pass and the heads of a group of the softmax on each token. */
-static void brute_mass(const struct Forward *f, int layer, int kv_head, int rows, double *mass)
-{
-    int group = f->heads / f->kv_heads;
-    double *p = calloc((size_t)f->n, sizeof *p);
-    for (int j = 0; j < f->n; j++) mass[j] = 0;
-    for (int g = kv_head * group; g < (kv_head + 1) * group; g++)
-        for (int r = f->n - rows; r < f->n; r++) {
-            const float *q = f->q[layer] + ((size_t)r * f->heads + g) * f->dim;
-            double top = -INFINITY, sum = 0;
-            for (int j = 0; j <= r; j++) {
-                const float *k = f->k[layer] + ((size_t)j * f->kv_heads + kv_head) * f->dim;
-                p[j] = 0;
-                for (int d = 0; d < f->dim; d++) p[j] += (double)q[d] * k[d];
-                p[j] /= sqrt(f->dim);
-                top = fmax(top, p[j]);
-            }
-            for (int j = 0; j <= r; j++) sum += p[j] = exp(p[j] - top);
-            for (int j = 0; j <= r; j++) mass[j] += p[j] / sum;
-        }
-    free(p);
-}
-
 static int compare_doubles(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;

@@ -3,7 +3,7 @@
  */
 #include "tests/unit/session_support.h"
 
-static const struct BatchShape least_shape = {1, 1, 1, 0, 1};
+static const struct BatchShape least_shape = {.rows = 1, .seqs = 1, .keys = 1, .head_rows = 1};
 
 /* Bytes held with the device's scratch at its smallest: what runs leave behind shows against it. */
 static size_t held_at_rest(struct Engine *e)
@@ -90,6 +90,10 @@ static void test_plan_shapes(void **state)
         {METHOD_PARALLELCOMP, KEEP_ALL, CAP_OFF, 3, 1, 300},
         {METHOD_FULL, 1, CAP_OFF, 1, 0, 4},
         {METHOD_TRUNCATE, 1, CAP_OFF, 1, 0, 4},
+        {METHOD_SELF_EXTEND, 1, CAP_OFF, 1, 0, 4},
+        {METHOD_STREAMING, 1, CAP_OFF, 1, 0, 300},
+        {METHOD_SNAPKV, 1, 50, 1, 0, 4},
+        {METHOD_PYRAMIDKV, 1, 2000, 1, 0, 300},
     };
     struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
     char text[9000];

@@ -1,0 +1,20 @@
+/* lexical.h - chunk scores that need no model: BM25 over words. */
+#ifndef PCOMP_LEXICAL_H
+#define PCOMP_LEXICAL_H
+
+#include "base.h"
+
+struct LexText {
+    const char *data; /* UTF-8, not NUL-terminated; may begin or end inside a character */
+    size_t len;
+};
+
+/* score[c]: BM25 of chunk c among n chunks for the question's words; higher is more relevant, and a
+ * chunk without any of them gets 0. Errors: PC_ENOMEM. */
+int bm25_scores(struct LexText question, const struct LexText *chunks, int n, double *score);
+
+/* Moves *at behind the next word of text, writing the word, folded to lower case, to word[room].
+ * Returns its length, cut to what fits; 0 when there is none left. */
+size_t lex_word(struct LexText text, size_t *at, char *word, size_t room);
+
+#endif

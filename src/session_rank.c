@@ -1,0 +1,82 @@
+/* session_rank.c - baselines of the chunk score that need no model: chance and BM25.
+ *
+ * Their winners are known before any prefill, so only those are read: that is what such a method costs.
+ * They enter the same queue as other scores do, in which lower is better.
+ */
+#include "session.h"
+
+#include "eviction/lexical.h"
+
+bool ranks_ahead(const struct Settings *set)
+{
+    return set->method == METHOD_PARALLELCOMP &&
+           (set->chunk_score == SCORE_RANDOM || set->chunk_score == SCORE_BM25);
+}
+
+/* Each text draws its own chunks, so that a seed does not always pick the same places. */
+static void rank_by_chance(struct Session *s, double *score)
+{
+    const struct Tokens *c = &s->prompt.context;
+    chance_scores(hash64(c->ids, sizeof *c->ids * (size_t)c->n, s->set.seed), s->plan.n_chunks,
+                  score);
+}
+
+/* The user's own words, as the tail holds them; without any, all that follows a chunk. */
+static int question_words(const struct Session *s, struct Str *out)
+{
+    const struct Prompt *p = &s->prompt;
+    bool own = p->score_begin < p->score_end;
+    for (int i = own ? p->score_begin : 0; i < (own ? p->score_end : p->tail.n); i++) {
+        if (tokenizer_is_control(s->e->tok, p->tail.ids[i])) continue;
+        struct Slice piece = tokenizer_piece(s->e->tok, p->tail.ids[i]);
+        TRY(str_append(out, piece.data, piece.len));
+    }
+    return PC_OK;
+}
+
+/* The chunks' own bytes of the text against the user's words. */
+static int rank_by_words(struct Session *s, double *score)
+{
+    int n = s->plan.n_chunks;
+    if (!s->req->context || !s->prompt.context_offset)
+        return err_set(PC_ECONFIG,
+                       "chunk_score bm25 compares words, but only token ids of the text "
+                       "are known here; use another --chunk-score");
+    struct Str asked = {0};
+    struct LexText *text = mem_alloc((size_t)n, sizeof *text);
+    int status = text ? question_words(s, &asked) : PC_ENOMEM;
+    for (int c = 0; c < n && status == PC_OK; c++) {
+        const struct ChunkInfo *info = &s->out->chunks[c];
+        text[c] =
+            (struct LexText){s->req->context + info->byte_begin, info->byte_end - info->byte_begin};
+    }
+    if (status == PC_OK)
+        status = bm25_scores((struct LexText){asked.data, asked.len}, text, n, score);
+    for (int c = 0; c < n && status == PC_OK; c++) score[c] = -score[c];
+    str_free(&asked);
+    mem_free(text);
+    return status;
+}
+
+int rank_ahead(struct Session *s)
+{
+    int n = s->plan.n_chunks, loser, status = PC_OK;
+    double *score = mem_alloc((size_t)n, sizeof *score);
+    if (!score) return PC_ENOMEM;
+    if (s->set.chunk_score == SCORE_RANDOM)
+        rank_by_chance(s, score);
+    else
+        status = rank_by_words(s, score);
+    for (int c = 0; c < n && status == PC_OK; c++) {
+        s->out->chunks[c].score = score[c];
+        chunk_queue_push(&s->queue, c, score[c], &loser);
+    }
+    mem_free(score);
+    chunk_queue_kept(&s->queue, s->todo);
+    s->n_tokens_todo = 0;
+    for (int i = 0; i < s->queue.n; i++) {
+        const struct Chunk *c = &s->chunks[s->todo[i]];
+        s->n_tokens_todo += c->end - c->begin;
+    }
+    return status;
+}

@@ -1,0 +1,170 @@
+/* test_session_rank.c - chunks ranked without the model: only the winners are read, and the answer is the one that
+ * the same chunks give in any other way.
+ */
+#include "tests/unit/session_support.h"
+
+/* Text of three-letter words, "XYZZY" in the chunk of byte `at`. */
+static void fill_text(char *text, int n, int at, uint64_t seed)
+{
+    for (int i = 0; i < n; i++) text[i] = i % 4 == 3 ? ' ' : (char)('a' + next_number(&seed) % 26);
+    memcpy(text + at, " XYZZY ", 7);
+}
+
+static struct Request request(const char *text, int n)
+{
+    return (struct Request){
+        .context = text, .context_len = (size_t)n, .question = "Where is xyzzy?"};
+}
+
+static void test_bm25(void **state)
+{
+    (void)state;
+    struct Engine *e = open_engine("llama", PRECISION_F32, 1);
+    enum { BYTES = 4000 };
+    char text[BYTES];
+    e->settings.chunk_score = SCORE_BM25;
+    e->settings.keep = 1;
+    for (int at = 100; at < BYTES; at += 977) {
+        fill_text(text, BYTES, at, 5);
+        struct Request req = request(text, BYTES);
+        struct Result r;
+        must(session_run(e, &req, &r));
+        assert_true(r.plan.n_chunks > 8);
+        assert_int_equal(r.plan.n_read, 1);
+        for (int c = 0; c < r.plan.n_chunks; c++) {
+            const struct ChunkInfo *info = &r.chunks[c];
+            bool holds = info->byte_begin <= (size_t)at + 1 && info->byte_end >= (size_t)at + 6;
+            assert_int_equal(info->kept, holds);
+            assert_true(holds ? info->score < 0 : info->score == 0);
+        }
+        result_free(&r);
+    }
+    engine_close(e);
+}
+
+static int n_kept(const struct Result *r)
+{
+    int n = 0;
+    for (int c = 0; c < r->plan.n_chunks; c++) n += r->chunks[c].kept;
+    return n;
+}
+
+static void test_random(void **state)
+{
+    (void)state;
+    struct Engine *e = open_engine("qwen2", PRECISION_INT16, 1);
+    enum { BYTES = 4000, SEEDS = 12 };
+    char text[BYTES];
+    int differs = 0;
+    struct Result first = {0}, r;
+    fill_text(text, BYTES, 100, 5);
+    struct Request req = request(text, BYTES);
+    e->settings.chunk_score = SCORE_RANDOM;
+    for (int i = 0; i < SEEDS; i++) {
+        e->settings.seed = (uint64_t)i / 2; /* each seed twice */
+        must(session_run(e, &req, &r));
+        assert_int_equal(r.plan.n_read, 2);
+        assert_int_equal(n_kept(&r), 2);
+        if (i % 2) {
+            for (int c = 0; c < r.plan.n_chunks; c++) {
+                assert_int_equal(r.chunks[c].kept, first.chunks[c].kept);
+                assert_true(r.chunks[c].score == first.chunks[c].score);
+            }
+            assert_int_equal(r.logits_hash, first.logits_hash);
+            differs += r.chunks[0].kept;
+            result_free(&first);
+            result_free(&r);
+        } else {
+            first = r;
+        }
+    }
+    assert_true(differs < SEEDS / 2);
+    /* another text, the same seed: another draw */
+    e->settings.seed = 3;
+    must(session_run(e, &req, &first));
+    text[2000] = 'Q';
+    must(session_run(e, &req, &r));
+    assert_true(r.chunks[0].score != first.chunks[0].score);
+    result_free(&first);
+    result_free(&r);
+    engine_close(e);
+}
+
+/* Given the same chunks, the answer is that of the method itself, whatever the wave. */
+static void check_same_answer(struct Engine *e)
+{
+    struct Settings *set = &e->settings;
+    struct Outcome want, have;
+    set->kv_cap = 50;
+    set->chunk_score = SCORE_RANDOM;
+    set->keep = KEEP_ALL;
+    have = outcome(e, plain_input);
+    set->chunk_score = SCORE_QUESTION;
+    want = outcome(e, plain_input);
+    assert_memory_equal(have.logits, want.logits, sizeof want.logits);
+    assert_memory_equal(have.ids, want.ids, sizeof want.ids);
+    assert_memory_equal(have.kept, want.kept, sizeof want.kept);
+    assert_memory_equal(have.kv_kept, want.kv_kept, sizeof want.kv_kept);
+    set->chunk_score = SCORE_RANDOM;
+    set->keep = 3;
+    set->wave = 1;
+    want = outcome(e, plain_input);
+    set->wave = 2;
+    have = outcome(e, plain_input);
+    same_bits(&want, &have);
+}
+
+static void test_same_answer(void **state)
+{
+    (void)state;
+    each_engine(check_same_answer);
+}
+
+/* Words cannot be compared when there are only ids. */
+static void test_ids_only(void **state)
+{
+    (void)state;
+    struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
+    struct Run run;
+    e->settings.chunk_score = SCORE_BM25;
+    run_open(&run, e, plain_input);
+    assert_int_equal(session_stages(&run.s, false), PC_ECONFIG);
+    assert_non_null(strstr(err_text(), "--chunk-score"));
+    run_close(&run);
+    engine_close(e);
+}
+
+/* What is planned is what is taken, also where losers are never read. */
+static void test_plan(void **state)
+{
+    (void)state;
+    struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
+    enum { BYTES = 9000 };
+    char text[BYTES];
+    fill_text(text, BYTES, 100, 5);
+    struct Request req = request(text, BYTES);
+    struct PlanInfo all, some;
+    struct Result r;
+    must(session_plan(e, &req, &all));
+    e->settings.chunk_score = SCORE_BM25;
+    must(session_plan(e, &req, &some));
+    assert_int_equal(all.n_read, all.n_chunks);
+    assert_int_equal(some.n_chunks, all.n_chunks);
+    assert_int_equal(some.n_read, 2);
+    assert_in_range(some.wave, 1, 2);
+    assert_true(some.peak_bytes < all.peak_bytes);
+    must(session_run(e, &req, &r));
+    assert_int_equal(r.plan.peak_bytes, some.peak_bytes);
+    result_free(&r);
+    engine_close(e);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_bm25),        cmocka_unit_test(test_random),
+        cmocka_unit_test(test_same_answer), cmocka_unit_test(test_ids_only),
+        cmocka_unit_test(test_plan),
+    };
+    return cmocka_run_group_tests_name("session_rank", tests, NULL, NULL) != 0;
+}
