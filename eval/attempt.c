@@ -76,6 +76,8 @@ static int configure(struct Attempt *a, struct Engine *engine, const struct Requ
     struct Settings *s = &a->settings;
     *s = a->arm->settings;
     if (!a->arm->tokens_given) s->max_tokens = a->task->max_tokens;
+    if (a->prompt.answer_prefix.len && !*s->answer_prefix)
+        TRY(settings_set(s, "answer_prefix", a->prompt.answer_prefix.data));
     if (!a->task->chat) TRY(settings_set(s, "chat_template", "raw"));
     if (!a->task->covers || s->method != METHOD_PARALLELCOMP) return engine_configure(engine, s);
     /* A task about the whole text keeps all of it, thinly (design: coverage). */

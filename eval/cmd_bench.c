@@ -176,6 +176,7 @@ static int arm_keys(struct Runner *r)
             const struct Task *task = &r->set.tasks[t];
             key = hash64(task->before, strlen(task->before), key);
             key = hash64(task->after, strlen(task->after), key);
+            key = hash64(task->answer_prefix, strlen(task->answer_prefix), key);
             key = hash64(task->stop_text, strlen(task->stop_text), key);
             int facts[] = {task->max_tokens, task->chat, task->covers};
             key = hash64(facts, sizeof facts, key);

@@ -119,7 +119,7 @@ static const struct Command COMMANDS[] = {
     {"niah", ON_GRID, cmd_niah, "needles in a text of yours, by length and depth",
      "pcomp-eval niah -m MODEL [-f TEXT] [--tokens N,...] [--depth X,...] [-o RUN]",
      "Hides a sentence in the text (default: the book) at each depth and length and asks for it.\n"
-     "Tasks: needle (default), needles, hops, passkey, number_string, kv_retrieval.",
+     "Tasks: needle (default), needles, hops, and needle_own for your own --needle --question --answer.",
      "pcomp-eval niah --tokens 16K,128K --method parallelcomp --method truncate", NULL, NULL},
     {"rescore", ON_RESCORE, cmd_rescore, "score existing prediction files",
      "pcomp-eval rescore longbench|longbench-e|infinitebench DIR... [--json]",

@@ -33,8 +33,8 @@ static int depth_read(const char *text, double *out)
 }
 
 /* Calls read() for each part of a list between commas. */
-static int list_read(const char *name, const char *list,
-                     int (*read)(struct Grid *, const char *), struct Grid *g)
+static int list_read(const char *name, const char *list, int (*read)(struct Grid *, const char *),
+                     struct Grid *g)
 {
     char part[64];
     for (int n = 0;; n++) {

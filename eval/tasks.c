@@ -74,9 +74,10 @@ static int task_read(const cJSON *object, const cJSON *profile, struct Task *t)
     snprintf(t->group, sizeof t->group, "%s", member_text(object, "group", ""));
     t->before = text_copy(member_text(object, "before", ""));
     t->after = text_copy(member_text(object, "after", ""));
+    t->answer_prefix = text_copy(member_text(object, "answer_prefix", ""));
     t->stop_text =
         text_copy(member_text(profile, "stop_text", member_text(object, "stop_text", "")));
-    if (!t->before || !t->after || !t->stop_text) return PC_ENOMEM;
+    if (!t->before || !t->after || !t->answer_prefix || !t->stop_text) return PC_ENOMEM;
     t->max_tokens = member_int(lengths, t->name, member_int(object, "max_tokens", 0));
     t->official_rows = member_int(object, "rows", 0);
     t->chat = member_bool(profile, "chat", member_bool(object, "chat", true));
@@ -144,6 +145,7 @@ void task_set_close(struct TaskSet *set)
     for (int i = 0; i < set->n; i++) {
         mem_free(set->tasks[i].before);
         mem_free(set->tasks[i].after);
+        mem_free(set->tasks[i].answer_prefix);
         mem_free(set->tasks[i].stop_text);
     }
     mem_free(set->tasks);
@@ -217,6 +219,8 @@ static int field(const struct Sample *s, const char *name, size_t len, struct St
             return err_set(PC_EFORMAT, "the row has no option %c", name[7]);
         return str_append(out, s->options[i].data ? s->options[i].data : "", s->options[i].len);
     }
+    if (len == 9 && memcmp(name, "n_answers", len) == 0)
+        return str_appendf(out, "%d", s->n_answers);
     if (len == 11 && memcmp(name, "find_prefix", len) == 0) return find_prefix(&s->input, out);
     size_t at, call, function;
     if (!find_call(input, &at, &call, &function))
@@ -227,8 +231,9 @@ static int field(const struct Sample *s, const char *name, size_t len, struct St
 /* Puts fields in; *at and *n tell where {input} went (n 0: nowhere). */
 static int render(const char *half, const struct Sample *s, struct Str *out, size_t *at, size_t *n)
 {
-    static const char *const names[] = {"input",    "option_a", "option_b",  "option_c",
-                                        "option_d", "func",     "func_call", "find_prefix"};
+    static const char *const names[] = {"input",    "n_answers", "option_a",
+                                        "option_b", "option_c",  "option_d",
+                                        "func",     "func_call", "find_prefix"};
     TRY(str_append(out, "", 0));
     for (const char *p = half; *p;) {
         size_t plain = strcspn(p, "{"), len = 0;
@@ -255,6 +260,7 @@ int task_prompt(const struct Task *task, const struct Sample *s, struct TaskProm
     size_t at, n;
     *out = (struct TaskPrompt){0};
     TRY(render(task->before, s, &out->before, &at, &n));
+    TRY(render(task->answer_prefix, s, &out->answer_prefix, &at, &n));
     TRY(render(task->after, s, &out->after, &out->question_at, &out->question_len));
     *moved = out->before.len && out->before.data[out->before.len - 1] == ' ';
     if (*moved) {
@@ -269,4 +275,5 @@ void task_prompt_free(struct TaskPrompt *p)
     str_free(&p->before);
     str_free(&p->context);
     str_free(&p->after);
+    str_free(&p->answer_prefix);
 }

@@ -8,7 +8,8 @@ struct Task {
     char name[48], group[32];
     char *before,
         *after; /* the prompt is before, context, after; {input} and other fields stand in both */
-    char *stop_text; /* "" or the text whose last token ends the answer too */
+    char *answer_prefix; /* put into the model's mouth, with fields; "" for none */
+    char *stop_text;     /* "" or the text whose last token ends the answer too */
     int max_tokens;
     int official_rows; /* rows of the published set; 0: not known, or made here */
     bool chat;         /* wrapped by the model's chat template */
@@ -35,11 +36,11 @@ const struct Task *task_find(const struct TaskSet *set, const char *name);
 
 /* A task's prompt for one sample. */
 struct TaskPrompt {
-    struct Str before, context, after;
+    struct Str before, context, after, answer_prefix;
     size_t question_at, question_len; /* the user's own words in after; len 0: there are none */
 };
 
-/* Puts the sample's fields into the halves: {input}, {option_a} to {option_d}, {func} and {func_call}
+/* Puts the sample's fields into the texts: {input}, {n_answers}, {option_a} to {option_d}, {func} and {func_call}
  * (of "func_12(3)" in the input), {find_prefix} (of "The smallest number of …"). A space that ends
  * `before` goes to the front of the context, where it belongs to the first word's token; *moved is
  * 1 then. PC_EFORMAT: a field that the sample has not. task_prompt_free always. */
