@@ -297,13 +297,13 @@ static int docs_write(struct Gen *g, const struct Docs *d)
 
 static int docs_fill(struct Gen *g, struct Docs *d, int64_t budget)
 {
-    enum { ONE_DOCUMENT = 1024 };
+    enum { NEAR = 8 }; /* tokens that a set may be short of the length */
     struct Units *u = d->u;
     u->least = d->needed;
     u->most = d->n;
     TRY(units_fill(g, u, budget, 0));
     g->estimate = u->tokens;
-    if (u->n == d->n && budget - u->tokens > ONE_DOCUMENT)
+    if (u->n == d->n && budget - u->tokens > NEAR)
         return err_set(PC_ERANGE, "the question set has %lld tokens of documents; %lld were wanted",
                        (long long)u->tokens, (long long)budget);
     return docs_write(g, d);
