@@ -10,6 +10,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* One command's work. */
@@ -97,17 +98,26 @@ static int file_failed(const char *path)
     return CLI_EOUTPUT;
 }
 
-/* Rows go beside the file, which takes their place once all are there. */
+static int file_fill(struct Generate *gen, const char *path)
+{
+    gen->out = fopen(path, "w");
+    if (!gen->out) return file_failed(path);
+    int status = rows_make(gen);
+    if (fclose(gen->out) != 0 && status == PC_OK) status = file_failed(path);
+    return status;
+}
+
+/* Rows go beside the file, which takes their place once all are there; into a device, a pipe or a link
+ * they go at once. */
 static int file_make(struct Generate *gen)
 {
     const char *path = gen->eval->cli.output;
     char part[PATH_MAX];
+    struct stat info;
+    if (lstat(path, &info) == 0 && !S_ISREG(info.st_mode)) return file_fill(gen, path);
     if (snprintf(part, sizeof part, "%s.part", path) >= (int)sizeof part)
         return err_set(PC_ECONFIG, "--output: the path is too long");
-    gen->out = fopen(part, "w");
-    if (!gen->out) return file_failed(part);
-    int status = rows_make(gen);
-    if (fclose(gen->out) != 0 && status == PC_OK) status = file_failed(part);
+    int status = file_fill(gen, part);
     if (status == PC_OK && rename(part, path) != 0) status = file_failed(path);
     if (status < 0) unlink(part);
     return status;

@@ -364,7 +364,8 @@ int gen_depths_ascending(struct Gen *g, struct Needle *needles, int n, uint64_t 
     depths_draw(rng_join(rng_join(g->key, DRAW_DEPTHS), stream), depths, n);
     double first = stream == 0 ? g->spec->depth : -1;
     for (int i = 0; i < n && first >= 0; i++) {
-        double part = (1 - first) * depths[i]; /* a statement of its own: never fused with the sum */
+        double part =
+            (1 - first) * depths[i]; /* a statement of its own: never fused with the sum */
         depths[i] = first + part;
     }
     if (first >= 0) depths[0] = first;

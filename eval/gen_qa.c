@@ -52,42 +52,53 @@ static const cJSON *get(const cJSON *of, const char *key)
     return cJSON_GetObjectItemCaseSensitive(of, key);
 }
 
+/* The first of an array's items, or NULL; ->next follows. */
+static const cJSON *first(const cJSON *of)
+{
+    return of ? of->child : NULL;
+}
+
 /* HotpotQA's ["title", ["sentence", …]] as one text. */
 static int hotpot_text(const cJSON *pair, struct Str *out)
 {
-    const cJSON *title = cJSON_GetArrayItem(pair, 0), *sentence;
+    const cJSON *title = cJSON_GetArrayItem(pair, 0);
     if (!cJSON_IsString(title)) return bad_set("has a document without a title");
     TRY(str_appendf(out, "%s\n", title->valuestring));
-    cJSON_ArrayForEach(sentence, cJSON_GetArrayItem(pair, 1)) if (cJSON_IsString(sentence))
-        TRY(str_append(out, sentence->valuestring, strlen(sentence->valuestring)));
+    const cJSON *sentence = first(cJSON_GetArrayItem(pair, 1));
+    for (; sentence; sentence = sentence->next)
+        if (cJSON_IsString(sentence))
+            TRY(str_append(out, sentence->valuestring, strlen(sentence->valuestring)));
     return PC_OK;
 }
 
 static int hotpot_docs(struct Docs *d)
 {
-    const cJSON *item, *pair;
     struct Str text = {0};
     int status = PC_OK;
-    cJSON_ArrayForEach(item, d->json) cJSON_ArrayForEach(pair, get(item, "context"))
-    {
-        str_clear(&text);
-        if (status == PC_OK) status = hotpot_text(pair, &text);
-        if (status == PC_OK) status = doc_push(d, text.data, text.len);
-    }
+    for (const cJSON *item = first(d->json); item; item = item->next)
+        for (const cJSON *pair = first(get(item, "context")); pair; pair = pair->next) {
+            str_clear(&text);
+            if (status == PC_OK) status = hotpot_text(pair, &text);
+            if (status == PC_OK) status = doc_push(d, text.data, text.len);
+        }
     str_free(&text);
     return status;
 }
 
-static int squad_docs(struct Docs *d)
+static int article_docs(struct Docs *d, const cJSON *article)
 {
-    const cJSON *article, *paragraph;
-    cJSON_ArrayForEach(article, get(d->json, "data"))
-        cJSON_ArrayForEach(paragraph, get(article, "paragraphs"))
-    {
-        const cJSON *text = get(paragraph, "context");
+    for (const cJSON *p = first(get(article, "paragraphs")); p; p = p->next) {
+        const cJSON *text = get(p, "context");
         if (!cJSON_IsString(text)) return bad_set("has a paragraph without a context");
         TRY(doc_push(d, text->valuestring, strlen(text->valuestring)));
     }
+    return PC_OK;
+}
+
+static int squad_docs(struct Docs *d)
+{
+    const cJSON *article = first(get(d->json, "data"));
+    for (; article; article = article->next) TRY(article_docs(d, article));
     return PC_OK;
 }
 
@@ -123,20 +134,25 @@ static bool answerable(const cJSON *qa)
            cJSON_GetArraySize(get(qa, "answers")) > 0;
 }
 
-/* Counts SQuAD's answerable questions; the one of number `wanted` becomes d->question. */
+/* Counts the answerable questions of an article on from n; the one of number `wanted` becomes
+ * d->question. */
+static int64_t article_questions(struct Docs *d, const cJSON *article, int64_t n, int64_t wanted)
+{
+    for (const cJSON *p = first(get(article, "paragraphs")); p; p = p->next)
+        for (const cJSON *qa = first(get(p, "qas")); qa; qa = qa->next) {
+            if (!answerable(qa) || n++ != wanted) continue;
+            d->question = qa;
+            d->article = article;
+            d->answering = doc_find(d, get(p, "context")->valuestring);
+        }
+    return n;
+}
+
 static int64_t squad_questions(struct Docs *d, int64_t wanted)
 {
-    const cJSON *article, *paragraph, *qa;
     int64_t n = 0;
-    cJSON_ArrayForEach(article, get(d->json, "data"))
-        cJSON_ArrayForEach(paragraph, get(article, "paragraphs"))
-            cJSON_ArrayForEach(qa, get(paragraph, "qas"))
-    {
-        if (!answerable(qa) || n++ != wanted) continue;
-        d->question = qa;
-        d->article = article;
-        d->answering = doc_find(d, get(paragraph, "context")->valuestring);
-    }
+    const cJSON *article = first(get(d->json, "data"));
+    for (; article; article = article->next) n = article_questions(d, article, n, wanted);
     return n;
 }
 
@@ -158,12 +174,12 @@ static int question_write(struct Gen *g, const struct Docs *d)
 {
     const char *question = get(d->question, "question")->valuestring;
     TRY(str_append(&g->out->input, question, strlen(question)));
-    const cJSON *one = get(d->question, "answer"), *answer;
+    const cJSON *one = get(d->question, "answer");
     if (d->hotpot)
         return cJSON_IsString(one) ? gen_answer(g, one->valuestring, strlen(one->valuestring))
                                    : bad_set("has a question without an answer");
-    cJSON_ArrayForEach(answer, get(d->question, "answers"))
-    {
+    const cJSON *answer = first(get(d->question, "answers"));
+    for (; answer; answer = answer->next) {
         const char *text = cJSON_GetStringValue(get(answer, "text"));
         bool again = !text;
         for (int i = 0; i < g->out->n_answers && !again; i++)
@@ -175,12 +191,12 @@ static int question_write(struct Gen *g, const struct Docs *d)
 
 /* ==== Which documents, in which order ==== */
 
-/* Moves the documents that `first` marks to the front of the drawn order, keeping it else. */
-static int64_t order_front(struct Docs *d, int64_t from, const bool *first, int64_t *spare)
+/* Moves the documents that `marked` names to the front of the drawn order, keeping it else. */
+static int64_t order_front(struct Docs *d, int64_t from, const bool *marked, int64_t *spare)
 {
     int64_t front = from, n_spare = 0;
     for (int64_t i = from; i < d->n; i++) {
-        if (first[d->order[i]])
+        if (marked[d->order[i]])
             d->order[front++] = d->order[i];
         else
             spare[n_spare++] = d->order[i];
@@ -191,11 +207,9 @@ static int64_t order_front(struct Docs *d, int64_t from, const bool *first, int6
 
 static int mark_hotpot(const struct Docs *d, bool *marked)
 {
-    const cJSON *pair;
     struct Str text = {0};
     int status = PC_OK;
-    cJSON_ArrayForEach(pair, get(d->question, "context"))
-    {
+    for (const cJSON *pair = first(get(d->question, "context")); pair; pair = pair->next) {
         str_clear(&text);
         if (status == PC_OK) status = hotpot_text(pair, &text);
         if (status == PC_OK) marked[doc_find(d, text.data)] = true;
@@ -206,9 +220,8 @@ static int mark_hotpot(const struct Docs *d, bool *marked)
 
 static void mark_article(const struct Docs *d, bool *marked)
 {
-    const cJSON *paragraph;
-    cJSON_ArrayForEach(paragraph, get(d->article, "paragraphs"))
-        marked[doc_find(d, get(paragraph, "context")->valuestring)] = true;
+    for (const cJSON *p = first(get(d->article, "paragraphs")); p; p = p->next)
+        marked[doc_find(d, get(p, "context")->valuestring)] = true;
 }
 
 static int order_settle(struct Docs *d, bool *marked, int64_t *spare)
@@ -252,10 +265,9 @@ static int doc_unit(void *user, int64_t i, int again, struct Str *out)
 /* Whether a needed document holds what answers: for HotpotQA one of the supporting facts' titles. */
 static bool doc_answers(const struct Docs *d, const char *text)
 {
-    const cJSON *fact, *facts = get(d->question, "supporting_facts");
+    const cJSON *facts = get(d->question, "supporting_facts");
     if (!d->hotpot || !facts) return true;
-    cJSON_ArrayForEach(fact, facts)
-    {
+    for (const cJSON *fact = first(facts); fact; fact = fact->next) {
         const char *title = cJSON_GetStringValue(cJSON_GetArrayItem(fact, 0));
         size_t len = title ? strlen(title) : 0;
         if (title && strncmp(text, title, len) == 0 && text[len] == '\n') return true;
@@ -285,13 +297,13 @@ static int docs_write(struct Gen *g, const struct Docs *d)
 
 static int docs_fill(struct Gen *g, struct Docs *d, int64_t budget)
 {
-    enum { ONE_DOCUMENT = 1024 };
+    enum { NEAR = 8 }; /* tokens that a set may be short of the length */
     struct Units *u = d->u;
     u->least = d->needed;
     u->most = d->n;
     TRY(units_fill(g, u, budget, 0));
     g->estimate = u->tokens;
-    if (u->n == d->n && budget - u->tokens > ONE_DOCUMENT)
+    if (u->n == d->n && budget - u->tokens > NEAR)
         return err_set(PC_ERANGE, "the question set has %lld tokens of documents; %lld were wanted",
                        (long long)u->tokens, (long long)budget);
     return docs_write(g, d);

@@ -4,6 +4,7 @@
 #include "eval/rng.h"
 #include "eval/words.h"
 #include "generate_support.h"
+#include "tests/tiny_vocab.h"
 
 /* ==== Numbers and words ==== */
 
@@ -114,6 +115,30 @@ static void test_short_texts(void **state)
             sample_free(&s);
         }
     }
+}
+
+/* A vocabulary whose tokens may join across words, and that puts a space in front. */
+static void test_sentencepiece(void **state)
+{
+    (void)state;
+    static struct TinyVocab vocab;
+    struct Tokenizer *spm, *bpe = tok;
+    tiny_spm(&vocab);
+    assert_int_equal(tokenizer_open(&vocab.spec, &spm), PC_OK);
+    tok = spm;
+    for (int t = 0; generate_task(t, NULL); t++)
+        for (int i = 0; i < 3; i++) {
+            struct GenSpec spec = spec_of(generate_task(t, NULL), 1500 + i);
+            spec.index = i;
+            struct Sample s = make(&spec);
+            int most = is_list(spec.task) ? unit_most(spec.task) : 8;
+            int n = count(spm, &s.context);
+            if (n > spec.tokens || n < spec.tokens - most)
+                fail_msg("%s: %d tokens for %lld", s.id.data, n, (long long)spec.tokens);
+            sample_free(&s);
+        }
+    tok = bpe;
+    tokenizer_close(spm);
 }
 
 /* ==== Depth and places ==== */
@@ -403,6 +428,7 @@ int main(void)
         cmocka_unit_test(test_words),
         cmocka_unit_test(test_length),
         cmocka_unit_test(test_short_texts),
+        cmocka_unit_test(test_sentencepiece),
         cmocka_unit_test(test_depth),
         cmocka_unit_test(test_between_sentences),
         cmocka_unit_test(test_answers_stand_there),
