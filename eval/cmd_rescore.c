@@ -65,7 +65,12 @@ int cmd_rescore(struct Cli *cli)
     for (int i = 1; i < cli->args.n; i++)
         chinese |= rescore_cuts_chinese(cli->args.items[0], cli->args.items[i]);
     /* Without the dictionary the Chinese tasks are refused one by one, and say so. */
-    if (chinese && jieba_open(NULL, &jieba) == PC_OK) o.jieba = jieba;
+    if (chinese) {
+        if (jieba_open(NULL, &jieba) == PC_OK)
+            o.jieba = jieba;
+        else
+            log_msg(LOG_WARN, "%s", err_text());
+    }
     int status = rescore_all(cli, &o, &out);
     str_free(&out);
     jieba_close(jieba);

@@ -274,8 +274,8 @@ static int score_retrieval(const struct Row *row, struct Span mark, struct Score
     for (int i = 0; i < row->in->n_answers; i++) {
         struct Span answer = span_of(&row->in->answers[i]), number;
         if (!marked_number(answer, mark, &number))
-            return err_set(PC_EFORMAT, "the answer '%.60s' names no paragraph ('%s' and a number)",
-                           answer.data, mark.data);
+            return err_set(PC_EFORMAT, "the answer '%.*s' names no paragraph ('%s' and a number)",
+                           (int)(answer.len < 60 ? answer.len : 60), answer.data, mark.data);
         score_numbers(row, number, out);
     }
     return PC_OK;
