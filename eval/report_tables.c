@@ -16,6 +16,10 @@ enum { FIT_COLUMNS = 4 }; /* more methods make the table scroll sideways */
 static int table_begin(struct Str *out, const struct Report *r, const char *first, bool baseline)
 {
     int columns = r->n_columns - !baseline;
+    if (columns > FIT_COLUMNS)
+        TRY(str_appendf(
+            out, "<p class=\"aside\">All %d methods are in the table: it scrolls sideways.</p>\n",
+            columns));
     TRY(str_appendf(
         out,
         "<div class=\"wrap%s\"><table class=\"matrix\" style=\"min-width:%dpx\"><thead><tr><th "
