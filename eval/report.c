@@ -207,7 +207,7 @@ static int make_rows(struct Report *r)
 {
     size_t n = 0, at = 0, cells = (size_t)r->n_tasks * (size_t)r->n_columns;
     for (int c = 0; c < r->n_columns; c++) n += (size_t)r->columns[c].method->n_samples;
-    r->pool = mem_alloc(n, sizeof *r->pool);
+    r->pool = mem_alloc(n, sizeof(void *));
     r->cells = mem_alloc(cells, sizeof *r->cells);
     r->all = mem_alloc((size_t)r->n_columns, sizeof *r->all);
     if (!r->pool || !r->cells || !r->all) return PC_ENOMEM;

@@ -16,6 +16,10 @@ enum { FIT_COLUMNS = 4 }; /* more methods make the table scroll sideways */
 static int table_begin(struct Str *out, const struct Report *r, const char *first, bool baseline)
 {
     int columns = r->n_columns - !baseline;
+    if (columns > FIT_COLUMNS)
+        TRY(str_appendf(
+            out, "<p class=\"aside\">All %d methods are in the table: it scrolls sideways.</p>\n",
+            columns));
     TRY(str_appendf(
         out,
         "<div class=\"wrap%s\"><table class=\"matrix\" style=\"min-width:%dpx\"><thead><tr><th "
@@ -286,7 +290,7 @@ int page_buckets(struct Str *out, const struct Report *r)
         out, "<section id=\"buckets\"><h2>Three lengths</h2>\n<p>Rows by the length that the "
              "data set tells, in words: under 4,000, under 8,000, and above.</p>\n"));
     TRY(bucket_head(out, r));
-    TRY(bucket_row(out, r, r->n_tasks));
+    if (bucket_means_shown(r)) TRY(bucket_row(out, r, r->n_tasks));
     for (int t = 0; t < r->n_tasks; t++)
         if (strcmp(r->tasks[t].benchmark.data, "longbench-e") == 0) TRY(bucket_row(out, r, t));
     TRY(table_end(out));

@@ -131,6 +131,7 @@ static int md_buckets(struct Str *out, const struct Report *r)
                         names[1], names[2]));
         for (int t = 0; t <= r->n_tasks; t++) {
             if (t < r->n_tasks && strcmp(r->tasks[t].benchmark.data, "longbench-e") != 0) continue;
+            if (t == r->n_tasks && !bucket_means_shown(r)) continue;
             TRY(str_append(out, "| ", 2));
             TRY(t < r->n_tasks ? say_markdown(out, r->tasks[t].name.data)
                                : str_appendf(out, "*mean of tasks*"));

@@ -370,6 +370,12 @@ bool group_shown(const struct Report *r, const struct Group *g)
     return g->n_tasks > 1 && (g->complete || is_generated(r, g->benchmark));
 }
 
+bool bucket_means_shown(const struct Report *r)
+{
+    const struct Group *whole = whole_of(r, "longbench-e");
+    return whole && whole->complete;
+}
+
 int say_group(const struct Group *g, struct Str *out)
 {
     TRY(str_appendf(out, "mean of %d task%s", g->n_tasks, plural(g->n_tasks)));

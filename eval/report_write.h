@@ -46,6 +46,8 @@ int say_rows(const struct ReportTask *task, struct Str *out);
 int say_shares(const struct Shares *n, struct Str *out);
 /* True when a mean over this set may be shown: a group of it, the whole of it, or rows made for the run. */
 bool group_shown(const struct Report *r, const struct Group *g);
+/* The same for the mean over all tasks of each of LongBench-E's lengths. */
+bool bucket_means_shown(const struct Report *r);
 int say_group(const struct Group *g, struct Str *out); /* "mean of 4 tasks, partial" */
 /* Runs of one benchmark that cannot be compared row by row: names the facts that differ; else nothing. */
 int say_mismatch(const struct Report *r, struct Str *out);

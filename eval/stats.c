@@ -8,6 +8,13 @@
 static const double Z95 = 1.959963984540054;
 static const uint64_t SEED = 0x70636f6d70; /* any constant would do */
 
+static int n_resamples = STATS_RESAMPLES;
+
+void stats_hurry(int resamples)
+{
+    n_resamples = resamples;
+}
+
 /* ==== Generator ==== */
 
 /* splitmix64: short, and good enough to draw row numbers. */
@@ -163,19 +170,19 @@ static int bootstrap(const struct Strata *s, struct Estimate *out, double *below
     if (s->n_values == 0) return PC_OK;
     out->mean = out->low = out->high = strata_mean(s);
     if (s->n_spread == 0) return PC_OK;
-    double *means = mem_alloc(STATS_RESAMPLES, sizeof *means);
+    double *means = mem_alloc((size_t)n_resamples, sizeof *means);
     if (!means) return PC_ENOMEM;
     uint64_t state = SEED;
     int negative = 0;
-    for (int i = 0; i < STATS_RESAMPLES; i++) {
+    for (int i = 0; i < n_resamples; i++) {
         means[i] = strata_resample(s, &state);
         negative += means[i] < 0;
     }
-    stats_sort(means, STATS_RESAMPLES);
-    out->low = quantile_sorted(means, STATS_RESAMPLES, 0.025);
-    out->high = quantile_sorted(means, STATS_RESAMPLES, 0.975);
+    stats_sort(means, n_resamples);
+    out->low = quantile_sorted(means, n_resamples, 0.025);
+    out->high = quantile_sorted(means, n_resamples, 0.975);
     out->kind = INTERVAL_BOOTSTRAP;
-    if (below) *below = (double)negative / STATS_RESAMPLES;
+    if (below) *below = (double)negative / n_resamples;
     mem_free(means);
     return PC_OK;
 }

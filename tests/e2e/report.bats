@@ -86,6 +86,9 @@ need_browser() {
         done
         grep -q 'longbench-*e*,' out
     done
+    # nor is a mean over all its tasks given
+    "$EVAL" report longbench-e --format md > out
+    run ! grep -qiE 'mean of (13 )?tasks' out
     "$EVAL" report longbench --quiet --format md | grep -qF 'partial: 146 of 4,750 official rows'
 }
 

@@ -46,6 +46,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     size_t head = nul ? (size_t)(nul - text) : 0, at = nul ? head + 1 : 0;
     struct Run run = {0};
     struct Report report = {0};
+    stats_hurry(20);
     must(str_append(&run.name, "run", 3));
     if (head) must(run_read_head(&run, text, head));
     add_lines(&run, "a", text + at, size - at);
