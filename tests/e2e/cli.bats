@@ -345,11 +345,11 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     need_model
     local method
     for method in full truncate self-extend streaming-llm snapkv pyramidkv; do
-        run --separate-stderr "$PCOMP" plan -m "$TINY" -f text.txt --method $method --window 300 -n 8
+        run --separate-stderr "$PCOMP" plan -m "$TINY" -f text.txt --method $method --window 400 -n 8
         [ "$status" -eq 0 ]
         [[ "$output" == *"method   $method"* ]]
         run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -q "Which?" --method $method \
-            --window 300 --kv-cap 64 -n 8 --json
+            --window 400 --kv-cap 64 -n 8 --json
         [ "$status" -eq 0 ]
         jq -e --arg method $method '.plan.method == $method and .plan.n_positions > 0' <<< "$output"
     done
