@@ -585,6 +585,12 @@ int settings_check(const struct Settings *s)
 
 /* ==== Environment ==== */
 
+/* Variables that say where files are. */
+static bool of_the_command_line(const char *name)
+{
+    return strcmp(name, "model") == 0 || strcmp(name, "tasks") == 0 || strcmp(name, "jieba") == 0;
+}
+
 int settings_env(struct Settings *s)
 {
     struct Settings copy = *s;
@@ -598,7 +604,7 @@ int settings_env(struct Settings *s)
             char c = (*entry)[6 + i];
             name[i] = c >= 'A' && c <= 'Z' ? (char)(c + 32) : c;
         }
-        if (strcmp(name, "model") == 0) continue; /* the command line's, not a setting */
+        if (of_the_command_line(name)) continue;
         if (!setting_find(name)) {
             const char *best = settings_nearest(name);
             log_msg(LOG_WARN, "environment variable PCOMP_%.*s is no setting and is ignored%s%s%s",
