@@ -200,8 +200,9 @@ format: ## clang-format on every C file
 
 install: all ## install both programs and the presets under DESTDIR/PREFIX
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS)
-	install -d $(DESTDIR)$(PREFIX)/share/pcomp/configs
-	$(if $(wildcard configs/*.json),install -m 644 configs/*.json $(DESTDIR)$(PREFIX)/share/pcomp/configs)
+	install -d $(DESTDIR)$(PREFIX)/share/pcomp/configs/tasks
+	install -m 644 configs/*.json $(DESTDIR)$(PREFIX)/share/pcomp/configs
+	install -m 644 configs/tasks/*.json $(DESTDIR)$(PREFIX)/share/pcomp/configs/tasks
 
 clean: ## remove build/ (models/ stays)
 	rm -rf build

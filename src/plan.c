@@ -214,7 +214,8 @@ static size_t plan_bytes(const struct Session *s)
     size_t turns = s->far.window ? sizeof(float) * (size_t)m->rope_dim *
                                        (rows + (size_t)s->answer_shape.turned_keys)
                                  : 0;
-    size_t text = (size_t)s->plan.n_context * (sizeof(int) + sizeof(size_t) + 1);
+    size_t text = s->req->context_len + (size_t)s->prompt.context.cap * sizeof(int) +
+                  (size_t)s->plan.n_context * (sizeof(size_t) + 1);
     return (wave > answer ? wave : answer) + tf_bytes(m, s->batch_rows) +
            kv_pool_bytes(e->be, e->dev, s->n_pages) + slot * (size_t)s->n_slots +
            rows * 5 * sizeof(int) + policy + turns + text + (size_t)m->vocab_size * sizeof(float);

