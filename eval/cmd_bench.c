@@ -222,6 +222,8 @@ int benchmark_run(struct EvalCli *eval, const struct Benchmark *bench, const str
     r->deliver = runner_store;
     r->profile = eval->profile ? eval->profile : "official";
     const char *folder = eval->run_dir ? eval->run_dir : default_folder(r, named, sizeof named);
+    /* A log has a line for each row; within a row only a terminal shows how far it is. */
+    if (!eval->cli.progress && !isatty(STDERR_FILENO)) eval->cli.progress = "none";
     TRY_GOTO(progress_open(&r->view, eval->cli.progress, eval->cli.quiet));
     TRY_GOTO(cli_settings(&eval->cli));
     TRY_GOTO(share_machine(r));

@@ -103,9 +103,28 @@ static void add_tasks(cJSON *root, const struct Runner *r)
     }
 }
 
-static int add_methods(cJSON *root, const struct Runner *r)
+/* Methods of earlier commands on this folder stay on record. */
+static void keep_methods(cJSON *methods, const struct Runner *r, const char *folder)
+{
+    struct Str path = {0}, json = {0};
+    bool read = str_appendf(&path, "%s/run.json", folder) == PC_OK &&
+                access(path.data, R_OK) == 0 && file_read(path.data, &json) == PC_OK;
+    cJSON *old = read ? cJSON_ParseWithLength(json.data, json.len) : NULL;
+    cJSON *item = cJSON_GetObjectItemCaseSensitive(old, "methods");
+    for (item = item ? item->child : NULL; item; item = item->next) {
+        bool mine = false;
+        for (int i = 0; i < r->n_arms; i++) mine |= strcmp(r->arms[i].label, item->string) == 0;
+        if (!mine) cJSON_AddItemToObject(methods, item->string, cJSON_Duplicate(item, true));
+    }
+    cJSON_Delete(old);
+    str_free(&path);
+    str_free(&json);
+}
+
+static int add_methods(cJSON *root, const struct Runner *r, const char *folder)
 {
     cJSON *methods = cJSON_AddObjectToObject(root, "methods");
+    keep_methods(methods, r, folder);
     for (int i = 0; i < r->n_arms; i++) {
         struct Str json = {0};
         int status = settings_json(&r->arms[i].settings, &json);
@@ -142,7 +161,7 @@ static int write_head(const struct Runner *r, const char *folder)
     cJSON_AddStringToObject(root, "split", split);
     if (r->eval->limit) cJSON_AddNumberToObject(root, "limit", r->eval->limit);
     add_tasks(root, r);
-    int status = add_methods(root, r);
+    int status = add_methods(root, r, folder);
     if (status < 0)
         cJSON_Delete(root);
     else

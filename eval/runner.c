@@ -4,7 +4,6 @@
 #include "provenance.h"
 
 #include <string.h>
-#include <unistd.h>
 
 /* The walk through one task's rows. */
 struct Walk {
@@ -29,7 +28,7 @@ int runner_store(struct Runner *r, const struct Delivery *d)
 
 static void say(const struct Runner *r, const struct Attempt *a, const struct Delivery *d)
 {
-    if (r->eval->cli.quiet || !(r->eval->cli.verbose || isatty(STDERR_FILENO))) return;
+    if (r->eval->cli.quiet) return;
     fprintf(stderr, "%s %s %s: ", a->task->name, a->sample->id.data, a->arm->label);
     if (d->failed)
         fprintf(stderr, "%s\n", err_text());

@@ -75,6 +75,16 @@ essence() {
     cmp before/parallelcomp/trec.jsonl out/parallelcomp/trec.jsonl.old-1
 }
 
+@test "a folder keeps the methods of earlier commands" {
+    bench --method full
+    bench --method truncate
+    jq -e '.methods | keys == ["full","truncate"]' out/run.json
+    run --separate-stderr "$EVAL" report out --format md
+    [ "$status" -eq 0 ]
+    [[ "$output" == *"| full | truncate |"* && "$output" != *LongBench* ]]
+    [ -z "$stderr" ]
+}
+
 @test "torn last lines are repaired, SIGKILL loses at most the row in flight" {
     bench
     truncate -s -9 out/parallelcomp/trec.jsonl
