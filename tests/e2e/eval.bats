@@ -198,7 +198,7 @@ essence() {
 
 @test "needles and InfiniteBench's tasks are made, run and scored" {
     awk 'BEGIN { for (i = 1; i < 4000; i++) print "In the year " 1800 + i " nothing happened in village " i "." }' > text.txt
-    run --separate-stderr "$EVAL" niah -m "$TINY" -f text.txt --tokens 1K,2K --depth 0,1 -o out --max-tokens 3
+    run --separate-stderr "$EVAL" niah -m "$TINY" -f text.txt --tokens 1K,2K --depth 0,1 -o out --max-tokens 3 --window 1024
     is 0 "4 rows written"
     jq -es 'map([.target_tokens, .depth]) == [[1024,0],[1024,1],[2048,0],[2048,1]]' out/parallelcomp/needle.jsonl
     jq -es 'map(.answer_chunks[0] == 0 or .depth == 1) | all' out/parallelcomp/needle.jsonl
