@@ -107,24 +107,7 @@ static void add_kv(cJSON *line, const struct Result *r, const struct ModelConfig
     cJSON_AddItemToObject(line, "kv_kept_by_head", layers);
 }
 
-static void add_seconds(cJSON *line, const struct Timings *t)
-{
-    cJSON *seconds = cJSON_AddObjectToObject(line, "seconds");
-    cJSON_AddNumberToObject(seconds, "tokenize", t->tokenize);
-    cJSON_AddNumberToObject(seconds, "prefill", t->prefill);
-    cJSON_AddNumberToObject(seconds, "question", t->question);
-    cJSON_AddNumberToObject(seconds, "decode", t->decode);
-    cJSON_AddNumberToObject(seconds, "total", t->total);
-}
-
 /* ==== The line ==== */
-
-static void add_hash(cJSON *line, const char *name, uint64_t hash)
-{
-    char text[20];
-    snprintf(text, sizeof text, "%016llx", (unsigned long long)hash);
-    cJSON_AddStringToObject(line, name, text);
-}
 
 void prediction_fill(cJSON *line, const struct Attempt *a, const struct Engine *engine)
 {
@@ -150,10 +133,10 @@ void prediction_fill(cJSON *line, const struct Attempt *a, const struct Engine *
     add_chunks(line, r);
     add_answer_chunks(line, a);
     add_kv(line, r, &engine_model(engine)->cfg);
-    add_seconds(line, &r->time);
+    json_add_seconds(line, &r->time);
     cJSON_AddNumberToObject(line, "peak_bytes", (double)r->peak_bytes);
-    add_hash(line, "input_hash", r->input_hash);
-    add_hash(line, "config_hash", r->config_hash);
+    json_add_hash(line, "input_hash", r->input_hash);
+    json_add_hash(line, "config_hash", r->config_hash);
     if (a->sample->target_tokens)
         cJSON_AddNumberToObject(line, "target_tokens", a->sample->target_tokens);
     if (a->sample->depth >= 0) cJSON_AddNumberToObject(line, "depth", a->sample->depth);

@@ -81,13 +81,6 @@ static int open_arm(struct Runner *r, const char *folder, int arm)
 
 /* ==== run.json ==== */
 
-static void add_hash(cJSON *object, const char *name, uint64_t hash)
-{
-    char text[20];
-    snprintf(text, sizeof text, "%016llx", (unsigned long long)hash);
-    cJSON_AddStringToObject(object, name, text);
-}
-
 static void add_tasks(cJSON *root, const struct Runner *r)
 {
     cJSON *tasks = cJSON_AddObjectToObject(root, "tasks");
@@ -154,10 +147,10 @@ static int write_head(const struct Runner *r, const char *folder)
     cJSON_AddStringToObject(root, "device", engine_device(r->engine));
     cJSON *model = cJSON_AddObjectToObject(root, "model");
     json_add_bytes(model, "name", m->cfg.name, strlen(m->cfg.name));
-    add_hash(model, "hash", m->hash);
+    json_add_hash(model, "hash", m->hash);
     cJSON *data = cJSON_AddObjectToObject(root, "data");
     json_add_bytes(data, "name", r->source.name, strlen(r->source.name));
-    add_hash(data, "hash", r->data_hash);
+    json_add_hash(data, "hash", r->data_hash);
     cJSON_AddStringToObject(root, "split", split);
     if (r->eval->limit) cJSON_AddNumberToObject(root, "limit", r->eval->limit);
     add_tasks(root, r);

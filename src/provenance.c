@@ -27,7 +27,7 @@ void json_add_bytes(cJSON *object, const char *name, const char *data, size_t le
 }
 
 /* A hash has more bits than a JSON number holds. */
-static void add_hash(cJSON *object, const char *name, uint64_t hash)
+void json_add_hash(cJSON *object, const char *name, uint64_t hash)
 {
     char text[20];
     static const char digits[] = "0123456789abcdef";
@@ -59,7 +59,7 @@ static void add_head(cJSON *root, const char *schema, const struct Engine *engin
     json_add_bytes(object, "name", model->cfg.name, strlen(model->cfg.name));
     json_add_bytes(object, "path", model_path, strlen(model_path));
     cJSON_AddStringToObject(object, "arch", model->cfg.arch);
-    add_hash(object, "hash", model->hash);
+    json_add_hash(object, "hash", model->hash);
     cJSON_AddNumberToObject(object, "params", (double)model->n_params);
     cJSON_AddNumberToObject(object, "train_len", model->cfg.train_len);
 }
@@ -141,7 +141,7 @@ static void add_entries(cJSON *root, const char *name, const int64_t *entries,
     cJSON_AddItemToObject(object, "by_layer_head", layers);
 }
 
-static void add_timings(cJSON *root, const struct Timings *time)
+void json_add_seconds(cJSON *root, const struct Timings *time)
 {
     cJSON *object = cJSON_AddObjectToObject(root, "seconds");
     cJSON_AddNumberToObject(object, "tokenize", time->tokenize);
@@ -188,7 +188,7 @@ cJSON *provenance_make(const struct Engine *engine, const char *model_path,
     add_chunks(root, r);
     add_entries(root, "kv_in", r->kv_in, cfg);
     add_entries(root, "kv_kept", r->kv_kept, cfg);
-    add_timings(root, &r->time);
+    json_add_seconds(root, &r->time);
     cJSON_AddNumberToObject(root, "peak_bytes", (double)r->peak_bytes);
     int len =
         snprintf(seed, sizeof seed, "%llu", (unsigned long long)engine_settings(engine)->seed);
@@ -196,9 +196,9 @@ cJSON *provenance_make(const struct Engine *engine, const char *model_path,
         cJSON_AddRawToObject(root, "seed", seed);
     else
         cJSON_AddStringToObject(root, "seed", seed);
-    add_hash(root, "input_hash", r->input_hash);
-    add_hash(root, "config_hash", r->config_hash);
-    add_hash(root, "logits_hash", r->logits_hash);
+    json_add_hash(root, "input_hash", r->input_hash);
+    json_add_hash(root, "config_hash", r->config_hash);
+    json_add_hash(root, "logits_hash", r->logits_hash);
     add_config(root, engine);
     return root;
 }

@@ -24,5 +24,8 @@ cJSON *provenance_plan(const struct Engine *engine, const char *model_path,
 int json_append(cJSON *object, bool indent, struct Str *out);
 /* Adds a text that may hold bytes that are not UTF-8, such as a path: those become U+FFFD. */
 void json_add_bytes(cJSON *object, const char *name, const char *data, size_t len);
+/* Adds a hash as 16 hex digits, and the times of a run as an object "seconds". */
+void json_add_hash(cJSON *object, const char *name, uint64_t hash);
+void json_add_seconds(cJSON *object, const struct Timings *time);
 
 #endif
