@@ -428,7 +428,10 @@ enum { CARD_EDGES = 38 }; /* padding and border of a card */
 
 /* ==== Needles ==== */
 
-enum { HEATS_OPEN = 2 }; /* tasks whose maps are shown at once */
+enum {
+    HEATS_OPEN = 2,   /* tasks whose maps are shown at once */
+    CARD_LEAST = 170, /* pixels that a method's name needs */
+};
 
 static int heat_rows(struct Str *out, const struct Heat *heat, int column)
 {
@@ -450,7 +453,8 @@ static int heat_figures(struct Str *out, const struct Report *r, const struct He
         out,
         "</h3><div class=\"figures\" style=\"grid-template-columns:repeat(auto-fill,minmax(min(100%%,"
         "%dpx),1fr))\">\n",
-        svg_heat_width(heat) + CARD_EDGES));
+        svg_heat_width(heat) > CARD_LEAST ? svg_heat_width(heat) + CARD_EDGES
+                                          : CARD_LEAST + CARD_EDGES));
     for (int c = 0; c < r->n_columns; c++) {
         if (report_cell(r, heat->task, c)->shares.rows == 0) continue;
         TRY(str_appendf(out, "<figure class=\"needle c%d\" data-column=\"%d\"><figcaption>",
