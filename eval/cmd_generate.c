@@ -60,7 +60,8 @@ static int row_write(const struct Sample *s, struct Str *out)
     TRY(json_str(",\"input\":", &s->input, out));
     TRY(str_append(out, ",\"answers\":[", 12));
     for (int i = 0; i < s->n_answers; i++) TRY(json_str(i ? "," : "", &s->answers[i], out));
-    TRY(str_appendf(out, "],\"length\":%d", s->target_tokens));
+    TRY(str_appendf(out, "],\"length\":%d,\"target_tokens\":%d", s->target_tokens,
+                    s->target_tokens));
     if (s->depth >= 0) TRY(str_appendf(out, ",\"depth\":%.6g", s->depth));
     TRY(str_append(out, ",\"answer_at\":[", 14));
     for (int i = 0; i < s->n_answer_at; i++)

@@ -208,3 +208,25 @@ essence() {
     jq -es 'length == 2 and all((.prediction | type) == "string" and (.ground_truth | length) == 1)' \
         out2/parallelcomp/preds_passkey.jsonl
 }
+
+@test "generate writes the same rows each time, exact in tokens" {
+    run --separate-stderr "$EVAL" generate kv_retrieval -m "$TINY" --tokens 2K,4K --count 2 --draw 7 -o rows.jsonl
+    [ "$status" -eq 0 ]
+    [ -z "$output" ]
+    [ "$(jq -c .length rows.jsonl | tr '\n' ' ')" = "2048 2048 4096 4096 " ]
+    jq -es 'all(. as $r | $r.answer_at | all(. as $at | ($r.context | explode | .[$at:] | implode) | startswith($r.answers[0])))' \
+        rows.jsonl
+    "$EVAL" generate kv_retrieval -m "$TINY" --tokens 2K,4K --count 2 --draw 7 | cmp rows.jsonl -
+    "$EVAL" generate kv_retrieval -m "$TINY" --tokens 2K,4K --count 2 --draw 8 > other.jsonl
+    run ! cmp -s rows.jsonl other.jsonl
+    run --separate-stderr "$EVAL" generate kv_retreival -m "$TINY"
+    is 2 "did you mean 'kv_retrieval'"
+    run --separate-stderr "$EVAL" generate passkey -m "$TINY" --tokens 3
+    is 3 ""
+    run --separate-stderr "$EVAL" generate passkey -m "$TINY" --tokens 1K -o /dev/full
+    is 1 "No space left on device"
+    # what was generated can be run as a data set
+    run --separate-stderr "$EVAL" infinitebench -m "$TINY" -d rows.jsonl --tasks kv_retrieval -o out --max-tokens 3
+    is 0 "4 rows written"
+    jq -es 'map(.target_tokens) == [2048,2048,4096,4096] and all(.answer_chunks | length == 1)' out/parallelcomp/preds_kv_retrieval.jsonl
+}
