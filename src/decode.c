@@ -45,7 +45,8 @@ static int drop_merged(struct Session *s, const struct CalibRule *r, int layer, 
     const struct ModelConfig *m = &s->e->model.cfg;
     int head = layer * m->n_kv_heads + kv_head, at = s->prompt.prefix.n, dropped = 0;
     int q = s->prompt.tail.n, rows = r->rows == 0 || r->rows > q ? q : r->rows;
-    float per_row = 1.0f / (float)(rows * (m->n_heads / m->n_kv_heads));
+    int group = m->n_heads / m->n_kv_heads; /* query heads of a KV head */
+    float per_row = 1.0f / (float)(rows * group);
     float *prob = s->work, *mean = s->work + s->mass_stride;
     uint8_t *drop = s->drop + s->mass_stride;
     for (int c = 0; c < s->plan.n_chunks; c++) {

@@ -138,7 +138,8 @@ static void apply_rule(struct Session *s, const struct Wave *w, int layer,
 {
     const struct ModelConfig *m = &s->e->model.cfg;
     int q = s->prompt.tail.n, rows = r->rows == 0 || r->rows > q ? q : r->rows;
-    float per_row = 1.0f / (float)(rows * (m->n_heads / m->n_kv_heads));
+    int group = m->n_heads / m->n_kv_heads; /* query heads of a KV head */
+    float per_row = 1.0f / (float)(rows * group);
     float *prob = s->work, *mean = s->work + s->mass_stride;
     uint8_t *drop = s->drop + mass_at(s, s->plan.wave, 0);
     for (int i = 0; i < w->n; i++)
