@@ -125,6 +125,15 @@ struct Room {
     struct Values *groups; /* [n_tasks] */
 };
 
+/* A mean of scores: a spread borrowed from other tasks must not lead out of 0 to 1. */
+static int mean_of_scores(const struct Values *tasks, int n, struct Estimate *out)
+{
+    TRY(stats_mean_of_means(tasks, n, out));
+    if (out->low < 0) out->low = 0;
+    if (out->high > 1) out->high = 1;
+    return PC_OK;
+}
+
 static int group_mean(const struct Report *r, struct Group *g, int group, int column,
                       const struct Room *room)
 {
@@ -141,7 +150,7 @@ static int group_mean(const struct Report *r, struct Group *g, int group, int co
         for (int i = 0; i < n; i++)
             if (room->groups[i].n) return stats_mean(room->groups[i], &g->mean[column]);
     }
-    return stats_mean_of_means(room->groups, n, &g->mean[column]);
+    return mean_of_scores(room->groups, n, &g->mean[column]);
 }
 
 static int add_group(struct Report *r, const char *benchmark, int group, const struct Room *room)
@@ -219,8 +228,8 @@ static int fill_bucket(struct Report *r, int column, int bucket, const struct Ro
         room->groups[n++] = values;
         x += values.n;
     }
-    return stats_mean_of_means(room->groups, n,
-                               &r->buckets[r->n_tasks * r->n_columns + column].cell[bucket]);
+    return mean_of_scores(room->groups, n,
+                          &r->buckets[r->n_tasks * r->n_columns + column].cell[bucket]);
 }
 
 static int make_buckets(struct Report *r, const struct Room *room)
