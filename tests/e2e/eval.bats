@@ -116,7 +116,7 @@ essence() {
     rows 3000 trec > data/trec.jsonl
     local workers
     for workers in 1 2; do
-        run --separate-stderr timeout --preserve-status -s INT 1 "$EVAL" longbench -m "$TINY" -d data \
+        run --separate-stderr timeout --preserve-status -s INT 2 "$EVAL" longbench -m "$TINY" -d data \
             -o "out$workers" --max-tokens 3 --threads 1 --workers $workers
         is 130 "run the same command again to go on"
         [ "$(cat "out$workers"/parallelcomp/*.jsonl | wc -l)" -gt 0 ]
