@@ -43,19 +43,11 @@ static bool files_has(void *self, const char *task)
     return dataset_has(((struct Files *)self)->path, name);
 }
 
-static int count_row(void *user, struct DataRow *row)
-{
-    (void)row;
-    ++*(long *)user;
-    return PC_OK;
-}
-
 static int files_count(void *self, const char *task, long *rows, uint64_t *hash)
 {
     char name[64];
     file_name(self, task, name);
-    *rows = 0;
-    return dataset_each(((struct Files *)self)->path, name, count_row, rows, hash);
+    return dataset_count(((struct Files *)self)->path, name, rows, hash);
 }
 
 static int files_each(void *self, const struct Tokenizer *tok, const char *task,
@@ -64,7 +56,7 @@ static int files_each(void *self, const struct Tokenizer *tok, const char *task,
     char name[64];
     (void)tok; /* rows of files are the same for every model */
     file_name(self, task, name);
-    return dataset_each(((struct Files *)self)->path, name, row, user, NULL);
+    return dataset_each(((struct Files *)self)->path, name, row, user);
 }
 
 /* ==== What runs ==== */

@@ -1,6 +1,7 @@
 /* dataset.c - see dataset.h */
 #include "dataset.h"
 
+#include "python_list.h"
 #include "row_text.h"
 
 #include <cjson/cJSON.h>
@@ -191,13 +192,27 @@ static int take_texts(const cJSON *item, const char *name, struct Str **list, in
     return PC_OK;
 }
 
+static int take_python_list(const char *text, struct Sample *s)
+{
+    struct PythonList list = {text, text + strlen(text), false};
+    struct Str item = {0};
+    int more;
+    while ((more = python_list_next(&list, &item)) > 0) {
+        const char *name = item.data ? item.data : "";
+        more = utf8_invalid_at(name, item.len) < item.len
+                   ? err_set(PC_EFORMAT, "a class is not UTF-8")
+                   : texts_push(&s->all_classes, &s->n_classes, name, item.len);
+        if (more < 0) break;
+    }
+    str_free(&item);
+    return more;
+}
+
 /* Classes come as a list, or as the text of a Python list. */
 static int take_classes(const cJSON *row, struct Sample *s)
 {
     const cJSON *item = cJSON_GetObjectItemCaseSensitive(row, "all_classes");
-    if (cJSON_IsString(item))
-        return python_list(item->valuestring, strlen(item->valuestring), &s->all_classes,
-                           &s->n_classes);
+    if (cJSON_IsString(item)) return take_python_list(item->valuestring, s);
     return take_texts(item, "all_classes", &s->all_classes, &s->n_classes);
 }
 
@@ -268,21 +283,29 @@ static int row_take(const cJSON *row, const char *task, struct Sample *s)
     return PC_OK;
 }
 
-int row_parse(const char *line, size_t len, const char *task, struct Sample *out)
+static int row_json(const char *line, size_t len, cJSON **out)
 {
     struct Str clean = {0};
-    *out = (struct Sample){.depth = -1};
+    *out = NULL;
     int status = json_clean(line, len, &clean);
-    cJSON *row = status == PC_OK ? cJSON_ParseWithLength(clean.data, clean.len) : NULL;
-    if (status == PC_OK && !row) {
+    if (status == PC_OK) *out = cJSON_ParseWithLength(clean.data, clean.len);
+    if (status == PC_OK && !*out) {
         const char *at = cJSON_GetErrorPtr();
         bool inside = at && at >= clean.data && at <= clean.data + clean.len;
         status = err_set(PC_EFORMAT, "is not JSON at byte %zu",
                          inside ? (size_t)(at - clean.data) : (size_t)0);
     }
+    str_free(&clean);
+    return status;
+}
+
+int row_parse(const char *line, size_t len, const char *task, struct Sample *out)
+{
+    cJSON *row;
+    *out = (struct Sample){.depth = -1};
+    int status = row_json(line, len, &row);
     if (status == PC_OK) status = row_take(row, task, out);
     cJSON_Delete(row);
-    str_free(&clean);
     return status;
 }
 
@@ -316,51 +339,91 @@ bool dataset_has(const char *path, const char *task)
     return !is_folder(path) || file_in(path, task, file, sizeof file);
 }
 
-/* In a file for many tasks a row says which is its own. */
+/* In a file for many tasks a row says which is its own; one that cannot be read may be anybody's. */
 static bool row_is_for(const char *line, size_t len, const char *task)
 {
+    cJSON *row;
     bool match = true;
-    cJSON *row = cJSON_ParseWithLength(line, len);
-    const cJSON *name = cJSON_GetObjectItemCaseSensitive(row, "dataset");
-    if (!name) name = cJSON_GetObjectItemCaseSensitive(row, "task");
-    if (cJSON_IsString(name)) match = strcmp(name->valuestring, task) == 0;
+    if (row_json(line, len, &row) == PC_OK) {
+        const cJSON *name = cJSON_GetObjectItemCaseSensitive(row, "dataset");
+        if (!name) name = cJSON_GetObjectItemCaseSensitive(row, "task");
+        if (cJSON_IsString(name)) match = strcmp(name->valuestring, task) == 0;
+    }
     cJSON_Delete(row);
     return match;
 }
 
-static int each_line(struct LineReader *r, const char *task, bool mixed,
-                     int (*row)(void *, struct DataRow *), void *user, uint64_t *hash)
-{
-    const char *line = "";
-    size_t len = 0;
-    for (long number = 1;; number++) {
-        struct DataRow data = {.line = number};
-        int status = lines_next(r, &line, &len);
-        if (status == 0) return PC_OK;
-        if (status < 0 && status != PC_ERANGE) return status;
-        if (status == 1 && (len == 0 || (mixed && !row_is_for(line, len, task)))) continue;
-        if (status == 1 && hash) *hash = hash64(line, len, *hash);
-        data.status = status == 1 ? row_parse(line, len, task, &data.sample) : status;
-        if (data.status == PC_OK && data.sample.id.len == 0)
-            data.status = str_appendf(&data.sample.id, "%s-%ld", task, number);
-        if (data.status < 0) err_prefix(data.status, "%s, line %ld", r->path, number);
-        status = data.status == PC_ENOMEM ? PC_ENOMEM : row(user, &data);
-        sample_free(&data.sample);
-        if (status < 0) return status;
-    }
-}
+/* The lines of one task. */
+struct TaskLines {
+    struct LineReader *reader;
+    const char *task;
+    bool mixed; /* one file that may hold rows of other tasks */
+    long number;
+    const char *line;
+    size_t len;
+};
 
-int dataset_each(const char *path, const char *task, int (*row)(void *user, struct DataRow *row),
-                 void *user, uint64_t *hash)
+static int task_open(const char *path, const char *task, struct TaskLines *out)
 {
     char file[PATH_MAX + 128];
-    struct LineReader *reader = NULL;
     bool folder = is_folder(path);
+    *out = (struct TaskLines){.task = task, .mixed = !folder};
     if (!folder) snprintf(file, sizeof file, "%s", path);
     if (folder && !file_in(path, task, file, sizeof file))
         return err_set(PC_EIO, "%s: holds no %s.jsonl (or .jsonl.zst, .jsonl.gz)", path, task);
-    int status = lines_open(file, &reader);
-    if (status == PC_OK) status = each_line(reader, task, !folder, row, user, hash);
-    lines_close(reader);
+    return lines_open(file, &out->reader);
+}
+
+/* As lines_next(), but for empty lines and other tasks' rows. */
+static int task_next(struct TaskLines *t)
+{
+    for (;;) {
+        int status = lines_next(t->reader, &t->line, &t->len);
+        if (status == 0) return 0;
+        t->number++;
+        if (status < 0) return status;
+        if (t->len && (!t->mixed || row_is_for(t->line, t->len, t->task))) return 1;
+    }
+}
+
+static int hand_row(const struct TaskLines *t, int status,
+                    int (*row)(void *user, struct DataRow *row), void *user)
+{
+    struct DataRow data = {.line = t->number, .status = status};
+    if (status == 1) data.status = row_parse(t->line, t->len, t->task, &data.sample);
+    if (data.status == PC_OK && data.sample.id.len == 0)
+        data.status = str_appendf(&data.sample.id, "%s-%ld", t->task, t->number);
+    if (data.status < 0) err_prefix(data.status, "%s, line %ld", t->reader->path, t->number);
+    status = data.status == PC_ENOMEM ? PC_ENOMEM : row(user, &data);
+    sample_free(&data.sample);
+    return status;
+}
+
+int dataset_each(const char *path, const char *task, int (*row)(void *user, struct DataRow *row),
+                 void *user)
+{
+    struct TaskLines t;
+    int status = task_open(path, task, &t);
+    while (status == PC_OK) {
+        int more = task_next(&t);
+        if (more == 0) break;
+        status = more == 1 || more == PC_ERANGE ? hand_row(&t, more, row, user) : more;
+        if (status > 0) status = PC_OK;
+    }
+    lines_close(t.reader);
+    return status;
+}
+
+int dataset_count(const char *path, const char *task, long *rows, uint64_t *hash)
+{
+    struct TaskLines t;
+    int status = task_open(path, task, &t);
+    for (*rows = 0; status == PC_OK; ++*rows) {
+        int more = task_next(&t);
+        if (more == 0) break;
+        if (more == 1) *hash = hash64(t.line, t.len, *hash);
+        if (more < 0 && more != PC_ERANGE) status = more;
+    }
+    lines_close(t.reader);
     return status;
 }

@@ -27,10 +27,12 @@ struct DataRow {
 
 /* Calls row() for each row of one task, in file order; what row() returns below 0 ends the walk.
  * path: a folder that holds <task>.jsonl (also .gz, .zst, or in a folder data/), or one file, whose
- * rows of another "dataset" are passed over. PC_EIO when there is no such file. hash (may be NULL)
- * takes in the bytes of all lines of the task. Bad rows are handed on with their status. */
+ * rows of another "dataset" are passed over. PC_EIO when there is no such file. Bad rows are handed on
+ * with their status. */
 int dataset_each(const char *path, const char *task, int (*row)(void *user, struct DataRow *row),
-                 void *user, uint64_t *hash);
+                 void *user);
+/* Counts the rows that dataset_each() would hand on, and takes their bytes into hash; reads lines, not rows. */
+int dataset_count(const char *path, const char *task, long *rows, uint64_t *hash);
 /* True when path has rows for the task: its file is there, or path is a file. */
 bool dataset_has(const char *path, const char *task);
 

@@ -3,6 +3,7 @@
 
 #include "jsontext.h"
 #include "pytext.h"
+#include "python_list.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,80 +55,24 @@ static int read_range(struct Preds *p, struct JsonText *j, struct Range *out)
     return PC_OK;
 }
 
-/* ==== A Python list as text ==== */
-
-static int hex_digits(const char *at, const char *end, int n, uint32_t *value)
-{
-    *value = 0;
-    for (int i = 0; i < n; i++, at++) {
-        static const char DIGITS[] = "0123456789abcdef"; /* as repr() writes them */
-        const char *digit = at < end && *at ? strchr(DIGITS, *at) : NULL;
-        if (!digit) return -1;
-        *value = *value << 4 | (uint32_t)(digit - DIGITS);
-    }
-    return 0;
-}
-
-/* One escape of repr(), behind its backslash, decoded over the text itself: it never grows. */
-static int python_escape(const char **at, const char *end, struct Str *out)
-{
-    static const char FROM[] = "\\'\"nrt", INTO[] = "\\'\"\n\r\t";
-    if (*at >= end) return -1;
-    char c = *(*at)++;
-    const char *known = c ? strchr(FROM, c) : NULL;
-    int n = c == 'x' ? 2 : c == 'u' ? 4 : c == 'U' ? 8 : 0;
-    uint32_t cp;
-    if (known) return py_put(out, (uint32_t)INTO[known - FROM]);
-    if (!n || hex_digits(*at, end, n, &cp) < 0 || cp > 0x10FFFF) return -1;
-    *at += n;
-    return py_put(out, cp);
-}
-
-/* One quoted text from *at into `out`; negative when there is none. */
-static int python_string(const char **at, const char *end, struct Str *out)
-{
-    char quote = *at < end ? *(*at)++ : 0;
-    str_clear(out);
-    if (quote != '\'' && quote != '"') return -1;
-    while (*at < end && **at != quote) {
-        char c = *(*at)++;
-        if ((c == '\\' ? python_escape(at, end, out) : str_append(out, &c, 1)) < 0) return -1;
-    }
-    return *at < end ? (++*at, 0) : -1;
-}
-
-static void skip_spaces(const char **at, const char *end)
-{
-    while (*at < end && (**at == ' ' || **at == '\n' || **at == '\t')) ++*at;
-}
-
 /* The texts of "['a', \"b\"]", whose own bytes they overwrite: they are shorter than their spelling. */
-static int python_list(struct Preds *p, struct Str s, struct Range *out)
+static int read_python_list(struct Preds *p, struct Str s, struct Range *out)
 {
-    const char *at = s.data, *end = s.data + s.len;
+    struct PythonList list = {s.data, s.data + s.len, false};
     char *to = s.data;
     struct Str item = {0};
-    int status = PC_OK;
+    int more;
     *out = (struct Range){p->n_texts, 0, true};
-    skip_spaces(&at, end);
-    bool bad = at >= end || *at++ != '[';
-    for (skip_spaces(&at, end); !bad && at < end && *at != ']'; skip_spaces(&at, end)) {
-        bad = python_string(&at, end, &item) < 0;
-        if (bad) break;
+    while ((more = python_list_next(&list, &item)) > 0) {
         if (item.len) memcpy(to, item.data, item.len);
         to[item.len] = '\0';
-        status = push_text(p, (struct Str){.data = to, .len = item.len});
-        if (status < 0) break;
+        more = push_text(p, (struct Str){.data = to, .len = item.len});
+        if (more < 0) break;
         to += item.len + 1;
-        skip_spaces(&at, end);
-        bad = at >= end || (*at != ',' && *at != ']');
-        if (!bad && *at == ',') at++;
     }
     str_free(&item);
     out->n = p->n_texts - out->from;
-    if (status < 0) return status;
-    return bad || at >= end ? err_set(PC_EFORMAT, "all_classes is text, but no Python list")
-                            : PC_OK;
+    return more;
 }
 
 static int read_classes(struct Preds *p, struct JsonText *j, struct Range *out)
@@ -138,7 +83,7 @@ static int read_classes(struct Preds *p, struct JsonText *j, struct Range *out)
     if (c == 'n') return json_skip(j);
     if (c != '"') return read_range(p, j, out);
     TRY(json_string(j, &s));
-    return python_list(p, s, out);
+    return read_python_list(p, s, out);
 }
 
 /* ==== Lines ==== */

@@ -9,7 +9,4 @@
  * cut a text off. */
 int json_clean(const char *line, size_t len, struct Str *out);
 
-/* Reads the text of a Python list of strings, "['a', \"b\"]", as LongBench stores its classes. */
-int python_list(const char *text, size_t len, struct Str **list, int *n);
-
 #endif

@@ -73,7 +73,11 @@ static void check_rows(const char *name, const char *task)
     struct Seen s = {0};
     uint64_t hash = 1;
     path_of(name, path);
-    assert_int_equal(dataset_each(path, task, see, &s, &hash), PC_OK);
+    assert_int_equal(dataset_each(path, task, see, &s), PC_OK);
+    long rows;
+    assert_int_equal(dataset_count(path, task, &rows, &hash), PC_OK);
+    assert_int_equal(rows, s.n);
+    assert_true(hash != 1);
     assert_int_equal(s.n, 4);
     assert_int_equal(s.bad, 1);
     assert_string_equal(s.ids.data, "a;3;t-5;");
@@ -111,7 +115,7 @@ static void test_forms(void **state)
     check_rows("t.jsonl.gz", "t");
     unlink(path);
     struct Seen s = {0};
-    assert_int_equal(dataset_each(folder, "t", see, &s, NULL), PC_EIO);
+    assert_int_equal(dataset_each(folder, "t", see, &s), PC_EIO);
     assert_non_null(strstr(err_text(), "holds no t.jsonl"));
 }
 
@@ -123,11 +127,11 @@ static void test_damaged_packing(void **state)
     size_t n = pack_zstd(packed, sizeof packed);
     put("cut.zst", packed, n - 6);
     path_of("cut.zst", path);
-    assert_int_equal(dataset_each(path, "t", see, &s, NULL), PC_EFORMAT);
+    assert_int_equal(dataset_each(path, "t", see, &s), PC_EFORMAT);
     packed[n / 2] ^= 0x55;
     put("bad.zst", packed, n);
     path_of("bad.zst", path);
-    assert_true(dataset_each(path, "t", see, &s, NULL) < 0 || s.bad > 0);
+    assert_true(dataset_each(path, "t", see, &s) < 0 || s.bad > 0);
     seen_free(&s);
 }
 
@@ -141,7 +145,7 @@ static void test_mixed_file(void **state)
     struct Seen s = {0};
     put("mixed.jsonl", rows, strlen(rows));
     path_of("mixed.jsonl", path);
-    assert_int_equal(dataset_each(path, "b", see, &s, NULL), PC_OK);
+    assert_int_equal(dataset_each(path, "b", see, &s), PC_OK);
     assert_int_equal(s.n, 1);
     assert_string_equal(s.answers.data, "q;");
     seen_free(&s);
@@ -189,7 +193,7 @@ static void test_long_line(void **state)
     assert_int_equal(str_appendf(&line, "\",\"answers\":[\"x\"]}\n"), PC_OK);
     put("long.jsonl", line.data, line.len);
     path_of("long.jsonl", path);
-    assert_int_equal(dataset_each(path, "t", see, &s, NULL), PC_OK);
+    assert_int_equal(dataset_each(path, "t", see, &s), PC_OK);
     assert_int_equal(s.n - s.bad, 1);
     seen_free(&s);
     str_free(&line);
@@ -246,7 +250,7 @@ static void test_real_rows(void **state)
     snprintf(path, sizeof path, "%s/data/longbench-dev", shared);
     for (int i = 0; i < 5; i++) {
         struct Seen s = {0};
-        assert_int_equal(dataset_each(path, tasks[i], see, &s, NULL), PC_OK);
+        assert_int_equal(dataset_each(path, tasks[i], see, &s), PC_OK);
         assert_int_equal(s.n, rows[i]);
         assert_int_equal(s.bad, 0);
         assert_true(i > 1 || s.classes.len > 100);
