@@ -452,12 +452,8 @@ static const struct Task *find_task(const char *name)
 
 static int unknown_task(const char *name)
 {
-    const char *nearest = TASKS[0].name;
-    for (int i = 1; i < N_TASKS; i++)
-        if (word_distance(name, TASKS[i].name) < word_distance(name, nearest))
-            nearest = TASKS[i].name;
     return err_set(PC_ECONFIG, "InfiniteBench has no task '%s'; the nearest is '%s'", name,
-                   nearest);
+                   word_nearest(name, TASKS, N_TASKS, sizeof TASKS[0]));
 }
 
 int infinitebench_score(const char *task, const struct ScoreOptions *o, const struct ScoreInput *in,

@@ -35,12 +35,8 @@ static const struct Task *task_find(const char *name)
 
 static int unknown_task(const char *name)
 {
-    const struct Task *nearest = &TASKS[0];
-    for (int i = 1; i < N_TASKS; i++)
-        if (word_distance(name, TASKS[i].name) < word_distance(name, nearest->name))
-            nearest = &TASKS[i];
     return err_set(PC_ECONFIG, "RULER has no task '%.64s'; did you mean '%s'?", name,
-                   nearest->name);
+                   word_nearest(name, TASKS, N_TASKS, sizeof TASKS[0]));
 }
 
 /* The prediction as the original prepares it: control characters are line feeds, the ends are stripped. */

@@ -458,6 +458,16 @@ int word_distance(const char *a, const char *b)
     return row[n_b];
 }
 
+const char *word_nearest(const char *word, const void *table, size_t n, size_t size)
+{
+    const char *best = NULL;
+    for (size_t i = 0; i < n; i++) {
+        const char *name = *(const char *const *)((const char *)table + i * size);
+        if (!best || word_distance(word, name) < word_distance(word, best)) best = name;
+    }
+    return best;
+}
+
 /* ==== Files ==== */
 
 /* Opens a path for reading; the text of every refusal begins with the path. */

@@ -98,6 +98,9 @@ size_t utf8_invalid_at(const char *data, size_t len);
 
 /* Edit distance of two short words (for "did you mean"). */
 int word_distance(const char *a, const char *b);
+/* The name nearest to `word` in a table of n (1 or more) structs of `size` bytes that begin with a const char *;
+ * of equal ones the first. */
+const char *word_nearest(const char *word, const void *table, size_t n, size_t size);
 
 /* ==== Files ==== */
 

@@ -289,6 +289,13 @@ static void test_word_distance(void **state)
     memset(longest, 'a', 99);
     longest[99] = '\0';
     assert_int_equal(word_distance(longest, "a"), 99);
+    static const struct {
+        const char *name;
+        int other;
+    } table[] = {{"trec", 1}, {"lsht", 2}, {"tree", 3}};
+    assert_string_equal(word_nearest("lshd", table, 3, sizeof table[0]), "lsht");
+    assert_string_equal(word_nearest("trex", table, 3, sizeof table[0]),
+                        "trec"); /* as near: the first */
 }
 
 /* ==== Files ==== */
