@@ -1,0 +1,153 @@
+/* kernels.h - the launchers of the CUDA backend: one plain struct of arguments each, nothing allocated, nothing
+ * synchronised, work queued on the stream given. All pointers are device memory unless a comment says host.
+ *
+ * Activations are bf16 but for the residual stream x, which is f32; sums are f32 and run in a fixed order, so the same
+ * input gives the same bytes. A launcher returns cudaErrorInvalidValue for a shape that it does not have.
+ */
+#ifndef PCOMP_CUDA_KERNELS_H
+#define PCOMP_CUDA_KERNELS_H
+
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+typedef __nv_bfloat16 bf16;
+
+enum {
+    CUDA_PAGE_TOKENS = 64, /* a page: K [64, head_dim] bf16, then V [64, head_dim] bf16 */
+    CUDA_KEY_TILE = 128,   /* packed keys are padded with zeros to a multiple of this */
+};
+
+/* As struct PageRef of src/backend.h. */
+struct CudaPageRef {
+    uint32_t page, len;
+};
+
+/* ==== Attention of many rows over packed keys ==== */
+
+/* Keys and values of n_seqs sequences, head by head: the past that all share (its length may differ from KV head to
+ * KV head), then the sequence's own rows. */
+struct PackedKv {
+    bf16 *k, *v;     /* [n_seqs, n_kv_heads, key_stride, head_dim], zeros behind the last key */
+    int key_stride;  /* multiple of CUDA_KEY_TILE */
+    const int *past; /* [n_kv_heads] past keys of each head */
+};
+
+struct CudaAttn {
+    const bf16 *q; /* [n_rows, n_heads, head_dim], rotated */
+    struct PackedKv kv;
+    bf16 *out;  /* [n_rows, n_heads, head_dim] */
+    float *lse; /* [n_heads, n_rows] natural log of sum exp of the scaled logits; or NULL */
+    const int *seq_begin;             /* [n_seqs + 1] first row of each sequence */
+    int n_seqs, n_rows, max_seq_rows; /* max_seq_rows: rows of the longest sequence */
+    int last_rows; /* only the last so many rows of each sequence are wanted; 0: all */
+    int n_heads, n_kv_heads, head_dim; /* n_heads a multiple of n_kv_heads */
+    float scale;                       /* on the logits: 1 / sqrt(head_dim) */
+    int n_biased;                      /* logits of the first n_biased keys get `bias` added */
+    float bias;
+    const int *
+        window; /* [n_heads] row i sees key j when j < sinks or i - j < window; 0: all before it; or NULL: 0 for all */
+    int sinks;  /* i and j count keys from the head's first past key */
+};
+
+/* Row i of a sequence sees the past and the rows up to itself: keys j < past + i + 1 of its KV head. */
+cudaError_t cuda_attention_sm80(const struct CudaAttn *a,
+                                cudaStream_t s); /* head_dim 64, 96, 128, 256 */
+cudaError_t
+cuda_attention_sm90a(const struct CudaAttn *a,
+                     cudaStream_t s); /* head_dim 64, 128; compute capability 9.0 only */
+
+/* Sum over the last obs_rows rows of each sequence and over the query heads of each KV head of the softmax on every
+ * key, from the logits' log-sum-exp that cuda_attention wrote. */
+struct CudaMass {
+    struct CudaAttn attn; /* with lse */
+    int obs_rows;
+    float *mass; /* [n_seqs, n_kv_heads, stride] f32; entries behind a head's last key are 0 */
+    int stride;
+};
+cudaError_t cuda_attn_mass(const struct CudaMass *a, cudaStream_t s);
+
+/* The cap context tokens of each (sequence, KV head) with the largest max-pooled mass, ascending (eviction/kv_evict.c:
+ * pooling window `pool` centred, clipped at the ends; of equal values the lower index wins). */
+struct CudaSelect {
+    const float *mass; /* [n_seqs, n_kv_heads, stride]; the context begins at `first` */
+    int stride, first;
+    const int *n;                  /* [n_seqs] context tokens of each sequence */
+    int n_seqs, n_kv_heads, max_n; /* max_n: the longest */
+    int cap, pool;
+    float *pooled; /* [n_seqs, n_kv_heads, stride] scratch */
+    int *
+        keep; /* [n_seqs, n_kv_heads, keep_stride]: min(cap, n) indices, 0 the first context token */
+    int keep_stride;
+};
+cudaError_t cuda_select(const struct CudaSelect *a, cudaStream_t s);
+
+/* ==== Attention of few rows over pages ==== */
+
+/* Rows of one sequence over the pages of each KV head, then over their own keys up to themselves. */
+struct CudaPaged {
+    const bf16 *q; /* [n_rows, n_heads, head_dim], rotated */
+    const bf16 *k,
+        *v; /* [n_rows, n_kv_heads, head_dim] own keys (rotated) and values; NULL: the pages hold them,
+                              the last n_rows tokens of each head's pages being the rows' own, causal among them */
+    bf16 *out; /* [n_rows, n_heads, head_dim] */
+    const uint8_t *pool;
+    size_t page_bytes;
+    const struct CudaPageRef *refs; /* [n_kv_heads, ref_stride]; pages need not be full anywhere */
+    const int *n_refs;              /* [n_kv_heads] */
+    int ref_stride, max_refs;       /* max_refs: the most of any head (sizes the grid) */
+    int n_rows, n_heads, n_kv_heads, head_dim;
+    float scale;
+    int n_biased;
+    float bias;
+    int n_splits; /* work items a head; chosen by cuda_paged_splits */
+    float *part;  /* scratch, cuda_paged_scratch bytes */
+};
+int cuda_paged_splits(int n_kv_heads, int max_refs, int n_sm);
+size_t cuda_paged_scratch(int n_rows, int n_heads, int head_dim, int n_splits);
+/* n_rows * (n_heads / n_kv_heads) at most 64; head_dim 64, 96, 128, 256. Partial results merge in split order. */
+cudaError_t cuda_paged_attention(const struct CudaPaged *a, cudaStream_t s);
+
+/* ==== Products ==== */
+
+struct GemmPlan; /* cuBLASLt handle, workspace, and the algorithm chosen for each shape */
+/* NULL on failure. The owner closes it. The workspace is the caller's: device memory of GEMM_WORKSPACE bytes. */
+enum { GEMM_WORKSPACE = 32 << 20 };
+struct GemmPlan *gemm_open(void *workspace);
+void gemm_close(struct GemmPlan *p);
+
+/* out [n_rows, rows] = act [n_rows, cols] x W [rows, cols]^T (+ bias) (+ out). */
+struct CudaGemm {
+    int n_rows, rows, cols;
+    const void *act, *w; /* bf16, or e4m3 (fp8) with the scales below */
+    bool fp8;
+    const float *act_scale; /* fp8: [n_rows] one factor a row */
+    const float *w_scale;   /* fp8: [rows] one factor an output channel */
+    const float *bias;      /* [rows] f32 or NULL */
+    void *out;              /* bf16, or f32 when out_f32 */
+    bool out_f32, add;      /* add: out += ..., f32 only */
+};
+cudaError_t cuda_gemm(struct GemmPlan *p, const struct CudaGemm *g, cudaStream_t s);
+
+/* Rows of x to e4m3 with one scale a row (largest magnitude to 448). */
+cudaError_t cuda_quantize_fp8(const bf16 *x, int n_rows, int cols, void *out, float *scale,
+                              cudaStream_t s);
+
+/* y[r] = W [rows, cols] . x[r] for 1 to 4 rows of x; W in `type` (enum DType of src/quant.h, GGUF blocks, or DT_BF16). */
+struct CudaMatvec {
+    int type, rows, cols, n_rows;
+    const void *w;
+    const bf16 *x;     /* [n_rows, cols] */
+    const float *bias; /* [rows] or NULL */
+    void *out;         /* [n_rows, rows]: bf16, or f32 when out_f32 */
+    bool out_f32, add; /* add: out += ..., f32 only */
+};
+cudaError_t cuda_matvec(const struct CudaMatvec *m, cudaStream_t s);
+/* h[r] = silu(gate . x[r]) * (up . x[r]), bf16; m->w is gate, m->out is h. */
+cudaError_t cuda_matvec_silu(const struct CudaMatvec *m, const void *up, cudaStream_t s);
+/* Blocks of a GGUF type to bf16, on the device: what a weight is before a product. */
+cudaError_t cuda_dequantize(int type, const void *blocks, int64_t n, bf16 *out, cudaStream_t s);
+
+#endif
