@@ -20,7 +20,7 @@ DIR := build/$(FLAVOUR)$(if $(filter gcc,$(COMPILER)),,-$(COMPILER))
 
 # ==== Flags ====
 
-WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wvla -Wno-pass-failed
+WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wvla -Wpointer-arith -Wno-pass-failed
 OPT := -O2 -g
 OPT_HOT := -O3 -g
 SANITIZE :=
@@ -113,6 +113,39 @@ check-tools:
 	  || { echo "missing $$tool: run \`make deps\`" >&2; exit 1; }; done
 	@for p in $(PKGS); do pkg-config --exists $${p%:*} \
 	  || { echo "missing $${p#*:}: run \`make deps\`" >&2; exit 1; }; done
+
+# ==== CUDA ====
+
+# The same C objects, linked with cuda/*.cu: a build that finds no GPU computes on the CPU.
+CUDA ?= /usr/local/cuda
+NVCC ?= $(CUDA)/bin/nvcc
+CUDA_DIR := build/cuda$(DIR:build/cpu%=%)
+CUDA_OBJECTS := $(patsubst cuda/%.cu,$(CUDA_DIR)/%.o,$(wildcard cuda/*.cu))
+CUDA_PROGRAMS := $(CUDA_DIR)/pcomp $(CUDA_DIR)/pcomp-eval
+CUDA_TESTS := $(patsubst tests/cuda/%.cu,$(CUDA_DIR)/tests/%,$(wildcard tests/cuda/test_*.cu))
+HOPPER := -gencode=arch=compute_90a,code=sm_90a
+GENCODE := -gencode=arch=compute_80,code=[sm_80,compute_80] $(HOPPER)
+NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Isrc -I. -Xcompiler -Wall,-Wextra -MMD -MP
+CUDA_LIBS := -L$(CUDA)/lib64 -Wl,-rpath,$(CUDA)/lib64 -lcublasLt -lcudart_static -lstdc++ -ldl -lrt -lpthread
+
+cuda: all $(CUDA_PROGRAMS) ## the same programs with the CUDA backend beside the CPU's, in build/cuda
+cuda-tests: cuda $(CUDA_TESTS)
+
+$(CUDA_DIR)/%_sm90a.o: private GENCODE := $(HOPPER)
+$(CUDA_DIR)/%.o: cuda/%.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) $(GENCODE) -c -o $@ $<
+
+$(CUDA_DIR)/pcomp: $(DIR)/src/main.o $(OBJECTS) $(CUDA_OBJECTS)
+	$(LINK) -o $@ $^ $(LIBS) $(CUDA_LIBS)
+
+$(CUDA_DIR)/pcomp-eval: $(DIR)/eval/main.o $(EVAL_OBJECTS) $(OBJECTS) $(CUDA_OBJECTS)
+	$(LINK) -o $@ $^ $(LIBS) $(CUDA_LIBS)
+
+$(CUDA_DIR)/tests/%: tests/cuda/%.cu $(CUDA_OBJECTS)
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCC_FLAGS) $(GENCODE) -o $@ $< $(CUDA_OBJECTS) $(OBJECTS) -Xlinker -rpath=$(CUDA)/lib64 \
+	  -L$(CUDA)/lib64 -lcublasLt -lgomp $(LIBS)
 
 # ==== Set-up ====
 
@@ -211,9 +244,9 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "  %-9s %s\n", $$1, $$2}'
 
 FORCE:
-.PHONY: all check-tools deps model models book jieba demo test test-programs asan fuzz fuzz-programs \
+.PHONY: all cuda cuda-tests check-tools deps model models book jieba demo test test-programs asan fuzz fuzz-programs \
   bench lint format install clean help FORCE
 .SECONDARY:
 .DEFAULT_GOAL := all
 
--include $(shell find $(DIR) -name '*.d' 2>/dev/null)
+-include $(shell find $(DIR) $(CUDA_DIR) -name '*.d' 2>/dev/null)

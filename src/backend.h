@@ -1,13 +1,20 @@
 /* backend.h - what a device must do for the transformer. One table per device; no #ifdef anywhere.
  *
- * All float pointers are memory of the device, got from alloc(). Rows are tokens; a batch holds n_seqs
- * sequences (chunks) one after another. Each op returns PC_OK or an error; none allocates: reserve() has
- * made room for the largest batch before. Sums run in a fixed order: same input, same bytes.
+ * Pointers to activations are memory of the device, got from alloc(). The residual stream x is f32; queries, keys,
+ * values and attention's output are in the device's own type of act_bytes a value. Rows are tokens; a batch holds
+ * n_seqs sequences (chunks) one after another. Each op returns PC_OK or an error; none allocates: reserve() has
+ * made room for the largest batch before. A device may run behind: only ops that fill host memory wait for it.
+ * Sums run in a fixed order: same input, same bytes.
  */
 #ifndef PCOMP_BACKEND_H
 #define PCOMP_BACKEND_H
 
+#include "config.h"
 #include "model.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 enum { PAGE_TOKENS = 64 };
 
@@ -15,9 +22,19 @@ struct Device;
 
 struct DeviceOptions {
     const struct Model *model;
-    bool exact; /* f32 arithmetic and pages, instead of int16 blocks and f16 pages */
-    int threads;
-    const char *isa; /* "auto" or the name of a kernel table */
+    enum Precision precision;
+    int threads;     /* cpu */
+    const char *isa; /* cpu: "auto" or the name of a kernel table */
+    size_t
+        gpu_memory; /* cuda: bytes of the card that may be used, weights included; 0: what is free */
+};
+
+/* What a device can take. */
+struct DeviceLimits {
+    size_t memory;    /* bytes that it can still give, those of its host where they are the same */
+    bool own_memory;  /* has memory of its own, apart from the host's */
+    int wave_rows;    /* rows of a wave that keep it busy */
+    int segment_rows; /* rows of a segment of plain prefill */
 };
 
 /* The largest batch that will be run. */
@@ -53,7 +70,7 @@ struct PagePool {
 struct LinearOp {
     const struct Weight *w;
     const float *bias; /* [w->rows] or NULL */
-    float *out;        /* [n_rows, w->rows] f32 */
+    void *out;         /* [n_rows, w->rows] */
 };
 
 struct FfnWeights {
@@ -62,7 +79,7 @@ struct FfnWeights {
 };
 
 struct RopeArgs {
-    float *q, *k; /* [n_rows, n_heads * head_dim], [n_rows, n_kv_heads * head_dim] f32, in place */
+    void *q, *k; /* [n_rows, n_heads * head_dim], [n_rows, n_kv_heads * head_dim], in place */
     const float *q_norm, *k_norm; /* [head_dim] f32 or NULL: RMS norm of each head first */
     int n_rows;
 };
@@ -78,9 +95,9 @@ struct FarKeys {
 };
 
 struct AttnArgs {
-    const float *q;       /* [n_rows, n_heads * head_dim] f32, rotated */
-    const float *k, *v;   /* [n_rows, n_kv_heads * head_dim] f32, k rotated */
-    float *out;           /* [n_rows, n_heads * head_dim] f32 */
+    const void *q;        /* [n_rows, n_heads * head_dim], rotated */
+    const void *k, *v;    /* [n_rows, n_kv_heads * head_dim], k rotated */
+    void *out;            /* [n_rows, n_heads * head_dim] */
     const int *seq_begin; /* [n_seqs + 1] first row of each sequence */
     int n_seqs;
     int layer;
@@ -94,20 +111,48 @@ struct AttnArgs {
 
 /* n tokens of one KV head into one page. */
 struct KvWrite {
-    const float *k,
-        *v; /* rows of one sequence: [.., n_kv_heads * head_dim] f32, at its first row */
+    const void *k, *v; /* [.., n_kv_heads * head_dim] rows of a batch */
+    int row0;          /* first row of the sequence */
     int kv_head;
-    const int *index; /* [n] rows to write, in order; NULL: first .. first + n - 1 */
+    const int *
+        index; /* device memory: [n] rows to write, in order, from row0; NULL: first .. first + n - 1 */
     int first, n;
     struct PageRef page;
     int at; /* slot of the first one */
 };
 
+/* Which context tokens each head keeps: those with the most attention mass from the last rows (eviction/kv_evict.h). */
+struct KeepArgs {
+    int obs_rows, pool, cap;
+    int first;    /* past tokens before the context */
+    const int *n; /* [n_seqs] context tokens of each sequence, host memory */
+    int *
+        keep; /* [n_seqs, n_kv_heads, stride] device memory: min(cap, n) indices, ascending, 0 the first of the context */
+    int stride;
+};
+
+/* Tokens of n_seqs sequences, one after another. */
+struct Batch {
+    const int *tokens, *pos; /* [seq_begin[n_seqs]] */
+    const int *seq_begin;    /* [n_seqs + 1] */
+    int n_seqs;
+    const struct PagePool *pool;
+    const struct HeadTable *past;
+    int n_biased;
+    float bias;
+    const struct FarKeys *far;
+};
+
 struct Backend {
     const char *name;
+    size_t act_bytes;        /* of one value of queries, keys, values and attention's output */
+    bool (*available)(void); /* this machine has such a device */
     int (*open)(const struct DeviceOptions *options, struct Device **out);
     void (*close)(struct Device *d);
     const char *(*describe)(const struct Device *d);
+    void (*limits)(const struct Device *d, struct DeviceLimits *out);
+    /* Most bytes held by runs at once since the last reset. */
+    size_t (*peak)(struct Device *d, bool reset);
     size_t (*page_bytes)(const struct Device *d);
     /* Bytes reserve() would take for this shape. */
     size_t (*scratch_bytes)(const struct Device *d, const struct BatchShape *shape);
@@ -118,18 +163,17 @@ struct Backend {
     int (*upload)(struct Device *d, void *dst, const void *src, size_t bytes);
     int (*download)(struct Device *d, void *dst, const void *src, size_t bytes);
 
-    /* x[i] = x[idx[i]] in place, rows of `width` f32; idx ascends */
-    int (*compact)(struct Device *d, float *x, int width, const int *idx, int n);
-    int (*embed)(struct Device *d, const int *tokens, int n_rows, float *x);
-    /* Angles for the rows of the batch that follows. */
-    int (*positions)(struct Device *d, const struct Rope *rope, const int *pos, int n_rows);
+    /* x[i] = x[idx[i]] in place, rows of `row_bytes`; idx ascends */
+    int (*compact)(struct Device *d, void *x, size_t row_bytes, const int *idx, int n);
+    /* Token rows into x [rows, dim]; angles for the rows of this batch; its past as it is now. */
+    int (*begin)(struct Device *d, const struct Batch *b, const struct Rope *rope, float *x);
     /* What turns a head on by so many positions, without the rope's scale: out [n, rope_dim], cosines and sines. */
     int (*turns)(struct Device *d, const struct Rope *rope, const int *by, int n, float *out);
     /* out_i = rmsnorm(x) W_i^T + bias_i, up to 3 weights */
     int (*norm_linear)(struct Device *d, const float *x, int n_rows, const float *norm,
                        const struct LinearOp *ops, int n_ops);
-    /* x += a W^T + bias */
-    int (*linear_add)(struct Device *d, const float *a, int n_rows, const struct LinearOp *op);
+    /* op->out, part of x and f32, += a W^T + bias, a in the type of attention's output */
+    int (*linear_add)(struct Device *d, const void *a, int n_rows, const struct LinearOp *op);
     /* x += down(silu(gate(rmsnorm(x))) * up(rmsnorm(x))) */
     int (*ffn_add)(struct Device *d, float *x, int n_rows, const struct FfnWeights *f);
     int (*rope)(struct Device *d, const struct RopeArgs *args);
@@ -138,8 +182,15 @@ struct Backend {
      * the head group of the softmax on each key (past first). mass [n_seqs, n_kv_heads, stride] f32, in host memory. */
     int (*attn_mass)(struct Device *d, const struct AttnArgs *args, int obs_rows, float *mass,
                      int stride);
+    /* The same, then the choice of tokens, without leaving the device. NULL: there is nothing to gain. */
+    int (*keep)(struct Device *d, const struct AttnArgs *args, const struct KeepArgs *k);
     int (*kv_write)(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
                     int n);
+    /* Token i of n moves from slot from[i] (page * PAGE_TOKENS + slot) to slot i % PAGE_TOKENS of page to[i / PAGE_TOKENS];
+     * no source lies in a page that was written before its turn came. */
+    int (*kv_pack)(struct Device *d, const struct PagePool *pool, const uint32_t *from, int n,
+                   const uint32_t *to);
+    /* One token as f32, into host memory. */
     int (*kv_read)(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
                    float *k, float *v);
     /* Logits of rows idx[0..n) of x: out [n, vocab_size] f32 in host memory. */
@@ -150,8 +201,15 @@ struct Backend {
 };
 
 extern const struct Backend backend_cpu;
+extern const struct Backend backend_cuda __attribute__((weak)); /* in builds that link cuda/ */
 
-/* "auto" or a name. PC_ECONFIG lists the names that this build has. */
+/* A name, or "auto": the fastest that this build has and this machine can run. PC_ECONFIG lists the names. */
 int backend_by_name(const char *name, const struct Backend **out);
+/* Names of the backends in this build, "cuda, cpu". */
+const char *backend_names(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -125,8 +125,9 @@ static int bench_open(struct OpBench *b, int keys)
     b->seq_begin[1] = b->n;
     for (int i = 0; i < b->n; i++)
         b->tokens[i] = (int)((unsigned)i * 7919u % (unsigned)m->vocab_size), b->pos[i] = i;
-    TRY(b->e->be->embed(b->e->dev, b->tokens, b->n, b->tf.x));
-    TRY(b->e->be->positions(b->e->dev, &b->tf.rope, b->pos, b->n));
+    struct Batch batch = {
+        .tokens = b->tokens, .pos = b->pos, .seq_begin = b->seq_begin, .n_seqs = 1};
+    TRY(tf_begin(&b->tf, &batch));
     TRY(op_qkv(b));
     if (b->n > 1) return PC_OK;
     struct KvWrites w;
@@ -134,7 +135,7 @@ static int bench_open(struct OpBench *b, int keys)
     int status = PC_OK;
     for (int t = 0; t < keys && status == PC_OK; t++)
         for (int l = 0; l < m->n_layers && status == PC_OK; l++) {
-            struct KvRows r = {b->tf.k, b->tf.v, NULL, 1};
+            struct KvRows r = {b->tf.k, b->tf.v, 0, NULL, 1};
             status = kv_append_all(&b->kv, &b->table, l, &r, &w);
             if (status == PC_OK) status = kv_flush(&b->kv, &w);
         }

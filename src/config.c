@@ -26,10 +26,10 @@ static const char *const WORDS_METHOD[] = {"parallelcomp",  "full",   "truncate"
                                            "streaming-llm", "snapkv", "pyramidkv", NULL};
 static const char *const WORDS_SCALING[] = {"auto", "ntk", "yarn", NULL};
 static const char *const WORDS_SCORE[] = {"question", "published", "random", "bm25", NULL};
-static const char *const WORDS_PRECISION[] = {"int16", "f32", NULL};
+static const char *const WORDS_PRECISION[] = {"auto", "int16", "f32", "bf16", "fp8", NULL};
 static const char *const WORDS_CHAT[] = {"auto",    "raw",     "chatml",  "qwen",
                                          "llama-2", "llama-3", "mistral", NULL};
-static const char *const WORDS_BACKEND[] = {"auto", "cpu", NULL};
+static const char *const WORDS_BACKEND[] = {"auto", "cpu", "cuda", NULL};
 static const char *const WORDS_ISA[] = {"auto", "avx2", "avx512", "avx512vnni", NULL};
 
 #define AT(field)      offsetof(struct Settings, field)
@@ -91,9 +91,10 @@ const struct Setting SETTINGS[] = {
      "draw from the likeliest tokens that make up this share; counts when temperature is above 0"},
     {"seed", SET_U64, AT(seed), 0, 0, 18446744073709551615.0, NULL, "1", "answer",
      "start of the random numbers"},
-    {"backend", SET_TEXT, TEXT_AT(backend), WORDS_BACKEND, "auto", "machine", "where to compute"},
-    {"precision", SET_ENUM, ENUM_AT(precision), WORDS_PRECISION, "int16", "machine",
-     "arithmetic of the prefill: 16-bit integers (fast), or 32-bit floats (for comparison)"},
+    {"backend", SET_TEXT, TEXT_AT(backend), WORDS_BACKEND, "auto", "machine",
+     "where to compute; auto: on a GPU when this build can and there is one"},
+    {"precision", SET_ENUM, ENUM_AT(precision), WORDS_PRECISION, "auto", "machine",
+     "arithmetic of the prefill; auto: int16 on a CPU, bf16 on a GPU; for comparison f32 (cpu); faster fp8 (cuda)"},
     {"isa", SET_TEXT, TEXT_AT(isa), WORDS_ISA, "auto", "machine",
      "instructions used on a CPU; auto: the best that this one has"},
     {"threads", SET_INT, AT(threads), 0, 1, 1024, WORDS_AUTO, "auto", "machine",
@@ -102,6 +103,8 @@ const struct Setting SETTINGS[] = {
      "chunks prefilled together; auto: from memory and cores"},
     {"memory", SET_SIZE, AT(memory), 0, 1 << 20, 1125899906842624.0, WORDS_AUTO, "auto", "machine",
      "bytes the run may use besides the model file, as 8G or 512M; auto: what is free"},
+    {"gpu_memory", SET_SIZE, AT(gpu_memory), 0, 1 << 20, 1125899906842624.0, WORDS_AUTO, "auto", "machine",
+     "bytes of the GPU that may be used, the model's weights included; auto: what is free"},
 };
 const int N_SETTINGS = sizeof SETTINGS / sizeof SETTINGS[0];
 

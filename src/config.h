@@ -20,7 +20,7 @@ enum Method {
 };
 enum Scaling { SCALING_AUTO, SCALING_NTK, SCALING_YARN };
 enum ChunkScore { SCORE_QUESTION, SCORE_PUBLISHED, SCORE_RANDOM, SCORE_BM25 };
-enum Precision { PRECISION_INT16, PRECISION_F32 };
+enum Precision { PRECISION_AUTO, PRECISION_INT16, PRECISION_F32, PRECISION_BF16, PRECISION_FP8 };
 enum TokenClass { CLASS_SINK, CLASS_MIDDLE, CLASS_RECENT };
 
 /* One calibration rule (method.md section 4): drop from the cache the tokens of one class, in layers
@@ -68,12 +68,13 @@ struct Settings {
     float top_p;
     uint64_t seed;
     /* the machine */
-    char backend[16];        /* auto, cpu */
+    char backend[16];        /* auto, cpu, cuda */
     enum Precision precision;
     char isa[16];            /* auto, avx2, avx512, avx512vnni */
     int threads;             /* AUTO: cores of this process */
     int wave;                /* chunks prefilled together; AUTO */
     size_t memory;           /* bytes the run may use besides the mapped model; AUTO: what is free */
+    size_t gpu_memory;       /* bytes of the GPU that may be used, weights included; AUTO: what is free */
 };
 
 enum SettingType { SET_INT, SET_FLOAT, SET_U64, SET_SIZE, SET_ENUM, SET_TEXT, SET_CALIB };

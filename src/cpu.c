@@ -27,8 +27,17 @@ static const struct Kernels *kernels_for(const char *isa)
     return NULL;
 }
 
+static bool cpu_available(void)
+{
+    return true;
+}
+
 static int cpu_open(const struct DeviceOptions *o, struct Device **out)
 {
+    if (o->precision != PRECISION_AUTO && o->precision != PRECISION_INT16 &&
+        o->precision != PRECISION_F32)
+        return err_set(PC_ECONFIG,
+                       "the cpu backend computes in int16 or f32; use --precision auto");
     const struct Kernels *kern = kernels_for(o->isa);
     if (!kern)
         return err_set(
@@ -39,10 +48,10 @@ static int cpu_open(const struct DeviceOptions *o, struct Device **out)
     if (!d) return PC_ENOMEM;
     d->kern = kern;
     d->model = o->model;
-    d->exact = o->exact;
+    d->exact = o->precision == PRECISION_F32;
     d->threads = o->threads > 0 ? o->threads : omp_get_num_procs();
     snprintf(d->text, sizeof d->text, "cpu %s %s, %d thread%s", kern->isa,
-             o->exact ? "f32" : "int16", d->threads, d->threads == 1 ? "" : "s");
+             d->exact ? "f32" : "int16", d->threads, d->threads == 1 ? "" : "s");
     *out = d;
     return PC_OK;
 }
@@ -57,6 +66,21 @@ static void cpu_close(struct Device *d)
 static const char *cpu_describe(const struct Device *d)
 {
     return d->text;
+}
+
+static void cpu_limits(const struct Device *d, struct DeviceLimits *out)
+{
+    enum { ROWS_A_THREAD = 2048, SEGMENT_ROWS = 2048 }; /* enough to hide packing the weights */
+    *out = (struct DeviceLimits){.memory = mem_available(),
+                                 .wave_rows = ROWS_A_THREAD * d->threads,
+                                 .segment_rows = SEGMENT_ROWS};
+}
+
+static size_t cpu_peak(struct Device *d, bool reset)
+{
+    (void)d;
+    if (reset) mem_peak_reset();
+    return mem_peak();
 }
 
 static size_t cpu_page_bytes(const struct Device *d)
@@ -250,7 +274,7 @@ static void run_matvecs(struct Device *d, const float *x, int cols, const struct
         while (task >= tasks[i]) task -= tasks[i++];
         int row0 = task * ROWS, left = ops[i].w->rows - row0;
         d->kern->matvec_rows(ops[i].w, row0, left < ROWS ? left : ROWS, d->prep, d->exact,
-                             ops[i].out + row0);
+                             (float *)ops[i].out + row0);
     }
     for (int i = 0; i < n; i++)
         if (ops[i].bias) d->kern->add(ops[i].out, ops[i].bias, ops[i].w->rows);
@@ -280,7 +304,7 @@ static int cpu_norm_linear(struct Device *d, const float *x, int n_rows, const f
     return PC_OK;
 }
 
-static int cpu_linear_add(struct Device *d, const float *a, int n_rows, const struct LinearOp *op)
+static int cpu_linear_add(struct Device *d, const void *a, int n_rows, const struct LinearOp *op)
 {
     int cols = op->w->cols;
     if (n_rows <= FEW_ROWS) {
@@ -338,7 +362,7 @@ static int cpu_ffn_add(struct Device *d, float *x, int n_rows, const struct FfnW
 
 /* ==== Rows ==== */
 
-static int cpu_embed(struct Device *d, const int *tokens, int n_rows, float *x)
+static void embed(struct Device *d, const int *tokens, int n_rows, float *x)
 {
     const struct Weight *w = &d->model->tok_embd;
     size_t row_bytes = dtype_row_bytes(w->type, w->cols);
@@ -346,14 +370,14 @@ static int cpu_embed(struct Device *d, const int *tokens, int n_rows, float *x)
     for (int r = 0; r < n_rows; r++)
         quant_decode(w->type, (const uint8_t *)w->data + (size_t)tokens[r] * row_bytes,
                      x + (size_t)r * w->cols, w->cols);
-    return PC_OK;
 }
 
-static int cpu_compact(struct Device *d, float *x, int width, const int *idx, int n)
+static int cpu_compact(struct Device *d, void *x, size_t row_bytes, const int *idx, int n)
 {
     (void)d;
+    uint8_t *rows = x;
     for (int i = 0; i < n; i++)
-        memmove(x + (size_t)i * width, x + (size_t)idx[i] * width, sizeof *x * (size_t)width);
+        memmove(rows + (size_t)i * row_bytes, rows + (size_t)idx[i] * row_bytes, row_bytes);
     return PC_OK;
 }
 
@@ -368,11 +392,13 @@ static void fill_angles(const struct Device *d, const struct Rope *rope, int pos
     }
 }
 
-static int cpu_positions(struct Device *d, const struct Rope *rope, const int *pos, int n_rows)
+static int cpu_begin(struct Device *d, const struct Batch *b, const struct Rope *rope, float *x)
 {
+    int n_rows = b->seq_begin[b->n_seqs];
+    embed(d, b->tokens, n_rows, x);
 #pragma omp parallel for schedule(static) num_threads(d->threads)
     for (int r = 0; r < n_rows; r++)
-        fill_angles(d, rope, pos[r], d->angles + (size_t)r * d->model->cfg.rope_dim);
+        fill_angles(d, rope, b->pos[r], d->angles + (size_t)r * d->model->cfg.rope_dim);
     return PC_OK;
 }
 
@@ -402,8 +428,9 @@ static int cpu_rope(struct Device *d, const struct RopeArgs *a)
 #pragma omp parallel for schedule(static) num_threads(d->threads) if (a->n_rows > FEW_ROWS)
     for (int r = 0; r < a->n_rows; r++) {
         const float *angles = d->angles + (size_t)r * m->rope_dim;
-        rope_heads(d, a->q + (size_t)r * m->n_heads * m->head_dim, m->n_heads, a->q_norm, angles);
-        rope_heads(d, a->k + (size_t)r * m->n_kv_heads * m->head_dim, m->n_kv_heads, a->k_norm,
+        float *q = a->q, *k = a->k;
+        rope_heads(d, q + (size_t)r * m->n_heads * m->head_dim, m->n_heads, a->q_norm, angles);
+        rope_heads(d, k + (size_t)r * m->n_kv_heads * m->head_dim, m->n_kv_heads, a->k_norm,
                    angles);
     }
     return PC_OK;
@@ -461,9 +488,13 @@ static int cpu_nll(struct Device *d, const float *x, const int *idx, const int *
 
 const struct Backend backend_cpu = {
     .name = "cpu",
+    .act_bytes = sizeof(float),
+    .available = cpu_available,
     .open = cpu_open,
     .close = cpu_close,
     .describe = cpu_describe,
+    .limits = cpu_limits,
+    .peak = cpu_peak,
     .page_bytes = cpu_page_bytes,
     .scratch_bytes = cpu_scratch_bytes,
     .reserve = cpu_reserve,
@@ -472,8 +503,7 @@ const struct Backend backend_cpu = {
     .upload = cpu_copy,
     .download = cpu_copy,
     .compact = cpu_compact,
-    .embed = cpu_embed,
-    .positions = cpu_positions,
+    .begin = cpu_begin,
     .turns = cpu_turns,
     .norm_linear = cpu_norm_linear,
     .linear_add = cpu_linear_add,
@@ -482,6 +512,7 @@ const struct Backend backend_cpu = {
     .attention = cpu_attention,
     .attn_mass = cpu_attn_mass,
     .kv_write = cpu_kv_write,
+    .kv_pack = cpu_kv_pack,
     .kv_read = cpu_kv_read,
     .logits = cpu_logits,
     .nll = cpu_nll,

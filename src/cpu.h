@@ -33,7 +33,8 @@ struct Device {
 
 enum {
     DECODE_SPLIT = 8, /* pages of one decode work item: 512 tokens */
-    FEW_ROWS = 1,     /* batches up to this take the matvec path */
+    HEAD_DIM_MAX = 1024,
+    FEW_ROWS = 1, /* batches up to this take the matvec path */
 };
 
 static inline void *thread_scratch(struct Device *d, int thread)
@@ -46,6 +47,8 @@ int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, floa
                   int stride);
 int cpu_kv_write(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
                  int n);
+int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from, int n,
+                const uint32_t *to);
 int cpu_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at, float *k,
                 float *v);
 

@@ -71,8 +71,8 @@ static void gather_block(struct Device *d, const struct AttnArgs *a, int seq, in
     }
     for (int row = at + n - past; n < QBLOCK && row < rows; n++, row++) {
         size_t src = ((size_t)(a->seq_begin[seq] + row) * m->n_kv_heads + kv_head) * dim;
-        memcpy(k + n * dim, a->k + src, sizeof(float) * (size_t)dim);
-        memcpy(v + n * dim, a->v + src, sizeof(float) * (size_t)dim);
+        memcpy(k + n * dim, (const float *)a->k + src, sizeof(float) * (size_t)dim);
+        memcpy(v + n * dim, (const float *)a->v + src, sizeof(float) * (size_t)dim);
     }
 }
 
@@ -107,8 +107,8 @@ static void pack_keys(struct Device *d, const struct AttnArgs *a)
             if (at >= past && !turned) { /* rows lie ready */
                 size_t src =
                     ((size_t)(a->seq_begin[seq] + at - past) * m->n_kv_heads + kv) * m->head_dim;
-                d->kern->kv_pack(a->k + src, a->v + src, m->n_kv_heads * m->head_dim,
-                                 n < QBLOCK ? n : QBLOCK, b, &out);
+                d->kern->kv_pack((const float *)a->k + src, (const float *)a->v + src,
+                                 m->n_kv_heads * m->head_dim, n < QBLOCK ? n : QBLOCK, b, &out);
                 continue;
             }
             float *k = thread_scratch(d, omp_get_thread_num()), *v = k + QBLOCK * m->head_dim;
@@ -130,7 +130,7 @@ static struct AttnTile tile_of(const struct Device *d, const struct AttnArgs *a,
     return (struct AttnTile){
         .exact = d->exact,
         .head_dim = m->head_dim,
-        .q = a->q + at,
+        .q = (const float *)a->q + at,
         .ld_q = width,
         .n_rows = n,
         .first_visible = past_tokens(a, kv, m->n_kv_heads) + row + 1,
@@ -138,7 +138,7 @@ static struct AttnTile tile_of(const struct Device *d, const struct AttnArgs *a,
         .scale = 1.0f / sqrtf((float)m->head_dim),
         .n_biased = a->n_biased,
         .bias = a->bias,
-        .out = a->out + at,
+        .out = (float *)a->out + at,
         .ld_out = width,
     };
 }
@@ -266,7 +266,8 @@ static void attend_split(struct Device *d, const struct AttnArgs *a, struct Spli
     for (int i = s.begin; i < s.end; i++) {
         if (i == refs) {
             size_t at = (size_t)s.kv_head * m->head_dim;
-            d->kern->page_write(own, 0, m->head_dim, a->k + at, a->v + at, d->exact);
+            d->kern->page_write(own, 0, m->head_dim, (const float *)a->k + at,
+                                (const float *)a->v + at, d->exact);
             runs[n++] = (struct PageRun){own, 1, 0};
             continue;
         }
@@ -275,7 +276,7 @@ static void attend_split(struct Device *d, const struct AttnArgs *a, struct Spli
                                      biased_in(a, before, (int)ref.len)};
         before += (int)ref.len;
     }
-    const float *q = a->q + (size_t)s.kv_head * group * m->head_dim;
+    const float *q = (const float *)a->q + (size_t)s.kv_head * group * m->head_dim;
     struct PageAttn pages = {.exact = d->exact,
                              .head_dim = m->head_dim,
                              .q = q,
@@ -322,7 +323,7 @@ static void attend_pages(struct Device *d, const struct AttnArgs *a)
         for (int g = 0; g < group; g++)
             merge_partials(d->part + first * group + g,
                            d->part_out + (size_t)(first * group + g) * m->head_dim, items, group,
-                           m->head_dim, a->out + (size_t)(kv * group + g) * m->head_dim);
+                           m->head_dim, (float *)a->out + (size_t)(kv * group + g) * m->head_dim);
         first += items;
     }
 }
@@ -348,10 +349,25 @@ int cpu_kv_write(struct Device *d, const struct PagePool *pool, const struct KvW
         const struct KvWrite *w = &writes[j];
         void *page = pool->data + w->page.page * pool->page_bytes;
         for (int i = 0; i < w->n; i++) {
-            int row = w->index ? w->index[i] : w->first + i;
+            int row = w->row0 + (w->index ? w->index[i] : w->first + i);
             size_t src = ((size_t)row * m->n_kv_heads + w->kv_head) * m->head_dim;
-            d->kern->page_write(page, w->at + i, m->head_dim, w->k + src, w->v + src, d->exact);
+            d->kern->page_write(page, w->at + i, m->head_dim, (const float *)w->k + src,
+                                (const float *)w->v + src, d->exact);
         }
+    }
+    return PC_OK;
+}
+
+int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from, int n,
+                const uint32_t *to)
+{
+    int dim = d->model->cfg.head_dim;
+    float k[HEAD_DIM_MAX], v[HEAD_DIM_MAX];
+    for (int i = 0; i < n; i++) {
+        const uint8_t *src = pool->data + from[i] / PAGE_TOKENS * pool->page_bytes;
+        d->kern->page_read(src, (int)(from[i] % PAGE_TOKENS), dim, k, v, d->exact);
+        d->kern->page_write(pool->data + to[i / PAGE_TOKENS] * pool->page_bytes, i % PAGE_TOKENS,
+                            dim, k, v, d->exact);
     }
     return PC_OK;
 }

@@ -135,8 +135,9 @@ static int compress_layer(struct Session *s, int layer, const struct AttnArgs *a
         size_t at = (size_t)h * s->mass_stride;
         int *keep = s->keep + at;
         int n = compress_head(s, layer, layer * heads + h, s->mass + at, keep);
-        struct KvRows rows = {s->tf.k, s->tf.v, keep, n};
+        struct KvRows rows = {s->tf.k, s->tf.v, 0, s->keep_dev + at, n};
         TRY(kv_filter(&s->kv, &s->merged, layer, h, s->drop));
+        TRY(s->tf.be->upload(s->tf.dev, s->keep_dev + at, keep, sizeof *keep * (size_t)n));
         TRY(kv_append(&s->kv, &s->merged, layer, h, &rows, &s->writes));
     }
     return kv_flush(&s->kv, &s->writes);
@@ -147,7 +148,7 @@ static int compress_layer(struct Session *s, int layer, const struct AttnArgs *a
 /* A layer's rows of the question go behind the merged tokens, which first may lose some. */
 static int store_question(struct Session *s, int layer, const struct AttnArgs *args)
 {
-    struct KvRows rows = {s->tf.k, s->tf.v, NULL, s->prompt.tail.n};
+    struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, s->prompt.tail.n};
     if (s->budget) return compress_layer(s, layer, args);
     if (s->mass) TRY(calibrate_merged(s, layer, args));
     TRY(kv_append_all(&s->kv, &s->merged, layer, &rows, &s->writes));
@@ -206,7 +207,7 @@ static int step(struct Session *s, int id, int pos)
     for (int l = 0; l < n_layers; l++) {
         struct AttnArgs args;
         TRY(tf_attend(&s->tf, &b, l, 0, &args));
-        struct KvRows rows = {s->tf.k, s->tf.v, NULL, 1};
+        struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, 1};
         TRY(kv_append_all(&s->kv, &s->merged, l, &rows, &s->writes));
         TRY(kv_flush(&s->kv, &s->writes));
         TRY(tf_ffn(&s->tf, l, 1));

@@ -15,8 +15,11 @@ static int open_chat(struct Engine *e)
 static int open_device(struct Engine *e)
 {
     if (e->settings.threads == AUTO) e->settings.threads = omp_get_num_procs();
-    struct DeviceOptions o = {&e->model, e->settings.precision == PRECISION_F32,
-                              e->settings.threads, e->settings.isa};
+    struct DeviceOptions o = {.model = &e->model,
+                              .precision = e->settings.precision,
+                              .threads = e->settings.threads,
+                              .isa = e->settings.isa,
+                              .gpu_memory = e->settings.gpu_memory};
     TRY(backend_by_name(e->settings.backend, &e->be));
     return e->be->open(&o, &e->dev);
 }
@@ -73,11 +76,13 @@ int engine_configure(struct Engine *e, const struct Settings *settings)
     struct Settings old = e->settings;
     const struct Settings *n = settings;
     bool same = !strcmp(old.backend, n->backend) && !strcmp(old.isa, n->isa) &&
-                old.precision == n->precision && (n->threads == AUTO || n->threads == old.threads);
+                old.precision == n->precision && old.gpu_memory == n->gpu_memory &&
+                (n->threads == AUTO || n->threads == old.threads);
     if (!same)
-        return err_set(PC_ECONFIG,
-                       "backend, isa, precision and threads are fixed once the engine is open (%s)",
-                       engine_device(e));
+        return err_set(
+            PC_ECONFIG,
+            "backend, isa, precision, gpu_memory and threads are fixed once the engine is open (%s)",
+            engine_device(e));
     e->settings = *settings;
     e->settings.threads = old.threads;
     int status = open_chat(e);

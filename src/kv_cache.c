@@ -19,7 +19,7 @@ int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev,
     struct PagePool *p = &kv->pool;
     size_t bytes;
     p->page_bytes = be->page_bytes(dev);
-    if (n_pages > UINT32_MAX || !size_mul(n_pages, p->page_bytes, &bytes))
+    if (n_pages > UINT32_MAX / PAGE_TOKENS || !size_mul(n_pages, p->page_bytes, &bytes))
         return err_set(
             PC_ENOMEM,
             "the KV cache needs %zu pages: more than can be numbered; lower --keep or --kv-cap",
@@ -99,9 +99,15 @@ int kv_append(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head,
         int room = PAGE_TOKENS - (int)last->len, left = rows->n - done,
             take = left < room ? left : room;
         if (w->n == w->cap) TRY(kv_flush(kv, w));
-        w->list[w->n++] =
-            (struct KvWrite){rows->k, rows->v, kv_head, rows->index ? rows->index + done : NULL,
-                             done,    take,    *last,   (int)last->len};
+        w->list[w->n++] = (struct KvWrite){.k = rows->k,
+                                           .v = rows->v,
+                                           .row0 = rows->row0,
+                                           .kv_head = kv_head,
+                                           .index = rows->index ? rows->index + done : NULL,
+                                           .first = done,
+                                           .n = take,
+                                           .page = *last,
+                                           .at = (int)last->len};
         last->len += (uint32_t)take;
         t->n_tokens[head] += take;
         done += take;
@@ -167,23 +173,28 @@ void kv_slide(struct KvCache *kv, struct HeadTable *t, int first, int last)
     }
 }
 
+/* Notes where the survivors of one head lie, in order, and sends them on to the head's first pages, a run of pages at a
+ * time: survivors move forward only, so no page is written before what it held was read. */
 int kv_filter(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, const uint8_t *keep)
 {
-    enum { HEAD_DIM_MAX = 1024 };
-    float k[HEAD_DIM_MAX], v[HEAD_DIM_MAX];
-    int head = layer * kv->n_kv_heads + kv_head, n_refs = t->n_refs[head], kept = 0, token = 0;
+    enum { RUN = 16 * PAGE_TOKENS };
+    uint32_t from[RUN], to[RUN / PAGE_TOKENS];
+    int head = layer * kv->n_kv_heads + kv_head, n_refs = t->n_refs[head], kept = 0, n = 0,
+        token = 0;
     struct PageRef *refs = t->refs + (size_t)head * t->stride;
     for (int i = 0; i < n_refs; i++) {
-        struct PageRef from = refs[i];
-        for (int at = 0; at < (int)from.len; at++) {
+        for (uint32_t at = 0; at < refs[i].len; at++) {
             if (!keep[token++]) continue;
-            /* survivors move forward only: the slot written was read before */
-            struct KvWrite w = {k, v, 0, NULL, 0, 1, refs[kept / PAGE_TOKENS], kept % PAGE_TOKENS};
-            TRY(kv->be->kv_read(kv->dev, &kv->pool, from, at, k, v));
-            TRY(kv->be->kv_write(kv->dev, &kv->pool, &w, 1));
+            to[n / PAGE_TOKENS] = refs[kept / PAGE_TOKENS].page;
+            from[n++] = refs[i].page * PAGE_TOKENS + at;
             kept++;
+            if (n == RUN) {
+                TRY(kv->be->kv_pack(kv->dev, &kv->pool, from, n, to));
+                n = 0;
+            }
         }
     }
+    if (n) TRY(kv->be->kv_pack(kv->dev, &kv->pool, from, n, to));
     int used = (kept + PAGE_TOKENS - 1) / PAGE_TOKENS;
     for (int i = n_refs; i-- > used;) kv->pool.free[kv->pool.n_free++] = refs[i].page;
     for (int i = 0; i < used; i++)

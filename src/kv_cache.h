@@ -28,8 +28,9 @@ int kv_table_open(struct HeadTable *t, const struct ModelConfig *m, int max_refs
 void kv_table_close(struct HeadTable *t);
 
 struct KvRows {
-    const float *k, *v; /* [.., n_kv_heads * head_dim] f32 at the sequence's first row */
-    const int *index;   /* [n] rows in order, or NULL for the first n */
+    const void *k, *v; /* [.., n_kv_heads * head_dim] rows of a batch */
+    int row0;          /* the sequence's first */
+    const int *index;  /* [n] rows in order, device memory; or NULL for the first n */
     int n;
 };
 

@@ -89,9 +89,11 @@ static int open_plain(struct Session *s, int window)
     for (int i = 0; i < 5; i++)
         if (!(*arrays[i] = mem_alloc(ints + 2, sizeof(int)))) return PC_ENOMEM;
     if (!(s->nll = mem_alloc(ints, sizeof(float)))) return PC_ENOMEM;
-    size_t need =
-        s->e->be->scratch_bytes(s->e->dev, &s->wave_shape) + tf_bytes(&s->e->model.cfg, rows);
-    size_t have = s->set.memory ? s->set.memory : mem_available();
+    size_t need = s->e->be->scratch_bytes(s->e->dev, &s->wave_shape) +
+                  tf_bytes(s->e->be, &s->e->model.cfg, rows);
+    s->e->be->limits(s->e->dev, &s->limits);
+    bool capped = s->set.memory && !s->limits.own_memory;
+    size_t have = capped ? s->set.memory : s->limits.memory;
     if (need > have)
         return err_set(
             PC_ENOMEM,

@@ -11,9 +11,7 @@
 #include <string.h>
 
 enum {
-    ROWS_A_THREAD = 2048, /* a wave's rows: enough to hide packing the weights */
-    PLAIN_ROWS = 2048,    /* rows of a segment of plain prefill */
-    HEAD_ROWS = 48,       /* rows whose logits are made at once */
+    HEAD_ROWS = 48, /* rows whose logits are made at once */
 };
 
 static int min_int(int a, int b)
@@ -151,7 +149,7 @@ static void plain_shapes(struct Session *s)
     int p0 = p->n_prefix, q = p->n_question, read = p0 + p->chunk_tokens,
         total = read + q + p->max_tokens, turned = s->set.method == METHOD_SELF_EXTEND;
     s->held = most_held(s, total);
-    s->batch_rows = max_int(max_int(min_int(PLAIN_ROWS, p->chunk_tokens), p0), q);
+    s->batch_rows = max_int(max_int(min_int(s->limits.segment_rows, p->chunk_tokens), p0), q);
     int keys = min_int(read, s->held + s->batch_rows),
         answer_keys = min_int(total, s->held + max_int(q, 1));
     s->wave_shape = (struct BatchShape){.rows = s->batch_rows,
@@ -201,6 +199,7 @@ static void wave_shapes(struct Session *s)
     s->mass_stride = needs_mass(s) ? max_int(mass_keys, answer_keys) : 0;
 }
 
+/* Memory of the device, and that of the host beside it: one sum unless the device has its own. */
 static size_t plan_bytes(const struct Session *s)
 {
     const struct Engine *e = s->e;
@@ -210,15 +209,19 @@ static size_t plan_bytes(const struct Session *s)
     size_t rows = (size_t)s->batch_rows, heads = (size_t)m->n_layers * m->n_kv_heads;
     size_t index = needs_mass(s) ? heads * ((size_t)s->cap + 1) * sizeof(int) : 0;
     size_t slot = kv_table_bytes(m, pages_for(s->cap)) + index;
-    size_t policy = (size_t)s->mass_stride * (((size_t)s->plan.wave + 1) * m->n_kv_heads * 9 + 12);
+    size_t wave_heads = (size_t)s->plan.wave * m->n_kv_heads;
+    size_t keep = sizeof(int) * (size_t)s->mass_stride * wave_heads;
+    size_t policy = (size_t)s->mass_stride * ((wave_heads + m->n_kv_heads) * 9 + 12);
     size_t turns = s->far.window ? sizeof(float) * (size_t)m->rope_dim *
                                        (rows + (size_t)s->answer_shape.turned_keys)
                                  : 0;
     size_t text = s->req->context_len + (size_t)s->prompt.context.cap * sizeof(int) +
                   (size_t)s->plan.n_context * (sizeof(size_t) + 1);
-    return (wave > answer ? wave : answer) + tf_bytes(m, s->batch_rows) +
-           kv_pool_bytes(e->be, e->dev, s->n_pages) + slot * (size_t)s->n_slots +
-           rows * 5 * sizeof(int) + policy + turns + text + (size_t)m->vocab_size * sizeof(float);
+    size_t device = (wave > answer ? wave : answer) + tf_bytes(e->be, m, s->batch_rows) +
+                    kv_pool_bytes(e->be, e->dev, s->n_pages) + keep + turns;
+    size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text +
+                  (size_t)m->vocab_size * sizeof(float);
+    return s->limits.own_memory ? device : device + host;
 }
 
 /* The largest wave wanted for speed that memory allows. */
@@ -230,9 +233,9 @@ static void plan_wave(struct Session *s)
         p->peak_bytes = plan_bytes(s);
         return;
     }
-    int threads = s->set.threads, rows = p->chunk_tokens + p->n_question;
+    int rows = p->chunk_tokens + p->n_question;
     int wave =
-        s->set.wave != AUTO ? s->set.wave : max_int(1, ROWS_A_THREAD * threads / max_int(rows, 1));
+        s->set.wave != AUTO ? s->set.wave : max_int(1, s->limits.wave_rows / max_int(rows, 1));
     for (p->wave = max_int(1, min_int(min_int(wave, WAVE_MAX), p->n_read));; p->wave--) {
         wave_shapes(s);
         p->peak_bytes = plan_bytes(s);
@@ -275,7 +278,9 @@ int plan_make(struct Session *s)
     TRY(plan_budget(s));
     p->kv_cap = s->budget ? s->set.kv_cap : s->cap;
     p->model_bytes = s->e->file_bytes;
-    p->available_bytes = s->set.memory ? s->set.memory : mem_available();
+    s->e->be->limits(s->e->dev, &s->limits);
+    bool capped = s->set.memory && !s->limits.own_memory;
+    p->available_bytes = capped ? s->set.memory : s->limits.memory;
     plan_wave(s);
     p->fits = p->peak_bytes <= p->available_bytes;
     p->kv_bytes = (size_t)m->n_layers * m->n_kv_heads * pages_for(kept_tokens(s)) *

@@ -43,7 +43,7 @@ static int prefill_segment(struct Session *s, const int *ids, int n, int pos0,
             l == n_layers - 1; /* nothing reads this sequence's rows after its last K and V */
         TRY(session_stop(s));
         TRY(tf_attend(&s->tf, &b, l, last ? 1 : 0, &args));
-        struct KvRows rows = {s->tf.k, s->tf.v, NULL, n};
+        struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, n};
         TRY(kv_append_all(&s->kv, past, l, &rows, &s->writes));
         TRY(kv_flush(&s->kv, &s->writes));
         if (!last) TRY(tf_ffn(&s->tf, l, n));
@@ -185,28 +185,59 @@ static int choose_tokens(struct Session *s, const struct Wave *w, int seq, int k
     return kept;
 }
 
+/* The tokens that every head of the wave keeps in this layer, chosen by the policies here: into s->keep, and a copy
+ * on the device. */
+static int choose_on_host(struct Session *s, struct Wave *w, int layer, const struct AttnArgs *args)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    int q = s->prompt.tail.n, rows = s->set.obs_rows < q ? s->set.obs_rows : q;
+    TRY(calibrate(s, w, layer, args));
+    if (s->cap < s->plan.chunk_tokens)
+        TRY(s->tf.be->attn_mass(s->tf.dev, args, rows, s->mass, s->mass_stride));
+    for (int i = 0; i < w->n; i++)
+        for (int h = 0; h < m->n_kv_heads; h++) {
+            int *keep = s->keep + mass_at(s, i, h), n = choose_tokens(s, w, i, h, keep);
+            int head = layer * m->n_kv_heads + h;
+            w->slot[i]->kept[head] = n;
+            memcpy(w->slot[i]->index + (size_t)head * s->cap, keep, sizeof *keep * (size_t)n);
+        }
+    size_t n = mass_at(s, w->n, 0);
+    return s->tf.be->upload(s->tf.dev, s->keep_dev, s->keep, sizeof *s->keep * n);
+}
+
+/* The same on the device, where no rule has to be applied: how many stay is known without knowing which. */
+static int choose_on_device(struct Session *s, struct Wave *w, int layer,
+                            const struct AttnArgs *args)
+{
+    int heads = s->e->model.cfg.n_kv_heads, q = s->prompt.tail.n, len[WAVE_MAX];
+    for (int i = 0; i < w->n; i++) {
+        len[i] = context_len(s, w, i);
+        for (int h = 0; h < heads; h++)
+            w->slot[i]->kept[layer * heads + h] = len[i] < s->cap ? len[i] : s->cap;
+    }
+    struct KeepArgs keep = {.obs_rows = s->set.obs_rows < q ? s->set.obs_rows : q,
+                            .pool = s->set.pool,
+                            .cap = s->cap,
+                            .first = s->prompt.prefix.n,
+                            .n = len,
+                            .keep = s->keep_dev,
+                            .stride = s->mass_stride};
+    return s->tf.be->keep(s->tf.dev, args, &keep);
+}
+
 /* Sends the surviving context tokens of this layer to the chunks' pages. */
 static int keep_tokens(struct Session *s, struct Wave *w, int layer, const struct AttnArgs *args)
 {
-    const struct ModelConfig *m = &s->e->model.cfg;
-    size_t kv_dim = (size_t)m->n_kv_heads * m->head_dim;
-    if (s->mass) {
-        TRY(calibrate(s, w, layer, args));
-        int q = s->prompt.tail.n, rows = s->set.obs_rows < q ? s->set.obs_rows : q;
-        if (s->cap < s->plan.chunk_tokens)
-            TRY(s->tf.be->attn_mass(s->tf.dev, args, rows, s->mass, s->mass_stride));
-    }
+    int heads = s->e->model.cfg.n_kv_heads;
+    bool chosen = s->mass, device = s->tf.be->keep && s->set.n_calib == 0;
+    if (chosen)
+        TRY(device ? choose_on_device(s, w, layer, args) : choose_on_host(s, w, layer, args));
     for (int i = 0; i < w->n; i++) {
-        size_t row = (size_t)s->seq_begin[i] * kv_dim;
-        struct KvRows rows = {s->tf.k + row, s->tf.v + row, NULL, context_len(s, w, i)};
-        for (int h = 0; h < m->n_kv_heads; h++) {
-            if (s->mass) {
-                int *keep = s->keep + mass_at(s, i, h);
-                rows.index = keep;
-                rows.n = choose_tokens(s, w, i, h, keep);
-                w->slot[i]->kept[layer * m->n_kv_heads + h] = rows.n;
-                memcpy(w->slot[i]->index + ((size_t)layer * m->n_kv_heads + h) * s->cap, keep,
-                       sizeof *keep * (size_t)rows.n);
+        struct KvRows rows = {s->tf.k, s->tf.v, s->seq_begin[i], NULL, context_len(s, w, i)};
+        for (int h = 0; h < heads; h++) {
+            if (chosen) {
+                rows.index = s->keep_dev + mass_at(s, i, h);
+                rows.n = w->slot[i]->kept[layer * heads + h];
             }
             TRY(kv_append(&s->kv, &w->slot[i]->table, layer, h, &rows, &s->writes));
         }
@@ -224,8 +255,9 @@ static int compact_tail(struct Session *s, const struct Wave *w)
     int per = s->prompt.tail.n + 1, n = 0;
     for (int i = 0; i < w->n; i++)
         for (int t = 0; t < per; t++) s->rows[n++] = s->seq_begin[i + 1] - per + t;
-    TRY(s->tf.be->compact(s->tf.dev, s->tf.x, m->dim, s->rows, n));
-    return s->tf.be->compact(s->tf.dev, s->tf.out, m->n_heads * m->head_dim, s->rows, n);
+    size_t out_bytes = (size_t)m->n_heads * m->head_dim * s->tf.be->act_bytes;
+    TRY(s->tf.be->compact(s->tf.dev, s->tf.x, sizeof(float) * (size_t)m->dim, s->rows, n));
+    return s->tf.be->compact(s->tf.dev, s->tf.out, out_bytes, s->rows, n);
 }
 
 /* Mean NLL of the question under each chunk of the wave (method.md section 2). */

@@ -79,7 +79,8 @@ static int alloc_policy(struct Session *s)
     s->keep = mem_alloc(wave * heads * stride, sizeof *s->keep);
     s->work = mem_alloc(3 * stride, sizeof *s->work);
     s->drop = mem_alloc((wave + 1) * heads * stride, 1);
-    return s->mass && s->keep && s->work && s->drop ? PC_OK : PC_ENOMEM;
+    s->keep_dev = s->e->be->alloc(s->e->dev, wave * heads * stride * sizeof *s->keep_dev);
+    return s->mass && s->keep && s->keep_dev && s->work && s->drop ? PC_OK : PC_ENOMEM;
 }
 
 static int alloc_rows(struct Session *s)
@@ -180,6 +181,7 @@ int session_open(struct Session *s, struct Engine *e, const struct Request *req,
 
 void session_close(struct Session *s)
 {
+    if (s->keep_dev) s->e->be->release(s->e->dev, s->keep_dev);
     far_close(s);
     tf_close(&s->tf);
     for (int i = 0; s->slots && i < s->n_slots; i++) {
@@ -298,7 +300,7 @@ int session_run(struct Engine *e, const struct Request *req, struct Result *out)
     struct Session s = {0};
     struct Prompt prompt = {0};
     memset(out, 0, sizeof *out);
-    mem_peak_reset();
+    e->be->peak(e->dev, true);
     s.begun = clock_seconds();
     int status = make_prompt(e, req, &prompt);
     if (status == PC_OK) status = session_open(&s, e, req, &prompt, out);
@@ -312,7 +314,7 @@ int session_run(struct Engine *e, const struct Request *req, struct Result *out)
     out->time.total = clock_seconds() - s.begun;
     double before = out->time.tokenize + out->time.prefill + out->time.question;
     if (out->time.question > 0) out->time.decode = out->time.total - before;
-    out->peak_bytes = mem_peak();
+    out->peak_bytes = e->be->peak(e->dev, false);
     prompt_free(&prompt);
     session_close(&s);
     return status;

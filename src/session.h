@@ -45,6 +45,7 @@ struct Session {
     struct Result *out;
     double begun;
 
+    struct DeviceLimits limits;
     struct ChunkInput cut; /* how the context is cut */
     uint8_t *boundary;     /* [n_context] */
     struct Chunk *chunks;  /* [n_chunks] */
@@ -76,6 +77,7 @@ struct Session {
     int mass_stride;
     float *work;   /* [3, mass_stride] scratch of the policies */
     int *keep;     /* [wave, n_kv_heads, mass_stride] chosen tokens */
+    int *keep_dev; /* the same on the device */
     uint8_t *drop; /* [wave + 1, n_kv_heads, mass_stride] tokens that calibration removes */
     float *logits; /* [vocab_size] */
 };

@@ -3,34 +3,48 @@
 
 #include <string.h>
 
-static size_t row_floats(const struct ModelConfig *m)
+enum { ALIGN = 256 }; /* bytes: what copies in bulk want */
+
+static size_t round_up(size_t bytes)
 {
-    return (size_t)m->dim + (size_t)2 * m->n_heads * m->head_dim +
-           (size_t)2 * m->n_kv_heads * m->head_dim;
+    return (bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1);
 }
 
-size_t tf_bytes(const struct ModelConfig *m, int max_rows)
+/* Bytes of x, of q or out, and of k or v. */
+static void parts(const struct Backend *be, const struct ModelConfig *m, int max_rows, size_t *x,
+                  size_t *q, size_t *kv)
 {
-    return sizeof(float) * row_floats(m) * (size_t)max_rows;
+    size_t rows = (size_t)max_rows, head = (size_t)m->head_dim * be->act_bytes;
+    *x = round_up(rows * (size_t)m->dim * sizeof(float));
+    *q = round_up(rows * (size_t)m->n_heads * head);
+    *kv = round_up(rows * (size_t)m->n_kv_heads * head);
+}
+
+size_t tf_bytes(const struct Backend *be, const struct ModelConfig *m, int max_rows)
+{
+    size_t x, q, kv;
+    parts(be, m, max_rows, &x, &q, &kv);
+    return x + 2 * q + 2 * kv;
 }
 
 int tf_open(struct Transformer *t, const struct Backend *be, struct Device *dev,
             const struct Model *model, int max_rows)
 {
     const struct ModelConfig *m = &model->cfg;
-    size_t rows = (size_t)max_rows, q_dim = (size_t)m->n_heads * m->head_dim,
-           kv_dim = (size_t)m->n_kv_heads * m->head_dim;
+    size_t x, q, kv;
     *t = (struct Transformer){.be = be,
                               .dev = dev,
                               .model = model,
                               .max_rows = max_rows,
                               .rope = {m->inv_freq, m->rope_scale}};
-    t->x = be->alloc(dev, sizeof(float) * row_floats(m) * rows);
-    if (!t->x) return PC_ENOMEM;
-    t->q = t->x + rows * m->dim;
-    t->out = t->q + rows * q_dim;
-    t->k = t->out + rows * q_dim;
-    t->v = t->k + rows * kv_dim;
+    parts(be, m, max_rows, &x, &q, &kv);
+    uint8_t *p = be->alloc(dev, tf_bytes(be, m, max_rows));
+    if (!p) return PC_ENOMEM;
+    t->x = (float *)(void *)p;
+    t->q = p += x;
+    t->out = p += q;
+    t->k = p += q;
+    t->v = p + kv;
     return PC_OK;
 }
 
@@ -45,8 +59,7 @@ int tf_begin(struct Transformer *t, const struct Batch *b)
     int rows = b->seq_begin[b->n_seqs];
     if (rows > t->max_rows)
         return err_set(PC_EINTERNAL, "batch of %d rows in room for %d", rows, t->max_rows);
-    TRY(t->be->embed(t->dev, b->tokens, rows, t->x));
-    return t->be->positions(t->dev, &t->rope, b->pos, rows);
+    return t->be->begin(t->dev, b, &t->rope, t->x);
 }
 
 int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_rows,

@@ -15,23 +15,11 @@ struct Transformer {
     int max_rows;
     struct Rope rope; /* the model's, unless set otherwise after tf_open */
     float *x;         /* [max_rows, dim] f32 residual stream */
-    float *q, *out;   /* [max_rows, n_heads * head_dim] f32 */
-    float *k, *v;     /* [max_rows, n_kv_heads * head_dim] f32 */
+    void *q, *out;    /* [max_rows, n_heads * head_dim] in the device's type */
+    void *k, *v;      /* [max_rows, n_kv_heads * head_dim] */
 };
 
-/* Tokens of n_seqs sequences, one after another. */
-struct Batch {
-    const int *tokens, *pos; /* [seq_begin[n_seqs]] */
-    const int *seq_begin;    /* [n_seqs + 1] */
-    int n_seqs;
-    const struct PagePool *pool;
-    const struct HeadTable *past;
-    int n_biased;
-    float bias;
-    const struct FarKeys *far;
-};
-
-size_t tf_bytes(const struct ModelConfig *m, int max_rows);
+size_t tf_bytes(const struct Backend *be, const struct ModelConfig *m, int max_rows);
 int tf_open(struct Transformer *t, const struct Backend *be, struct Device *dev,
             const struct Model *model, int max_rows);
 void tf_close(struct Transformer *t);

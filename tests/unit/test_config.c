@@ -46,7 +46,7 @@ static void test_defaults(void **state)
     assert_true(s.memory == AUTO && s.rope_factor == AUTO);
     assert_true(s.group == AUTO && s.neighbours == AUTO && s.sinks == 4);
     assert_int_equal(s.rope_scaling, SCALING_AUTO);
-    assert_int_equal(s.precision, PRECISION_INT16);
+    assert_int_equal(s.precision, PRECISION_AUTO);
     /* Every default of the table is itself a value that its setting accepts. */
     for (int i = 0; i < N_SETTINGS; i++)
         assert_int_equal(settings_set(&s, SETTINGS[i].name, SETTINGS[i].def), PC_OK);

@@ -60,7 +60,10 @@ static void world_open(struct World *w, bool exact, int n_pages)
     memset(w, 0, sizeof *w);
     w->model.cfg = (struct ModelConfig){
         .n_layers = LAYERS, .n_kv_heads = KV_HEADS, .n_heads = KV_HEADS, .head_dim = DIM};
-    struct DeviceOptions o = {&w->model, exact, 1, "auto"};
+    struct DeviceOptions o = {.model = &w->model,
+                              .precision = exact ? PRECISION_F32 : PRECISION_INT16,
+                              .threads = 1,
+                              .isa = "auto"};
     assert_int_equal(backend_cpu.open(&o, &w->dev), PC_OK);
     assert_int_equal(kv_open(&w->kv, &backend_cpu, w->dev, &w->model.cfg, (size_t)n_pages), PC_OK);
     assert_int_equal(kv_writes_open(&w->writes, 5),
@@ -171,7 +174,7 @@ static void do_append(struct World *w)
     bool picked = rng(2);
     make_rows(w);
     if (picked) n = pick_rows(index, n);
-    struct KvRows rows = {w->k, w->v, picked ? index : NULL, n};
+    struct KvRows rows = {w->k, w->v, 0, picked ? index : NULL, n};
     int status = kv_append(&w->kv, &w->table[t], layer, kv, &rows, &w->writes);
     assert_int_equal(kv_flush(&w->kv, &w->writes), PC_OK);
     assert_int_equal(status, n > room ? PC_EINTERNAL : PC_OK);
@@ -186,7 +189,7 @@ static void do_append_all(struct World *w)
         if (room_of(w, &w->table[t], layer * KV_HEADS + kv) < n) return;
     if ((int)w->kv.pool.n_free < KV_HEADS) return;
     make_rows(w);
-    struct KvRows rows = {w->k, w->v, NULL, n};
+    struct KvRows rows = {w->k, w->v, 0, NULL, n};
     assert_int_equal(kv_append_all(&w->kv, &w->table[t], layer, &rows, &w->writes), PC_OK);
     assert_int_equal(kv_flush(&w->kv, &w->writes), PC_OK);
     for (int kv = 0; kv < KV_HEADS; kv++)
@@ -311,7 +314,7 @@ static void test_pool_runs_out(void **state)
     struct World w;
     world_open(&w, false, 4);
     make_rows(&w);
-    struct KvRows rows = {w.k, w.v, NULL, 2 * PAGE_TOKENS};
+    struct KvRows rows = {w.k, w.v, 0, NULL, 2 * PAGE_TOKENS};
     assert_int_equal(kv_append(&w.kv, &w.table[0], 0, 0, &rows, &w.writes), PC_OK);
     assert_int_equal(kv_append(&w.kv, &w.table[1], 1, 2, &rows, &w.writes), PC_OK);
     assert_int_equal(w.kv.pool.n_free, 0);
@@ -335,7 +338,7 @@ static void test_table_runs_out(void **state)
     struct World w;
     world_open(&w, true, 3 * STRIDE);
     make_rows(&w);
-    struct KvRows rows = {w.k, w.v, NULL, PAGE_TOKENS};
+    struct KvRows rows = {w.k, w.v, 0, NULL, PAGE_TOKENS};
     for (int i = 0; i < STRIDE; i++)
         assert_int_equal(kv_append(&w.kv, &w.table[0], 1, 0, &rows, &w.writes), PC_OK);
     assert_int_equal(kv_append(&w.kv, &w.table[0], 1, 0, &rows, &w.writes), PC_EINTERNAL);

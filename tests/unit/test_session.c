@@ -219,7 +219,7 @@ static void add_copy(struct Session *s, const struct HeadTable *prefix)
                                        i % PAGE_TOKENS, k + i * width + h * dim,
                                        v + i * width + h * dim));
         }
-        struct KvRows rows = {k, v, NULL, n};
+        struct KvRows rows = {k, v, 0, NULL, n};
         must(kv_append_all(&s->kv, &s->merged, l, &rows, &s->writes));
         must(kv_flush(&s->kv, &s->writes));
     }

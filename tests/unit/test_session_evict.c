@@ -274,12 +274,13 @@ static void merged_mass(struct Session *s, const struct AttnArgs *args, int laye
             must(s->e->be->kv_read(s->e->dev, &s->kv.pool, ref, t, keys + at * dim, v));
     }
     for (int i = 0; i < q_rows; i++)
-        memcpy(keys + (past + i) * dim, args->k + ((size_t)i * m->n_kv_heads + kv_head) * dim,
+        memcpy(keys + (past + i) * dim,
+               (const float *)args->k + ((size_t)i * m->n_kv_heads + kv_head) * dim,
                sizeof *keys * (size_t)dim);
     for (int j = 0; j < past; j++) mass[j] = 0;
     for (int g = kv_head * group; g < (kv_head + 1) * group; g++)
         for (int r = q_rows - rows; r < q_rows; r++) {
-            const float *q = args->q + ((size_t)r * m->n_heads + g) * dim;
+            const float *q = (const float *)args->q + ((size_t)r * m->n_heads + g) * dim;
             double top = -INFINITY, sum = 0;
             for (int j = 0; j <= past + r; j++) {
                 p[j] = j < args->n_biased ? args->bias * sqrt(dim) : 0;
@@ -318,7 +319,7 @@ static void question_by_hand(struct Session *s,
         struct AttnArgs args;
         must(tf_attend(&s->tf, &b, l, 0, &args));
         look(s, &args, l, user);
-        struct KvRows rows = {s->tf.k, s->tf.v, NULL, q};
+        struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, q};
         must(kv_append_all(&s->kv, &s->merged, l, &rows, &s->writes));
         must(kv_flush(&s->kv, &s->writes));
         must(tf_ffn(&s->tf, l, q));

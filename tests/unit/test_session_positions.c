@@ -91,13 +91,13 @@ static void naive_attention(const struct Transformer *tf, const struct View *v,
     double *p = calloc((size_t)n, sizeof *p), *o = calloc((size_t)dim, sizeof *o);
     for (int h = 0; h < m->n_heads; h++)
         for (int i = 0; i < n; i++) {
-            const float *q = tf->q + ((size_t)i * m->n_heads + h) * dim;
+            const float *q = (float *)tf->q + ((size_t)i * m->n_heads + h) * dim;
             double top = -INFINITY, sum = 0;
             for (int j = 0; j <= i; j++) {
                 int at_q, at_k;
                 p[j] = -INFINITY;
                 if (!v->meet(v, i, j, &at_q, &at_k)) continue;
-                const float *k = tf->k + ((size_t)j * m->n_kv_heads + h / group) * dim;
+                const float *k = (float *)tf->k + ((size_t)j * m->n_kv_heads + h / group) * dim;
                 p[j] = turned_product(t, q, k, at_q - at_k) * v->scale * v->scale / sqrt(dim);
                 top = fmax(top, p[j]);
             }
@@ -105,11 +105,11 @@ static void naive_attention(const struct Transformer *tf, const struct View *v,
             for (int j = 0; j <= i; j++) {
                 if (p[j] == -INFINITY) continue;
                 double w = exp(p[j] - top);
-                const float *x = tf->v + ((size_t)j * m->n_kv_heads + h / group) * dim;
+                const float *x = (float *)tf->v + ((size_t)j * m->n_kv_heads + h / group) * dim;
                 sum += w;
                 for (int d = 0; d < dim; d++) o[d] += w * x[d];
             }
-            float *out = tf->out + ((size_t)i * m->n_heads + h) * dim;
+            float *out = (float *)tf->out + ((size_t)i * m->n_heads + h) * dim;
             for (int d = 0; d < dim; d++) out[d] = (float)(o[d] / sum);
         }
     free(p);
@@ -126,8 +126,9 @@ static void naive_logits(struct Engine *e, struct Tokens ids, const struct View 
     struct Turns t = turns_open(m, v, ids.n);
     must(tf_open(&tf, e->be, e->dev, &e->model, ids.n));
     must(e->be->reserve(e->dev, &shape));
-    must(e->be->embed(e->dev, ids.ids, ids.n, tf.x));
-    must(e->be->positions(e->dev, &tf.rope, zero, ids.n)); /* rope() then only norms the heads */
+    int ends[2] = {0, ids.n};
+    struct Batch batch = {.tokens = ids.ids, .pos = zero, .seq_begin = ends, .n_seqs = 1};
+    must(tf_begin(&tf, &batch)); /* rope() then only norms the heads */
     for (int l = 0; l < m->n_layers; l++) {
         const struct Layer *w = &e->model.layers[l];
         struct LinearOp qkv[3] = {

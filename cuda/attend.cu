@@ -1,0 +1,239 @@
+/* attend.cu - attention, the mass on keys, the choice of tokens, and the KV pages, over the launchers of kernels.h.
+ *
+ * Few rows of one sequence read the pages where they lie. For many rows past and own keys of each (sequence, KV head)
+ * are packed first, which costs a few per cent of the attention and lets its kernels run over plain arrays.
+ */
+#include "device.h"
+
+#include <math.h>
+#include <string.h>
+
+static struct PagesArgs pages_of(const struct Device *d, const struct PagePool *pool)
+{
+    struct PagesArgs p = {};
+    if (pool) p.pool = pool->data, p.page_bytes = pool->page_bytes;
+    p.n_kv_heads = d->model->cfg.n_kv_heads;
+    p.head_dim = d->model->cfg.head_dim;
+    return p;
+}
+
+static float logit_scale(const struct Device *d)
+{
+    return 1.0f / sqrtf((float)d->model->cfg.head_dim);
+}
+
+static size_t first_head(const struct Device *d, int layer)
+{
+    return (size_t)layer * d->model->cfg.n_kv_heads;
+}
+
+/* ==== Few rows ==== */
+
+static int attend_pages(struct Device *d, const struct AttnArgs *a)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    const struct DevTable *t = &d->s.table;
+    size_t head = first_head(d, a->layer);
+    struct CudaPaged p = {};
+    p.q = (const bf16 *)a->q;
+    p.k = (const bf16 *)a->k;
+    p.v = (const bf16 *)a->v;
+    p.out = (bf16 *)a->out;
+    p.pool = a->pool ? a->pool->data : NULL;
+    p.page_bytes = a->pool ? a->pool->page_bytes : 0;
+    p.refs = t->refs + head * t->stride;
+    p.n_refs = t->n_refs + head;
+    p.ref_stride = t->stride;
+    p.max_refs = d->max_refs;
+    p.n_rows = a->seq_begin[1];
+    p.n_heads = m->n_heads;
+    p.n_kv_heads = m->n_kv_heads;
+    p.head_dim = m->head_dim;
+    p.scale = logit_scale(d);
+    p.n_biased = a->n_biased;
+    p.bias = a->bias;
+    p.n_splits = d->s.n_splits;
+    p.part = d->s.part;
+    CUDA_TRY(cuda_paged_attention(&p, d->stream));
+    return PC_OK;
+}
+
+/* ==== Many rows ==== */
+
+/* Keys a head of this batch has at most, in whole tiles. */
+static int key_stride(const struct Device *d, const struct AttnArgs *a)
+{
+    int past = 0;
+    for (int h = 0; a->past && h < d->model->cfg.n_kv_heads; h++) {
+        int n = a->past->n_tokens[first_head(d, a->layer) + h];
+        if (n > past) past = n;
+    }
+    return (past + d->max_seq_rows + CUDA_KEY_TILE - 1) / CUDA_KEY_TILE * CUDA_KEY_TILE;
+}
+
+static struct CudaAttn attention_of(const struct Device *d, const struct AttnArgs *a)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    struct CudaAttn c = {};
+    c.q = (const bf16 *)a->q;
+    c.kv.k = d->s.k;
+    c.kv.v = d->s.v;
+    c.kv.key_stride = key_stride(d, a);
+    c.kv.past = d->s.table.n_tokens + first_head(d, a->layer);
+    c.out = (bf16 *)a->out;
+    c.lse = d->shape.mass_keys ? d->s.lse : NULL;
+    c.seq_begin = d->s.seq_begin;
+    c.n_seqs = a->n_seqs;
+    c.n_rows = a->seq_begin[a->n_seqs];
+    c.max_seq_rows = d->max_seq_rows;
+    c.last_rows = a->last_rows;
+    c.n_heads = m->n_heads;
+    c.n_kv_heads = m->n_kv_heads;
+    c.head_dim = m->head_dim;
+    c.scale = logit_scale(d);
+    c.n_biased = a->n_biased;
+    c.bias = a->bias;
+    return c;
+}
+
+static int attend_packed(struct Device *d, const struct AttnArgs *a)
+{
+    struct CudaAttn c = attention_of(d, a);
+    size_t head = first_head(d, a->layer);
+    struct GatherArgs g = {};
+    g.pages = pages_of(d, a->pool);
+    g.refs = d->s.table.refs + head * d->s.table.stride;
+    g.n_refs = d->s.table.n_refs + head;
+    g.ref_stride = d->s.table.stride;
+    g.k = (const bf16 *)a->k;
+    g.v = (const bf16 *)a->v;
+    g.seq_begin = d->s.seq_begin;
+    g.n_seqs = a->n_seqs;
+    g.kv = c.kv;
+    CUDA_TRY(pages_gather(&g, d->stream));
+    bool hopper = d->capability == 90 && (c.head_dim == 64 || c.head_dim == 128);
+    CUDA_TRY(hopper ? cuda_attention_sm90a(&c, d->stream) : cuda_attention_sm80(&c, d->stream));
+    return PC_OK;
+}
+
+int cuda_attend(struct Device *d, const struct AttnArgs *a)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    int rows = a->seq_begin[a->n_seqs] * (m->n_heads / m->n_kv_heads);
+    if (a->far) return err_set(PC_EDEVICE, "self-extend and streaming-llm need --backend cpu");
+    bool few = a->n_seqs == 1 && rows <= PAGED_ROWS;
+    bool votes =
+        d->shape.mass_keys && a->seq_begin[1] > 1; /* attn_mass will want the packed keys */
+    return few && !votes ? attend_pages(d, a) : attend_packed(d, a);
+}
+
+/* ==== Mass ==== */
+
+static int queue_mass(struct Device *d, const struct AttnArgs *a, int obs_rows)
+{
+    struct CudaMass m = {};
+    m.attn = attention_of(d, a);
+    m.obs_rows = obs_rows;
+    m.mass = d->s.mass;
+    m.stride = d->shape.mass_keys;
+    CUDA_TRY(cuda_attn_mass(&m, d->stream));
+    return PC_OK;
+}
+
+int cuda_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *mass, int stride)
+{
+    size_t width = (size_t)d->shape.mass_keys * sizeof(float);
+    if (a->seq_begin[a->n_seqs] == 1)
+        TRY(attend_packed(d, a)); /* the pages were read where they lie */
+    TRY(queue_mass(d, a, obs_rows));
+    CUDA_TRY(cudaMemcpy2DAsync(mass, (size_t)stride * sizeof(float), d->s.mass, width, width,
+                               (size_t)a->n_seqs * d->model->cfg.n_kv_heads, cudaMemcpyDeviceToHost,
+                               d->stream));
+    CUDA_TRY(cudaStreamSynchronize(d->stream));
+    return PC_OK;
+}
+
+int cuda_keep(struct Device *d, const struct AttnArgs *a, const struct KeepArgs *k)
+{
+    struct CudaSelect s = {};
+    TRY(queue_mass(d, a, k->obs_rows));
+    TRY(dev_upload(d, d->s.lens, k->n, (size_t)a->n_seqs * sizeof(int)));
+    s.mass = d->s.mass;
+    s.stride = d->shape.mass_keys;
+    s.first = k->first;
+    s.n = d->s.lens;
+    s.n_seqs = a->n_seqs;
+    s.n_kv_heads = d->model->cfg.n_kv_heads;
+    for (int i = 0; i < a->n_seqs; i++)
+        if (k->n[i] > s.max_n) s.max_n = k->n[i];
+    s.cap = k->cap;
+    s.pool = k->pool;
+    s.pooled = d->s.pooled;
+    s.keep = k->keep;
+    s.keep_stride = k->stride;
+    CUDA_TRY(cuda_select(&s, d->stream));
+    return PC_OK;
+}
+
+/* ==== Pages ==== */
+
+int cuda_kv_write(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
+                  int n)
+{
+    struct PagesArgs p = pages_of(d, pool);
+    for (int at = 0; at < n; at += WRITES) {
+        int m = n - at < WRITES ? n - at : WRITES;
+        void *staged;
+        TRY(dev_stage(d, (size_t)m * sizeof(struct DevWrite), &staged));
+        struct DevWrite *out = (struct DevWrite *)staged;
+        for (int i = 0; i < m; i++) {
+            const struct KvWrite *w = &writes[at + i];
+            out[i] = {(const bf16 *)w->k,
+                      (const bf16 *)w->v,
+                      w->index,
+                      w->row0,
+                      w->kv_head,
+                      w->first,
+                      w->n,
+                      w->page.page,
+                      w->at};
+        }
+        CUDA_TRY(cudaMemcpyAsync(d->s.writes, staged, (size_t)m * sizeof(struct DevWrite),
+                                 cudaMemcpyHostToDevice, d->stream));
+        CUDA_TRY(pages_write(&p, d->s.writes, m, d->stream));
+    }
+    return PC_OK;
+}
+
+int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from, int n,
+                 const uint32_t *to)
+{
+    struct PagesArgs p = pages_of(d, pool);
+    uint32_t *list = (uint32_t *)d->s.writes;
+    const int run =
+        (int)(WRITES * sizeof(struct DevWrite) / sizeof *list) / 2 / PAGE_TOKENS * PAGE_TOKENS;
+    for (int at = 0; at < n; at += run) {
+        int m = n - at < run ? n - at : run;
+        int pages = (m + PAGE_TOKENS - 1) / PAGE_TOKENS;
+        TRY(dev_upload(d, list, from + at, (size_t)m * sizeof *list));
+        TRY(dev_upload(d, list + run, to + at / PAGE_TOKENS, (size_t)pages * sizeof *list));
+        CUDA_TRY(pages_pack(&p, list, m, list + run, d->stream));
+    }
+    return PC_OK;
+}
+
+int cuda_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
+                 float *k, float *v)
+{
+    enum { MOST = 256 };
+    int dim = d->model->cfg.head_dim;
+    bf16 row[MOST];
+    const bf16 *page = (const bf16 *)(pool->data + ref.page * pool->page_bytes);
+    for (int part = 0; part < 2; part++) {
+        float *out = part ? v : k;
+        size_t first = ((size_t)part * PAGE_TOKENS + at) * dim;
+        TRY(dev_download(d, row, page + first, (size_t)dim * sizeof *row));
+        for (int i = 0; i < dim; i++) out[i] = __bfloat162float(row[i]);
+    }
+    return PC_OK;
+}

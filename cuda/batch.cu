@@ -1,0 +1,237 @@
+/* batch.cu - scratch for the largest batch, and what every batch tells the device before its first layer. */
+#include "device.h"
+
+#include <string.h>
+
+/* ==== Scratch ==== */
+
+struct Cut {
+    uint8_t *base; /* NULL: only measure */
+    size_t at;
+};
+
+static void *cut(struct Cut *c, size_t bytes)
+{
+    void *p = c->base ? c->base + c->at : NULL;
+    c->at += (bytes + 255) & ~(size_t)255;
+    return p;
+}
+
+static size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+/* Room for the largest weight as bf16, when some are kept in blocks; twice, for gate and up together. */
+static size_t wide_weight(const struct Device *d)
+{
+    size_t most = 0;
+    for (int i = 0; i < d->n_weights; i++) {
+        const struct DevWeight *w = &d->weights[i];
+        if (w->type != DT_BF16 && !w->wide && !w->fp8)
+            most = max_size(most, (size_t)w->rows * w->cols);
+    }
+    return 2 * most * sizeof(bf16);
+}
+
+/* Whether a batch of this shape may need its keys packed. */
+static bool packs(const struct Device *d, const struct BatchShape *b)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    return b->mass_keys || b->seqs > 1 || b->rows * (m->n_heads / m->n_kv_heads) > PAGED_ROWS;
+}
+
+static void cut_rows(struct Cut *c, const struct Device *d, const struct BatchShape *b,
+                     struct Scratch *s)
+{
+    enum { FFN_ROWS = 8192 };
+    const struct ModelConfig *m = &d->model->cfg;
+    size_t rows = (size_t)b->rows, picked = max_size(rows, (size_t)b->head_rows);
+    s->ffn_rows = min_int(b->rows, FFN_ROWS);
+    s->tokens = (int *)cut(c, rows * sizeof(int));
+    s->pos = (int *)cut(c, rows * sizeof(int));
+    s->seq_begin = (int *)cut(c, ((size_t)b->seqs + 1) * sizeof(int));
+    s->rows = (int *)cut(c, 2 * picked * sizeof(int));
+    s->angles = (float *)cut(c, rows * m->rope_dim * sizeof(float));
+    s->normed = (bf16 *)cut(c, picked * m->dim * sizeof(bf16));
+    s->wide_bytes = (size_t)s->ffn_rows * 2 * m->hidden_dim * sizeof(bf16);
+    s->wide = (bf16 *)cut(c, s->wide_bytes);
+    s->act = (bf16 *)cut(c, (size_t)s->ffn_rows * m->hidden_dim * sizeof(bf16));
+    s->weight = (bf16 *)cut(c, wide_weight(d));
+    size_t cols =
+        max_size(max_size((size_t)m->dim, (size_t)m->n_heads * m->head_dim), (size_t)m->hidden_dim);
+    s->fp8 = cut(c, d->fp8 ? rows * cols : 0);
+    s->fp8_scale = (float *)cut(c, d->fp8 ? rows * sizeof(float) : 0);
+    s->logits =
+        (float *)cut(c, max_size((size_t)b->head_rows, 1) * (size_t)m->vocab_size * sizeof(float));
+    s->nll = (float *)cut(c, rows * sizeof(float));
+}
+
+static void cut_attention(struct Cut *c, const struct Device *d, const struct BatchShape *b,
+                          struct Scratch *s)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    int group = m->n_heads / m->n_kv_heads, few = min_int(b->rows, PAGED_ROWS / group);
+    size_t seqs = (size_t)b->seqs, kv_heads = (size_t)m->n_kv_heads,
+           heads = (size_t)m->n_layers * kv_heads;
+    size_t keys = packs(d, b) ? ((size_t)b->keys / CUDA_KEY_TILE + 1) * CUDA_KEY_TILE : 0;
+    s->k = (bf16 *)cut(c, seqs * kv_heads * keys * m->head_dim * sizeof(bf16));
+    s->v = (bf16 *)cut(c, seqs * kv_heads * keys * m->head_dim * sizeof(bf16));
+    s->lse = (float *)cut(c, b->mass_keys ? sizeof(float) * b->rows * m->n_heads : 0);
+    s->mass = (float *)cut(c, seqs * kv_heads * b->mass_keys * sizeof(float));
+    s->pooled = (float *)cut(c, seqs * kv_heads * b->mass_keys * sizeof(float));
+    s->lens = (int *)cut(c, seqs * sizeof(int));
+    size_t refs = (size_t)b->keys / CUDA_PAGE_TOKENS + 8;
+    s->n_splits = cuda_paged_splits(m->n_kv_heads, (int)refs, d->n_sm);
+    s->part_bytes = cuda_paged_scratch(few ? few : 1, m->n_heads, m->head_dim, s->n_splits);
+    s->part = (float *)cut(c, s->part_bytes);
+    s->table.room = refs * heads;
+    s->table.refs = (struct CudaPageRef *)cut(c, s->table.room * sizeof *s->table.refs);
+    s->table.n_refs = (int *)cut(c, heads * sizeof(int));
+    s->table.n_tokens = (int *)cut(c, heads * sizeof(int));
+    s->writes = (struct DevWrite *)cut(c, WRITES * sizeof *s->writes);
+}
+
+static size_t cut_scratch(const struct Device *d, const struct BatchShape *b, uint8_t *base,
+                          struct Scratch *s)
+{
+    struct Cut c = {base, 0};
+    cut_rows(&c, d, b, s);
+    cut_attention(&c, d, b, s);
+    return c.at;
+}
+
+size_t cuda_scratch_bytes(const struct Device *d, const struct BatchShape *shape)
+{
+    struct Scratch unused;
+    return cut_scratch(d, shape, NULL, &unused);
+}
+
+int cuda_reserve(struct Device *d, const struct BatchShape *shape)
+{
+    size_t bytes = cuda_scratch_bytes(d, shape);
+    CUDA_TRY(cudaStreamSynchronize(d->stream));
+    if (bytes > d->block_bytes) {
+        dev_free(d, d->block);
+        d->block_bytes = 0;
+        d->block = dev_alloc(d, bytes);
+        if (!d->block) return PC_ENOMEM;
+        d->block_bytes = bytes;
+    }
+    cut_scratch(d, shape, (uint8_t *)d->block, &d->s);
+    d->shape = *shape;
+    /* the partial results hold counters that begin and end at zero */
+    CUDA_TRY(cudaMemsetAsync(d->s.part, 0, d->s.part_bytes, d->stream));
+    return PC_OK;
+}
+
+/* ==== A batch begins ==== */
+
+/* The page tables of the past, packed so that the longest list sets the stride. */
+static int upload_table(struct Device *d, const struct HeadTable *past)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    struct DevTable *t = &d->s.table;
+    size_t heads = (size_t)m->n_layers * m->n_kv_heads;
+    d->max_refs = 0;
+    t->stride = 1;
+    if (!past) {
+        CUDA_TRY(cudaMemsetAsync(t->n_refs, 0, heads * sizeof(int), d->stream));
+        CUDA_TRY(cudaMemsetAsync(t->n_tokens, 0, heads * sizeof(int), d->stream));
+        return PC_OK;
+    }
+    for (size_t h = 0; h < heads; h++)
+        if (past->n_refs[h] > d->max_refs) d->max_refs = past->n_refs[h];
+    if (d->max_refs > 1) t->stride = d->max_refs;
+    if ((size_t)t->stride * heads > t->room)
+        return err_set(PC_EINTERNAL, "page table of %d pages a head in room for %zu", t->stride,
+                       t->room / heads);
+    size_t row = (size_t)t->stride * sizeof *t->refs, rows = d->ring.size / 2 / row;
+    for (size_t h0 = 0; h0 < heads; h0 += rows) {
+        size_t n = heads - h0 < rows ? heads - h0 : rows;
+        void *staged;
+        TRY(dev_stage(d, n * row, &staged));
+        for (size_t h = 0; h < n; h++)
+            memcpy((uint8_t *)staged + h * row, past->refs + (h0 + h) * (size_t)past->stride,
+                   (size_t)past->n_refs[h0 + h] * sizeof *past->refs);
+        CUDA_TRY(cudaMemcpyAsync(t->refs + h0 * t->stride, staged, n * row, cudaMemcpyHostToDevice,
+                                 d->stream));
+    }
+    TRY(dev_upload(d, t->n_refs, past->n_refs, heads * sizeof(int)));
+    return dev_upload(d, t->n_tokens, past->n_tokens, heads * sizeof(int));
+}
+
+int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope, float *x)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    int n = b->seq_begin[b->n_seqs], half = m->rope_dim / 2;
+    if (n > d->shape.rows || b->n_seqs > d->shape.seqs)
+        return err_set(PC_EINTERNAL, "batch of %d rows, %d sequences in room for %d, %d", n,
+                       b->n_seqs, d->shape.rows, d->shape.seqs);
+    d->max_seq_rows = 0;
+    for (int i = 0; i < b->n_seqs; i++)
+        if (b->seq_begin[i + 1] - b->seq_begin[i] > d->max_seq_rows)
+            d->max_seq_rows = b->seq_begin[i + 1] - b->seq_begin[i];
+    TRY(dev_upload(d, d->s.tokens, b->tokens, (size_t)n * sizeof(int)));
+    TRY(dev_upload(d, d->s.pos, b->pos, (size_t)n * sizeof(int)));
+    TRY(dev_upload(d, d->s.seq_begin, b->seq_begin, ((size_t)b->n_seqs + 1) * sizeof(int)));
+    TRY(dev_upload(d, d->inv_freq, rope->inv_freq, (size_t)half * sizeof(float)));
+    CUDA_TRY(rows_embed(d->embd, d->s.tokens, n, m->dim, x, d->stream));
+    CUDA_TRY(rows_angles(d->inv_freq, d->s.pos, n, half, rope->scale, d->s.angles, d->stream));
+    return upload_table(d, b->past);
+}
+
+int cuda_turns(struct Device *d, const struct Rope *rope, const int *by, int n, float *out)
+{
+    int half = d->model->cfg.rope_dim / 2;
+    TRY(dev_upload(d, d->inv_freq, rope->inv_freq, (size_t)half * sizeof(float)));
+    for (int at = 0; at < n; at += d->shape.rows) {
+        int rows = min_int(n - at, d->shape.rows);
+        TRY(dev_upload(d, d->s.pos, by + at, (size_t)rows * sizeof(int)));
+        CUDA_TRY(rows_angles(d->inv_freq, d->s.pos, rows, half, 1, out + (size_t)at * 2 * half,
+                             d->stream));
+    }
+    return PC_OK;
+}
+
+/* ==== Rows ==== */
+
+/* In runs that fit the scratch: a run's rows come from behind all that was written before. */
+int cuda_compact(struct Device *d, void *x, size_t row_bytes, const int *idx, int n)
+{
+    int run = (int)(d->s.wide_bytes / row_bytes);
+    TRY(dev_upload(d, d->s.rows, idx, (size_t)n * sizeof(int)));
+    for (int at = 0; at < n; at += run) {
+        int rows = min_int(n - at, run);
+        CUDA_TRY(rows_gather(x, row_bytes, d->s.rows + at, rows, d->s.wide, d->stream));
+        CUDA_TRY(cudaMemcpyAsync((uint8_t *)x + (size_t)at * row_bytes, d->s.wide,
+                                 (size_t)rows * row_bytes, cudaMemcpyDeviceToDevice, d->stream));
+    }
+    return PC_OK;
+}
+
+int cuda_rope(struct Device *d, const struct RopeArgs *a)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    struct HeadsArgs h = {};
+    h.angles = d->s.angles;
+    h.n_rows = a->n_rows;
+    h.head_dim = m->head_dim;
+    h.rope_dim = m->rope_dim;
+    h.pairs = m->rope_style == ROPE_PAIRS;
+    h.eps = m->norm_eps;
+    h.x = (bf16 *)a->q;
+    h.n_heads = m->n_heads;
+    h.norm = dev_vector(d, a->q_norm);
+    CUDA_TRY(rows_rope(&h, d->stream));
+    h.x = (bf16 *)a->k;
+    h.n_heads = m->n_kv_heads;
+    h.norm = dev_vector(d, a->k_norm);
+    CUDA_TRY(rows_rope(&h, d->stream));
+    return PC_OK;
+}

@@ -1,0 +1,271 @@
+/* device.cu - the CUDA backend's table: lifecycle, memory, transfers, and the start of a batch. */
+#include "device.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ==== Errors ==== */
+
+int cuda_fail(cudaError_t e, const char *what)
+{
+    cudaGetLastError(); /* an error that is not sticky is done with */
+    if (e != cudaErrorMemoryAllocation)
+        return err_set(PC_EDEVICE, "the GPU failed: %s (%s)", cudaGetErrorString(e), what);
+    size_t free_bytes = 0, total = 0;
+    cudaMemGetInfo(&free_bytes, &total);
+    return err_set(
+        PC_ENOMEM,
+        "the GPU has no room for this: %.2f of %.2f GiB are free (other processes may use it); "
+        "try a smaller --wave, --kv-cap, --keep or --chunk, or --backend cpu",
+        (double)free_bytes / (1 << 30), (double)total / (1 << 30));
+}
+
+/* ==== Lifecycle ==== */
+
+enum { RING_BYTES = 32 << 20, LEAST_CAPABILITY = 80 };
+
+static bool cuda_available(void)
+{
+    int n = 0, major = 0;
+    if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) {
+        cudaGetLastError();
+        return false;
+    }
+    return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
+           major * 10 >= LEAST_CAPABILITY;
+}
+
+static void cuda_close(struct Device *d)
+{
+    if (!d) return;
+    if (d->stream) cudaStreamSynchronize(d->stream);
+    weights_close(d);
+    if (d->gemm) gemm_close(d->gemm);
+    dev_free(d, d->workspace);
+    dev_free(d, d->block);
+    dev_free(d, d->inv_freq);
+    if (d->ring.data) cudaFreeHost(d->ring.data);
+    if (d->stream) cudaStreamDestroy(d->stream);
+    mem_free(d);
+}
+
+static int describe_card(struct Device *d)
+{
+    struct cudaDeviceProp p;
+    CUDA_TRY(cudaGetDeviceProperties(&p, 0));
+    d->n_sm = p.multiProcessorCount;
+    d->capability = p.major * 10 + p.minor;
+    if (d->capability < LEAST_CAPABILITY)
+        return err_set(PC_EDEVICE,
+                       "%s has compute capability %d.%d; 8.0 is the least; use --backend cpu",
+                       p.name, p.major, p.minor);
+    if (d->fp8 && d->capability < 89)
+        return err_set(PC_EDEVICE, "%s has no fp8; use --precision bf16", p.name);
+    snprintf(d->text, sizeof d->text, "cuda %s, %.120s", d->fp8 ? "fp8" : "bf16", p.name);
+    return PC_OK;
+}
+
+static int check_shape(const struct ModelConfig *m)
+{
+    bool head = m->head_dim == 64 || m->head_dim == 96 || m->head_dim == 128 || m->head_dim == 256;
+    if (!head || m->dim % 8 || m->hidden_dim % 8)
+        return err_set(
+            PC_EDEVICE,
+            "the cuda backend has heads of 64, 96, 128 and 256 values and widths in multiples "
+            "of 8, this model %d, %d and %d; use --backend cpu",
+            m->head_dim, m->dim, m->hidden_dim);
+    return PC_OK;
+}
+
+static int open_parts(struct Device *d)
+{
+    TRY(check_shape(&d->model->cfg));
+    TRY(describe_card(d));
+    CUDA_TRY(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
+    CUDA_TRY(cudaMallocHost(&d->ring.data, RING_BYTES));
+    d->ring.size = RING_BYTES;
+    d->workspace = dev_alloc(d, GEMM_WORKSPACE);
+    d->inv_freq = (float *)dev_alloc(d, sizeof(float) * (size_t)(d->model->cfg.rope_dim / 2 + 1));
+    if (!d->workspace || !d->inv_freq) return PC_ENOMEM;
+    d->gemm = gemm_open(d->workspace);
+    if (!d->gemm) return err_set(PC_EDEVICE, "cuBLASLt could not be opened");
+    TRY(weights_open(d));
+    d->weight_bytes = d->in_use;
+    return PC_OK;
+}
+
+static int cuda_open(const struct DeviceOptions *o, struct Device **out)
+{
+    if (o->precision == PRECISION_INT16 || o->precision == PRECISION_F32)
+        return err_set(PC_ECONFIG,
+                       "the cuda backend computes in bf16 or fp8; use --precision auto");
+    if (!cuda_available())
+        return err_set(PC_EDEVICE, "no GPU of compute capability 8.0 or more was found; use "
+                                   "--backend cpu");
+    struct Device *d = (struct Device *)mem_alloc(1, sizeof *d);
+    if (!d) return PC_ENOMEM;
+    d->model = o->model;
+    d->fp8 = o->precision == PRECISION_FP8;
+    d->limit = o->gpu_memory;
+    int status = open_parts(d);
+    if (status < 0)
+        cuda_close(d);
+    else
+        *out = d;
+    return status;
+}
+
+static const char *cuda_describe(const struct Device *d)
+{
+    return d->text;
+}
+
+static size_t cuda_page_bytes(const struct Device *d)
+{
+    return (size_t)2 * CUDA_PAGE_TOKENS * d->model->cfg.head_dim * sizeof(bf16);
+}
+
+/* ==== Memory ==== */
+
+void *dev_alloc(struct Device *d, size_t bytes)
+{
+    size_t *block = NULL;
+    if (d->limit && d->in_use + bytes > d->limit) {
+        err_set(
+            PC_ENOMEM,
+            "%.2f GiB of the GPU are in use and %.2f more are wanted, but --gpu-memory allows %.2f",
+            (double)d->in_use / (1 << 30), (double)bytes / (1 << 30), (double)d->limit / (1 << 30));
+        return NULL;
+    }
+    cudaError_t e = cudaMalloc(&block, bytes ? bytes : 1);
+    if (e != cudaSuccess) {
+        cuda_fail(e, "cudaMalloc");
+        return NULL;
+    }
+    for (int i = 0; i < MAX_BLOCKS; i++)
+        if (!d->blocks[i].data) {
+            d->blocks[i].data = block;
+            d->blocks[i].bytes = bytes;
+            d->in_use += bytes;
+            if (d->in_use > d->peak) d->peak = d->in_use;
+            return block;
+        }
+    cudaFree(block);
+    err_set(PC_EINTERNAL, "more than %d blocks of GPU memory", MAX_BLOCKS);
+    return NULL;
+}
+
+void dev_free(struct Device *d, void *p)
+{
+    if (!p) return;
+    for (int i = 0; i < MAX_BLOCKS; i++)
+        if (d->blocks[i].data == p) {
+            d->in_use -= d->blocks[i].bytes;
+            d->blocks[i].data = NULL;
+        }
+    cudaFree(p);
+}
+
+static size_t cuda_peak(struct Device *d, bool reset)
+{
+    if (reset) d->peak = d->in_use;
+    return d->peak - d->weight_bytes;
+}
+
+/* Rows that fill the card many times over; a wider model needs fewer. */
+static int wave_rows(const struct ModelConfig *m)
+{
+    int rows = (int)(((int64_t)16384 * 4096) / m->dim);
+    return rows < 16384 ? 16384 : rows > 131072 ? 131072 : rows;
+}
+
+static void cuda_limits(const struct Device *d, struct DeviceLimits *out)
+{
+    enum { SEGMENT_ROWS = 8192 };
+    size_t free_bytes = 0, total = 0, reserve = (size_t)256 << 20; /* for the driver's own needs */
+    cudaMemGetInfo(&free_bytes, &total);
+    free_bytes += d->block_bytes; /* given back before the next run takes its own */
+    free_bytes = free_bytes > reserve ? free_bytes - reserve : 0;
+    size_t held = d->in_use - d->block_bytes;
+    if (d->limit) {
+        size_t left = d->limit > held ? d->limit - held : 0;
+        if (left < free_bytes) free_bytes = left;
+    }
+    *out = (struct DeviceLimits){.memory = free_bytes,
+                                 .own_memory = true,
+                                 .wave_rows = wave_rows(&d->model->cfg),
+                                 .segment_rows = SEGMENT_ROWS};
+}
+
+/* ==== Transfers ==== */
+
+int dev_stage(struct Device *d, size_t bytes, void **out)
+{
+    if (bytes > d->ring.size)
+        return err_set(PC_EINTERNAL, "%zu bytes at once for a ring of %zu", bytes, d->ring.size);
+    if (d->ring.at + bytes > d->ring.size) {
+        CUDA_TRY(cudaStreamSynchronize(d->stream)); /* what the ring held has arrived */
+        d->ring.at = 0;
+    }
+    *out = d->ring.data + d->ring.at;
+    d->ring.at += (bytes + 255) & ~(size_t)255;
+    return PC_OK;
+}
+
+int dev_upload(struct Device *d, void *dst, const void *src, size_t bytes)
+{
+    const uint8_t *from = (const uint8_t *)src;
+    uint8_t *to = (uint8_t *)dst;
+    while (bytes) {
+        void *staged;
+        size_t n = bytes < d->ring.size / 2 ? bytes : d->ring.size / 2;
+        TRY(dev_stage(d, n, &staged));
+        memcpy(staged, from, n);
+        CUDA_TRY(cudaMemcpyAsync(to, staged, n, cudaMemcpyHostToDevice, d->stream));
+        from += n, to += n, bytes -= n;
+    }
+    return PC_OK;
+}
+
+int dev_download(struct Device *d, void *dst, const void *src, size_t bytes)
+{
+    CUDA_TRY(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, d->stream));
+    CUDA_TRY(cudaStreamSynchronize(d->stream));
+    return PC_OK;
+}
+
+/* ==== The table ==== */
+
+extern "C" const struct Backend backend_cuda = {
+    .name = "cuda",
+    .act_bytes = sizeof(bf16),
+    .available = cuda_available,
+    .open = cuda_open,
+    .close = cuda_close,
+    .describe = cuda_describe,
+    .limits = cuda_limits,
+    .peak = cuda_peak,
+    .page_bytes = cuda_page_bytes,
+    .scratch_bytes = cuda_scratch_bytes,
+    .reserve = cuda_reserve,
+    .alloc = dev_alloc,
+    .release = dev_free,
+    .upload = dev_upload,
+    .download = dev_download,
+    .compact = cuda_compact,
+    .begin = cuda_begin,
+    .turns = cuda_turns,
+    .norm_linear = cuda_norm_linear,
+    .linear_add = cuda_linear_add,
+    .ffn_add = cuda_ffn_add,
+    .rope = cuda_rope,
+    .attention = cuda_attend,
+    .attn_mass = cuda_mass,
+    .keep = cuda_keep,
+    .kv_write = cuda_kv_write,
+    .kv_pack = cuda_kv_pack,
+    .kv_read = cuda_kv_read,
+    .logits = cuda_logits,
+    .nll = cuda_nll,
+};

@@ -1,0 +1,211 @@
+/* device.h - the CUDA device's state, shared by the files of this folder.
+ *
+ * One stream carries everything, in order. What the host tells the device (tokens, positions, page tables,
+ * descriptions of writes) goes through a ring of pinned memory, so that no op waits; ops that fill host memory do.
+ */
+#ifndef PCOMP_CUDA_DEVICE_H
+#define PCOMP_CUDA_DEVICE_H
+
+extern "C" {
+#include "src/backend.h"
+}
+#include "kernels.h"
+
+/* A weight as the device holds it: blocks of the file's type (f32 and f16 files as bf16), or e4m3 with scales. */
+struct DevWeight {
+    const struct Weight *host;
+    int type; /* enum DType */
+    int rows, cols;
+    void *data;
+    bf16 *wide;   /* the same as bf16, where products want it at hand: else NULL */
+    void *fp8;    /* [rows, cols] e4m3, or NULL */
+    float *scale; /* [rows] of fp8 */
+};
+
+struct DevVector {
+    const float *host;
+    float *data;
+};
+
+/* The past of a batch, all layers: see struct HeadTable. */
+struct DevTable {
+    struct CudaPageRef *refs; /* [n_heads, stride] */
+    int *n_refs, *n_tokens;   /* [n_heads] */
+    int stride;               /* of this batch */
+    size_t room;              /* refs in all */
+};
+
+struct Scratch {
+    int *tokens, *pos, *seq_begin, *rows; /* rows: indices of gathered rows, targets behind them */
+    float *angles;                        /* [rows, rope_dim]: cosines, then sines */
+    bf16 *normed;                         /* [rows, dim] */
+    bf16 *wide;                           /* [ffn_rows, 2 * hidden_dim]; also compact's rows */
+    bf16 *act;                            /* [ffn_rows, hidden_dim] */
+    bf16 *weight;                         /* one weight as bf16, gate and up together */
+    void *fp8;                            /* rows as e4m3 */
+    float *fp8_scale;
+    bf16 *k, *v;          /* packed keys and values */
+    float *lse;           /* [n_heads, rows] */
+    float *mass, *pooled; /* [seqs, n_kv_heads, mass_keys] */
+    int *lens;            /* [seqs] */
+    float *logits;        /* [head_rows, vocab_size] */
+    float *nll;           /* [rows] */
+    float *part;          /* partial results of paged attention */
+    size_t part_bytes;
+    int n_splits;
+    struct DevTable table;
+    struct DevWrite *writes; /* [WRITES] descriptions */
+    int ffn_rows;
+    size_t wide_bytes;
+};
+
+enum { PAGED_ROWS = 64 }; /* rows times query heads a KV head that attention over pages takes */
+
+/* Blocks of GPU memory in hand, so that what is freed can be counted. */
+enum { MAX_BLOCKS = 64 };
+struct DevBlock {
+    void *data;
+    size_t bytes;
+};
+
+struct Ring {
+    uint8_t *data; /* pinned */
+    size_t at, size;
+};
+
+struct Device {
+    const struct Model *model;
+    cudaStream_t stream;
+    struct GemmPlan *gemm;
+    void *workspace;
+    int n_sm, capability; /* 90 for 9.0 */
+    bool fp8;
+    char text[192];
+    size_t in_use, peak, weight_bytes, limit; /* limit: bytes of the card we may use; 0: no limit */
+    struct DevBlock blocks[MAX_BLOCKS];
+    struct DevWeight *weights; /* [n_weights] by address of host */
+    struct DevVector *vectors; /* [n_vectors] likewise */
+    int n_weights, n_vectors;
+    const bf16 *embd; /* [vocab_size, dim] */
+    void *slab;       /* all weights and vectors */
+    float *inv_freq;  /* [rope_dim / 2] of the batch at hand */
+    struct Ring ring;
+    struct BatchShape shape;
+    void *block; /* all scratch */
+    size_t block_bytes;
+    struct Scratch s;
+    int max_seq_rows, max_refs; /* of the batch at hand */
+};
+
+/* Takes the error of a CUDA call: PC_ENOMEM with advice, or PC_EDEVICE. */
+int cuda_fail(cudaError_t e, const char *what);
+#define CUDA_TRY(x)                                                                                \
+    do {                                                                                           \
+        cudaError_t cuda_error_ = (x);                                                             \
+        if (cuda_error_ != cudaSuccess) return cuda_fail(cuda_error_, #x);                         \
+    } while (0)
+
+/* device.cu: memory that counts. NULL with the error text set. */
+void *dev_alloc(struct Device *d, size_t bytes);
+void dev_free(struct Device *d, void *p);
+/* Room in the ring for what the caller copies to the device next. */
+int dev_stage(struct Device *d, size_t bytes, void **out);
+/* Host to device through the ring, without waiting. */
+int dev_upload(struct Device *d, void *dst, const void *src, size_t bytes);
+int dev_download(struct Device *d, void *dst, const void *src, size_t bytes); /* waits */
+
+/* batch.cu: scratch, and what a batch tells the device. */
+size_t cuda_scratch_bytes(const struct Device *d, const struct BatchShape *shape);
+int cuda_reserve(struct Device *d, const struct BatchShape *shape);
+int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope, float *x);
+int cuda_turns(struct Device *d, const struct Rope *rope, const int *by, int n, float *out);
+int cuda_compact(struct Device *d, void *x, size_t row_bytes, const int *idx, int n);
+int cuda_rope(struct Device *d, const struct RopeArgs *args);
+
+/* weights.cu */
+int weights_open(struct Device *d);
+void weights_close(struct Device *d);
+const struct DevWeight *dev_weight(const struct Device *d, const struct Weight *w);
+const float *dev_vector(const struct Device *d, const float *host); /* NULL for NULL */
+
+/* rows.cu: ops on rows; launchers return what cudaGetLastError says. */
+struct RowsArgs {
+    const float *x;
+    const float *weight; /* [dim] */
+    bf16 *out;
+    const int *idx; /* rows of x to take, or NULL: all in order */
+    int n_rows, dim;
+    float eps;
+};
+cudaError_t rows_embed(const bf16 *table, const int *tokens, int n_rows, int dim, float *x,
+                       cudaStream_t s);
+cudaError_t rows_angles(const float *inv_freq, const int *pos, int n_rows, int half, float scale,
+                        float *out, cudaStream_t s);
+cudaError_t rows_norm(const struct RowsArgs *a, cudaStream_t s);
+struct HeadsArgs {
+    bf16 *x;             /* [n_rows, n_heads, head_dim] */
+    const float *norm;   /* [head_dim] or NULL */
+    const float *angles; /* [n_rows, rope_dim] */
+    int n_rows, n_heads, head_dim, rope_dim;
+    bool pairs;
+    float eps;
+};
+cudaError_t rows_rope(const struct HeadsArgs *a, cudaStream_t s);
+/* out [n_rows, hidden] = silu(gate) * up, rows of both `ld` apart. */
+cudaError_t rows_silu(const bf16 *gate, const bf16 *up, int ld, int n_rows, int hidden, bf16 *out,
+                      cudaStream_t s);
+cudaError_t rows_gather(const void *x, size_t row_bytes, const int *idx, int n, void *out,
+                        cudaStream_t s);
+cudaError_t rows_nll(const float *logits, int vocab, const int *target, int n, float *out,
+                     cudaStream_t s);
+
+/* pages.cu */
+struct DevWrite {
+    const bf16 *k, *v;
+    const int *index;
+    int row0, kv_head, first, n;
+    uint32_t page;
+    int at;
+};
+enum { WRITES = 16384 }; /* descriptions of one launch */
+struct PagesArgs {
+    uint8_t *pool;
+    size_t page_bytes;
+    int n_kv_heads, head_dim;
+};
+cudaError_t pages_write(const struct PagesArgs *p, const struct DevWrite *w, int n, cudaStream_t s);
+/* from [n], to [ceil(n / 64)]: see kv_pack of struct Backend. */
+cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, int n, const uint32_t *to,
+                       cudaStream_t s);
+/* The past's pages and the batch's own rows, head by head, into kv. */
+struct GatherArgs {
+    struct PagesArgs pages;
+    const struct CudaPageRef *refs; /* [n_kv_heads, ref_stride] */
+    const int *n_refs;
+    int ref_stride;
+    const bf16 *k, *v;
+    const int *seq_begin;
+    int n_seqs;
+    struct PackedKv kv;
+};
+cudaError_t pages_gather(const struct GatherArgs *a, cudaStream_t s);
+
+/* linear.cu, attend.cu: the ops of the backend table. */
+int cuda_norm_linear(struct Device *d, const float *x, int n_rows, const float *norm,
+                     const struct LinearOp *ops, int n_ops);
+int cuda_linear_add(struct Device *d, const void *a, int n_rows, const struct LinearOp *op);
+int cuda_ffn_add(struct Device *d, float *x, int n_rows, const struct FfnWeights *f);
+int cuda_logits(struct Device *d, const float *x, const int *idx, int n, float *out);
+int cuda_nll(struct Device *d, const float *x, const int *idx, const int *target, int n,
+             float *out);
+int cuda_attend(struct Device *d, const struct AttnArgs *a);
+int cuda_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *mass, int stride);
+int cuda_keep(struct Device *d, const struct AttnArgs *a, const struct KeepArgs *k);
+int cuda_kv_write(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
+                  int n);
+int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from, int n,
+                 const uint32_t *to);
+int cuda_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
+                 float *k, float *v);
+
+#endif

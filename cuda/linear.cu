@@ -1,0 +1,235 @@
+/* linear.cu - the products of the transformer: cuBLASLt for many rows, our own for the few of decoding.
+ *
+ * Few rows read each weight once, as it is stored. Many rows take bf16 or e4m3; a weight that is kept in blocks is
+ * turned into bf16 first, which costs about as much as reading it.
+ */
+#include "device.h"
+
+enum { FEW_ROWS = 4 }; /* batches up to this take the matrix-vector kernels */
+
+/* ==== One product ==== */
+
+struct Product {
+    const bf16 *act; /* [n_rows, cols] */
+    int n_rows;
+    const struct DevWeight *w;
+    const float *bias;
+    void *out;
+    bool out_f32, add;
+};
+
+static int matvec(struct Device *d, const struct Product *p)
+{
+    struct CudaMatvec m = {};
+    m.type = p->w->type;
+    m.rows = p->w->rows;
+    m.cols = p->w->cols;
+    m.n_rows = p->n_rows;
+    m.w = p->w->data;
+    m.x = p->act;
+    m.bias = p->bias;
+    m.out = p->out;
+    m.out_f32 = p->out_f32;
+    m.add = p->add;
+    CUDA_TRY(cuda_matvec(&m, d->stream));
+    return PC_OK;
+}
+
+/* The weight of a product, or of two at once when `b` is given and its rows follow those of `a`: *joined says so. */
+static int operand(struct Device *d, const struct DevWeight *a, const struct DevWeight *b,
+                   struct CudaGemm *g, bool *joined)
+{
+    size_t n = (size_t)a->rows * a->cols;
+    g->rows = a->rows;
+    g->cols = a->cols;
+    if (a->fp8) {
+        g->fp8 = true;
+        g->w = a->fp8;
+        g->w_scale = a->scale;
+        *joined = b && b->fp8 == (uint8_t *)a->fp8 + n && b->scale == a->scale + a->rows;
+    } else if (a->wide) {
+        g->w = a->wide;
+        *joined = b && b->wide == a->wide + n;
+    } else {
+        g->w = d->s.weight;
+        *joined = b != NULL;
+        CUDA_TRY(cuda_dequantize(a->type, a->data, (int64_t)n, d->s.weight, d->stream));
+        if (b) CUDA_TRY(cuda_dequantize(b->type, b->data, (int64_t)n, d->s.weight + n, d->stream));
+    }
+    if (*joined) g->rows *= 2;
+    return PC_OK;
+}
+
+/* The rows of a product; with fp8 they are quantised, unless they are in the scratch since the product before. */
+static int rows_operand(struct Device *d, const bf16 *act, int n_rows, bool again,
+                        struct CudaGemm *g)
+{
+    g->n_rows = n_rows;
+    g->act = act;
+    if (!g->fp8) return PC_OK;
+    g->act = d->s.fp8;
+    g->act_scale = d->s.fp8_scale;
+    if (!again)
+        CUDA_TRY(cuda_quantize_fp8(act, n_rows, g->cols, d->s.fp8, d->s.fp8_scale, d->stream));
+    return PC_OK;
+}
+
+/* `again`: the rows are those of the product before. */
+static int product(struct Device *d, const struct Product *p, bool again)
+{
+    struct CudaGemm g = {};
+    bool joined;
+    if (p->n_rows <= FEW_ROWS && !p->w->fp8) return matvec(d, p);
+    TRY(operand(d, p->w, NULL, &g, &joined));
+    TRY(rows_operand(d, p->act, p->n_rows, again, &g));
+    g.bias = p->bias;
+    g.out = p->out;
+    g.out_f32 = p->out_f32;
+    g.add = p->add;
+    CUDA_TRY(cuda_gemm(d->gemm, &g, d->stream));
+    return PC_OK;
+}
+
+/* ==== The ops ==== */
+
+static int norm_rows(struct Device *d, const float *x, int n_rows, const float *norm,
+                     const int *idx)
+{
+    struct RowsArgs a = {};
+    a.x = x;
+    a.weight = dev_vector(d, norm);
+    a.out = d->s.normed;
+    a.idx = idx;
+    a.n_rows = n_rows;
+    a.dim = d->model->cfg.dim;
+    a.eps = d->model->cfg.norm_eps;
+    CUDA_TRY(rows_norm(&a, d->stream));
+    return PC_OK;
+}
+
+int cuda_norm_linear(struct Device *d, const float *x, int n_rows, const float *norm,
+                     const struct LinearOp *ops, int n_ops)
+{
+    TRY(norm_rows(d, x, n_rows, norm, NULL));
+    for (int i = 0; i < n_ops; i++) {
+        struct Product p = {
+            d->s.normed, n_rows, dev_weight(d, ops[i].w), dev_vector(d, ops[i].bias), ops[i].out,
+            false,       false};
+        TRY(product(d, &p, i > 0));
+    }
+    return PC_OK;
+}
+
+int cuda_linear_add(struct Device *d, const void *a, int n_rows, const struct LinearOp *op)
+{
+    struct Product p = {(const bf16 *)a,
+                        n_rows,
+                        dev_weight(d, op->w),
+                        dev_vector(d, op->bias),
+                        op->out,
+                        true,
+                        true};
+    return product(d, &p, false);
+}
+
+/* silu(gate) * up of n rows into s.act: one product of twice the width where the weights lie together. */
+static int gated(struct Device *d, const bf16 *rows, int n, const struct DevWeight *gate,
+                 const struct DevWeight *up)
+{
+    struct CudaGemm g = {};
+    bool joined;
+    int hidden = gate->rows, ld;
+    TRY(operand(d, gate, up, &g, &joined));
+    TRY(rows_operand(d, rows, n, false, &g));
+    ld = joined ? 2 * hidden : hidden;
+    bf16 *up_out = joined ? d->s.wide + hidden : d->s.wide + (size_t)n * hidden;
+    g.out = d->s.wide;
+    CUDA_TRY(cuda_gemm(d->gemm, &g, d->stream));
+    if (!joined) {
+        struct Product p = {rows, n, up, NULL, up_out, false, false};
+        TRY(product(d, &p, true));
+    }
+    CUDA_TRY(rows_silu(d->s.wide, up_out, ld, n, hidden, d->s.act, d->stream));
+    return PC_OK;
+}
+
+static int few_gated(struct Device *d, const bf16 *rows, int n, const struct DevWeight *gate,
+                     const struct DevWeight *up)
+{
+    struct CudaMatvec m = {};
+    m.type = gate->type;
+    m.rows = gate->rows;
+    m.cols = gate->cols;
+    m.n_rows = n;
+    m.w = gate->data;
+    m.x = rows;
+    m.out = d->s.act;
+    CUDA_TRY(cuda_matvec_silu(&m, up->data, d->stream));
+    return PC_OK;
+}
+
+int cuda_ffn_add(struct Device *d, float *x, int n_rows, const struct FfnWeights *f)
+{
+    const struct DevWeight *gate = dev_weight(d, f->gate), *up = dev_weight(d, f->up),
+                           *down = dev_weight(d, f->down);
+    int dim = d->model->cfg.dim;
+    TRY(norm_rows(d, x, n_rows, f->norm, NULL));
+    for (int at = 0; at < n_rows; at += d->s.ffn_rows) {
+        int n = n_rows - at < d->s.ffn_rows ? n_rows - at : d->s.ffn_rows;
+        const bf16 *rows = d->s.normed + (size_t)at * dim;
+        bool few = n <= FEW_ROWS && !gate->fp8 && gate->type == up->type;
+        TRY(few ? few_gated(d, rows, n, gate, up) : gated(d, rows, n, gate, up));
+        struct Product p = {d->s.act, n, down, NULL, x + (size_t)at * dim, true, true};
+        TRY(product(d, &p, false));
+    }
+    return PC_OK;
+}
+
+/* ==== The output head ==== */
+
+static int head(struct Device *d, const float *x, const int *idx, int n, bool few)
+{
+    TRY(norm_rows(d, x, n, d->model->output_norm, idx));
+    struct Product p = {d->s.normed, n,    dev_weight(d, &d->model->output), NULL, d->s.logits,
+                        true,        false};
+    struct CudaGemm g = {};
+    bool joined;
+    if (few) return matvec(d, &p);
+    TRY(operand(d, p.w, NULL, &g, &joined));
+    g.n_rows = n;
+    g.act = p.act;
+    g.out = p.out;
+    g.out_f32 = true;
+    CUDA_TRY(cuda_gemm(d->gemm, &g, d->stream));
+    return PC_OK;
+}
+
+int cuda_logits(struct Device *d, const float *x, const int *idx, int n, float *out)
+{
+    size_t vocab = (size_t)d->model->output.rows;
+    for (int i = 0; i < n; i += d->shape.head_rows) {
+        int m = n - i < d->shape.head_rows ? n - i : d->shape.head_rows;
+        TRY(dev_upload(d, d->s.rows, idx + i, (size_t)m * sizeof(int)));
+        TRY(head(d, x, d->s.rows, m, m <= FEW_ROWS));
+        TRY(dev_download(d, out + (size_t)i * vocab, d->s.logits, m * vocab * sizeof(float)));
+    }
+    return PC_OK;
+}
+
+/* Blocks of the same number of rows, also the last one: cuBLASLt's choice of kernel, and so the bytes, must not
+ * depend on how many rows are left. */
+int cuda_nll(struct Device *d, const float *x, const int *idx, const int *target, int n, float *out)
+{
+    int vocab = d->model->output.rows, block = d->shape.head_rows;
+    int *rows = d->s.rows, *targets = d->s.rows + block;
+    for (int i = 0; i < n; i += block) {
+        int m = n - i < block ? n - i : block;
+        TRY(dev_upload(d, rows, idx + i, (size_t)m * sizeof(int)));
+        TRY(dev_upload(d, targets, target + i, (size_t)m * sizeof(int)));
+        if (m < block)
+            CUDA_TRY(cudaMemsetAsync(rows + m, 0, (size_t)(block - m) * sizeof(int), d->stream));
+        TRY(head(d, x, rows, block, false));
+        CUDA_TRY(rows_nll(d->s.logits, vocab, targets, m, d->s.nll + i, d->stream));
+    }
+    return dev_download(d, out, d->s.nll, (size_t)n * sizeof(float));
+}

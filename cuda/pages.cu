@@ -1,0 +1,119 @@
+/* pages.cu - keys and values between a batch's rows, pages of 64 tokens, and the packed form of attention. */
+#include "device.h"
+
+enum { CHUNK = 8 }; /* values of a 16-byte access */
+
+static __device__ const bf16 *page_key(const struct PagesArgs &p, uint32_t page, int slot)
+{
+    return (const bf16 *)(p.pool + (size_t)page * p.page_bytes) + (size_t)slot * p.head_dim;
+}
+
+static __device__ size_t value_offset(const struct PagesArgs &p)
+{
+    return (size_t)CUDA_PAGE_TOKENS * p.head_dim;
+}
+
+/* ==== Rows to pages ==== */
+
+static __global__ void write_kernel(struct PagesArgs p, const struct DevWrite *writes)
+{
+    struct DevWrite w = writes[blockIdx.x];
+    int per = p.head_dim / CHUNK;
+    for (int i = threadIdx.x; i < w.n * per; i += blockDim.x) {
+        int token = i / per, part = i % per;
+        int row = w.row0 + (w.index ? w.index[token] : w.first + token);
+        size_t src = ((size_t)row * p.n_kv_heads + w.kv_head) * p.head_dim;
+        bf16 *key = (bf16 *)page_key(p, w.page, w.at + token);
+        ((uint4 *)key)[part] = ((const uint4 *)(w.k + src))[part];
+        ((uint4 *)(key + value_offset(p)))[part] = ((const uint4 *)(w.v + src))[part];
+    }
+}
+
+cudaError_t pages_write(const struct PagesArgs *p, const struct DevWrite *w, int n, cudaStream_t s)
+{
+    if (p->head_dim % CHUNK) return cudaErrorInvalidValue;
+    write_kernel<<<n, 128, 0, s>>>(*p, w);
+    return cudaGetLastError();
+}
+
+/* ==== Pages to pages ==== */
+
+/* One block: a page's tokens are all read before it is written, and pages follow each other. */
+static __global__ void pack_kernel(struct PagesArgs p, const uint32_t *from, int n,
+                                   const uint32_t *to)
+{
+    extern __shared__ uint4 held[]; /* [64, 2 * per] */
+    int per = p.head_dim / CHUNK;
+    for (int first = 0; first < n; first += CUDA_PAGE_TOKENS) {
+        int tokens = min(CUDA_PAGE_TOKENS, n - first);
+        for (int i = threadIdx.x; i < tokens * per; i += blockDim.x) {
+            uint32_t at = from[first + i / per];
+            const bf16 *key = page_key(p, at / CUDA_PAGE_TOKENS, at % CUDA_PAGE_TOKENS);
+            held[2 * i] = ((const uint4 *)key)[i % per];
+            held[2 * i + 1] = ((const uint4 *)(key + value_offset(p)))[i % per];
+        }
+        __syncthreads();
+        for (int i = threadIdx.x; i < tokens * per; i += blockDim.x) {
+            bf16 *key = (bf16 *)page_key(p, to[first / CUDA_PAGE_TOKENS], i / per);
+            ((uint4 *)key)[i % per] = held[2 * i];
+            ((uint4 *)(key + value_offset(p)))[i % per] = held[2 * i + 1];
+        }
+        __syncthreads();
+    }
+}
+
+cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, int n, const uint32_t *to,
+                       cudaStream_t s)
+{
+    size_t bytes = p->page_bytes;
+    cudaError_t e =
+        cudaFuncSetAttribute(pack_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (e != cudaSuccess) return e;
+    pack_kernel<<<1, 512, bytes, s>>>(*p, from, n, to);
+    return cudaGetLastError();
+}
+
+/* ==== Pages and rows to packed keys ==== */
+
+/* Where token `at` of a head's pages lies; pages may be part full anywhere. */
+static __device__ const bf16 *find_token(const struct PagesArgs &p, const struct CudaPageRef *refs,
+                                         int at)
+{
+    int i = 0;
+    while (at >= (int)refs[i].len) at -= (int)refs[i++].len;
+    return page_key(p, refs[i].page, at);
+}
+
+/* A block takes 64 packed tokens of one (sequence, KV head). */
+static __global__ void gather_kernel(struct GatherArgs a)
+{
+    int head = blockIdx.y % a.pages.n_kv_heads, seq = blockIdx.y / a.pages.n_kv_heads;
+    int dim = a.pages.head_dim, per = dim / CHUNK, past = a.kv.past[head];
+    int row0 = a.seq_begin[seq], rows = a.seq_begin[seq + 1] - row0;
+    size_t out = ((size_t)blockIdx.y * a.kv.key_stride) * dim;
+    const struct CudaPageRef *refs = a.refs + (size_t)head * a.ref_stride;
+    for (int i = threadIdx.x; i < CUDA_PAGE_TOKENS * per; i += blockDim.x) {
+        int at = blockIdx.x * CUDA_PAGE_TOKENS + i / per, part = i % per;
+        uint4 k = make_uint4(0, 0, 0, 0), v = k;
+        if (at < past) {
+            const bf16 *key = find_token(a.pages, refs, at);
+            k = ((const uint4 *)key)[part];
+            v = ((const uint4 *)(key + value_offset(a.pages)))[part];
+        } else if (at < past + rows) {
+            size_t src = ((size_t)(row0 + at - past) * a.pages.n_kv_heads + head) * dim;
+            k = ((const uint4 *)(a.k + src))[part];
+            v = ((const uint4 *)(a.v + src))[part];
+        }
+        ((uint4 *)(a.kv.k + out + (size_t)at * dim))[part] = k;
+        ((uint4 *)(a.kv.v + out + (size_t)at * dim))[part] = v;
+    }
+}
+
+cudaError_t pages_gather(const struct GatherArgs *a, cudaStream_t s)
+{
+    if (a->pages.head_dim % CHUNK) return cudaErrorInvalidValue;
+    dim3 grid((unsigned)(a->kv.key_stride / CUDA_PAGE_TOKENS),
+              (unsigned)(a->n_seqs * a->pages.n_kv_heads));
+    gather_kernel<<<grid, 256, 0, s>>>(*a);
+    return cudaGetLastError();
+}

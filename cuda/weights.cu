@@ -1,0 +1,211 @@
+/* weights.cu - the model's weights on the device, all in one slab.
+ *
+ * bf16, f16 and f32 files become bf16; quantised ones stay in their blocks, which decoding reads as they are and
+ * the prefill turns into bf16 a layer at a time. With fp8 the layers' weights are e4m3 with a scale a row instead. The
+ * embedding and the output head are bf16 at hand too, since single rows are read from both.
+ */
+#include "device.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { PER_LAYER = 7, VECTORS_PER_LAYER = 8, SLICE = 4 << 20 };
+
+static void layer_weights(const struct Layer *l, const struct Weight *out[PER_LAYER])
+{
+    const struct Weight *w[PER_LAYER] = {&l->wq,     &l->wk,   &l->wv,    &l->wo,
+                                         &l->w_gate, &l->w_up, &l->w_down};
+    memcpy(out, w, sizeof w);
+}
+
+/* ==== What there is ==== */
+
+static int by_host(const void *a, const void *b)
+{
+    uintptr_t x = *(const uintptr_t *)a, y = *(const uintptr_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static bool is_blocks(int type)
+{
+    return type != DT_BF16 && type != DT_F16 && type != DT_F32;
+}
+
+static void add_weight(struct Device *d, const struct Weight *w)
+{
+    struct DevWeight *out = &d->weights[d->n_weights++];
+    out->host = w;
+    out->type = is_blocks(w->type) ? w->type : DT_BF16;
+    out->rows = w->rows;
+    out->cols = w->cols;
+}
+
+static int list_weights(struct Device *d)
+{
+    const struct Model *m = d->model;
+    size_t n = (size_t)m->cfg.n_layers;
+    d->weights = (struct DevWeight *)mem_alloc(n * PER_LAYER + 2, sizeof *d->weights);
+    d->vectors = (struct DevVector *)mem_alloc(n * VECTORS_PER_LAYER + 1, sizeof *d->vectors);
+    if (!d->weights || !d->vectors) return PC_ENOMEM;
+    for (int i = 0; i < m->cfg.n_layers; i++) {
+        const struct Layer *l = &m->layers[i];
+        const struct Weight *w[PER_LAYER];
+        const float *v[VECTORS_PER_LAYER] = {l->attn_norm, l->ffn_norm, l->q_norm, l->k_norm,
+                                             l->bq,        l->bk,       l->bv,     l->bo};
+        layer_weights(l, w);
+        for (int j = 0; j < PER_LAYER; j++) add_weight(d, w[j]);
+        for (int j = 0; j < VECTORS_PER_LAYER; j++)
+            if (v[j]) d->vectors[d->n_vectors++].host = v[j];
+    }
+    d->vectors[d->n_vectors++].host = m->output_norm;
+    add_weight(d, &m->output);
+    if (!m->tied) add_weight(d, &m->tok_embd);
+    qsort(d->weights, (size_t)d->n_weights, sizeof *d->weights, by_host);
+    qsort(d->vectors, (size_t)d->n_vectors, sizeof *d->vectors, by_host);
+    return PC_OK;
+}
+
+const struct DevWeight *dev_weight(const struct Device *d, const struct Weight *w)
+{
+    return (const struct DevWeight *)bsearch(&w, d->weights, (size_t)d->n_weights,
+                                             sizeof *d->weights, by_host);
+}
+
+const float *dev_vector(const struct Device *d, const float *host)
+{
+    if (!host) return NULL;
+    const struct DevVector *v = (const struct DevVector *)bsearch(
+        &host, d->vectors, (size_t)d->n_vectors, sizeof *d->vectors, by_host);
+    return v ? v->data : NULL;
+}
+
+/* ==== Where it lies ==== */
+
+struct Slab {
+    uint8_t *base; /* NULL: only measure */
+    size_t at;
+};
+
+static void *place(struct Slab *s, size_t bytes)
+{
+    void *p = s->base ? s->base + s->at : NULL;
+    s->at += (bytes + 255) & ~(size_t)255;
+    return p;
+}
+
+/* The output head and the embedding, which are read by the row. */
+static bool is_vocab(const struct Device *d, const struct DevWeight *w)
+{
+    return w->host == &d->model->output || w->host == &d->model->tok_embd;
+}
+
+static int vector_len(const struct Device *d, const float *host)
+{
+    const struct ModelConfig *c = &d->model->cfg;
+    for (int i = 0; i < c->n_layers; i++) {
+        const struct Layer *l = &d->model->layers[i];
+        if (host == l->q_norm || host == l->k_norm) return c->head_dim;
+        if (host == l->bq) return c->n_heads * c->head_dim;
+        if (host == l->bk || host == l->bv) return c->n_kv_heads * c->head_dim;
+    }
+    return c->dim;
+}
+
+static size_t lay_out(struct Device *d, uint8_t *base)
+{
+    struct Slab s = {base, 0};
+    for (int i = 0; i < d->n_weights; i++) {
+        struct DevWeight *w = &d->weights[i];
+        size_t n = (size_t)w->rows * w->cols;
+        bool fp8 = d->fp8 && !is_vocab(d, w);
+        w->wide = NULL;
+        w->fp8 = fp8 ? place(&s, n) : NULL;
+        w->scale = fp8 ? (float *)place(&s, (size_t)w->rows * sizeof(float)) : NULL;
+        if (fp8) continue;
+        w->data = place(&s, (size_t)w->rows * dtype_row_bytes((enum DType)w->type, w->cols));
+        if (w->type == DT_BF16)
+            w->wide = (bf16 *)w->data;
+        else if (is_vocab(d, w))
+            w->wide = (bf16 *)place(&s, n * sizeof(bf16));
+    }
+    for (int i = 0; i < d->n_vectors; i++) {
+        size_t n = (size_t)vector_len(d, d->vectors[i].host);
+        d->vectors[i].data = (float *)place(&s, n * sizeof(float));
+    }
+    return s.at;
+}
+
+/* ==== Filling it ==== */
+
+/* Rows [row, row + n) of a weight, in the file's blocks, to bf16 at out; through `raw`, SLICE bytes. */
+static int widen(struct Device *d, const struct Weight *w, int row, int n, void *raw, bf16 *out)
+{
+    size_t row_bytes = dtype_row_bytes(w->type, w->cols);
+    const uint8_t *src = (const uint8_t *)w->data + (size_t)row * row_bytes;
+    if (w->type == DT_BF16) return dev_upload(d, out, src, (size_t)n * row_bytes);
+    TRY(dev_upload(d, raw, src, (size_t)n * row_bytes));
+    CUDA_TRY(cuda_dequantize(w->type, raw, (int64_t)n * w->cols, out, d->stream));
+    return PC_OK;
+}
+
+/* As many rows at a time as `raw` and, with fp8, `tmp` hold: SLICE values. */
+static int fill_weight(struct Device *d, struct DevWeight *w, void *raw, bf16 *tmp)
+{
+    const struct Weight *h = w->host;
+    size_t row_bytes = dtype_row_bytes(h->type, h->cols);
+    int step = (int)(SLICE / (size_t)h->cols);
+    if (step < 1) step = 1;
+    if (!w->fp8 && w->type == (int)h->type)
+        TRY(dev_upload(d, w->data, h->data, (size_t)h->rows * row_bytes));
+    for (int row = 0; row < h->rows; row += step) {
+        int n = h->rows - row < step ? h->rows - row : step;
+        size_t at = (size_t)row * h->cols;
+        if (w->fp8) {
+            TRY(widen(d, h, row, n, raw, tmp));
+            CUDA_TRY(cuda_quantize_fp8(tmp, n, h->cols, (uint8_t *)w->fp8 + at, w->scale + row,
+                                       d->stream));
+        } else if (w->wide && h->type != DT_BF16) {
+            TRY(widen(d, h, row, n, raw, w->wide + at));
+        }
+    }
+    return PC_OK;
+}
+
+static int fill_slab(struct Device *d)
+{
+    size_t most = SLICE;
+    for (int i = 0; i < d->n_weights; i++)
+        if ((size_t)d->weights[i].cols > most) most = (size_t)d->weights[i].cols;
+    void *raw = dev_alloc(d, most * sizeof(float));
+    bf16 *tmp = (bf16 *)dev_alloc(d, d->fp8 ? most * sizeof(bf16) : 1);
+    int status = raw && tmp ? PC_OK : PC_ENOMEM;
+    for (int i = 0; i < d->n_weights && status == PC_OK; i++)
+        status = fill_weight(d, &d->weights[i], raw, tmp);
+    for (int i = 0; i < d->n_vectors && status == PC_OK; i++) {
+        const struct DevVector *v = &d->vectors[i];
+        status = dev_upload(d, v->data, v->host, (size_t)vector_len(d, v->host) * sizeof(float));
+    }
+    cudaError_t e = cudaStreamSynchronize(d->stream);
+    dev_free(d, raw);
+    dev_free(d, tmp);
+    return status < 0 ? status : e == cudaSuccess ? PC_OK : cuda_fail(e, "loading the weights");
+}
+
+int weights_open(struct Device *d)
+{
+    TRY(list_weights(d));
+    d->slab = dev_alloc(d, lay_out(d, NULL));
+    if (!d->slab) return PC_ENOMEM;
+    lay_out(d, (uint8_t *)d->slab);
+    TRY(fill_slab(d));
+    const struct Model *m = d->model;
+    d->embd = dev_weight(d, m->tied ? &m->output : &m->tok_embd)->wide;
+    return PC_OK;
+}
+
+void weights_close(struct Device *d)
+{
+    dev_free(d, d->slab);
+    mem_free(d->weights);
+    mem_free(d->vectors);
+}
