@@ -105,6 +105,7 @@ struct KvWrite {
 
 struct Backend {
     const char *name;
+    bool makes_weights; /* open() makes a geometry's weights from their seeds (geometry.h): their data stays NULL */
     int (*open)(const struct DeviceOptions *options, struct Device **out);
     void (*close)(struct Device *d);
     const char *(*describe)(const struct Device *d);

@@ -6,6 +6,7 @@
 #include "session.h"
 
 #include "eviction/budget.h"
+#include "geometry.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -218,7 +219,8 @@ static size_t plan_bytes(const struct Session *s)
                   (size_t)s->plan.n_context * (sizeof(size_t) + 1);
     return (wave > answer ? wave : answer) + tf_bytes(m, s->batch_rows) +
            kv_pool_bytes(e->be, e->dev, s->n_pages) + slot * (size_t)s->n_slots +
-           rows * 5 * sizeof(int) + policy + turns + text + (size_t)m->vocab_size * sizeof(float);
+           rows * 5 * sizeof(int) + policy + turns + text + (size_t)m->vocab_size * sizeof(float) +
+           s->plan.made_bytes;
 }
 
 /* The largest wave wanted for speed that memory allows. */
@@ -275,7 +277,8 @@ int plan_make(struct Session *s)
     TRY(plan_budget(s));
     p->kv_cap = s->budget ? s->set.kv_cap : s->cap;
     p->model_bytes = s->e->file_bytes;
-    p->available_bytes = s->set.memory ? s->set.memory : mem_available();
+    p->made_bytes = engine_made_bytes(s->e);
+    p->available_bytes = engine_available(s->e);
     plan_wave(s);
     p->fits = p->peak_bytes <= p->available_bytes;
     p->kv_bytes = (size_t)m->n_layers * m->n_kv_heads * pages_for(kept_tokens(s)) *
@@ -289,9 +292,11 @@ int plan_make(struct Session *s)
     return rope_plan(s);
 }
 
-int plan_check(const struct PlanInfo *p)
+int plan_check(const struct Session *s)
 {
+    const struct PlanInfo *p = &s->plan;
     if (p->fits) return PC_OK;
+    if (p->made_bytes) TRY(geometry_room(&s->e->model, p->available_bytes));
     double gib = 1024.0 * 1024 * 1024;
     return err_set(
         PC_ENOMEM,
