@@ -84,7 +84,7 @@ $(DIR)/pcomp: $(DIR)/src/main.o $(OBJECTS)
 $(DIR)/pcomp-eval: $(DIR)/eval/main.o $(EVAL_OBJECTS) $(OBJECTS)
 	$(LINK) -o $@ $^ $(LIBS)
 
-$(DIR)/src/quant.o: private OPT := $(OPT_HOT)
+$(DIR)/src/quant.o $(DIR)/src/geometry_rows.o: private OPT := $(OPT_HOT)
 $(COMMIT_OBJECTS): private DEFINES := -DPCOMP_COMMIT='"$(COMMIT)"'
 $(COMMIT_OBJECTS): $(DIR)/.commit
 

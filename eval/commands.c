@@ -22,6 +22,9 @@ enum {
 static const struct Flag FLAGS[] = {
     {"model", 'm', FLAG_TEXT, AT(cli.model), 0, 0, ON_ENGINE | ON_GENERATE, "FILE",
      "model: a .gguf file or a safetensors folder (default: $PCOMP_MODEL, else models/)"},
+    {"geometry", 0, FLAG_TEXT, AT(cli.geometry), 0, 0, ON_ENGINE, "NAME[:TYPE]",
+     "random weights of a published shape, to measure speed and memory: llama3-8b, llama2-7b, "
+     "qwen2.5-7b, smollm2-135m, qwen2.5-0.5b, tiny; TYPE bf16 (default), q8_0, q4_k ..."},
     {"data", 'd', FLAG_TEXT, AT(data), 0, 0, ON_DATA, "PATH",
      "folder of the task files (.jsonl, .jsonl.gz, .jsonl.zst), or one file"},
     {"method", 0, FLAG_LIST, AT(arms), 0, 0, ON_ENGINE, "[LABEL:]NAME[,SETTING=VALUE]...",

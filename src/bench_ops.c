@@ -159,6 +159,7 @@ int engine_bench_op(struct Engine *e, int op, int n_tokens, struct BenchRow *row
     enum { N_OPS = sizeof ops / sizeof *ops };
     memset(row, 0, sizeof *row);
     if (op < 0 || op >= 2 * N_OPS - 1) return PC_ERANGE;
+    TRY(engine_weights(e));
     bool decode = op >= N_OPS - 1; /* prefill: ffn, qkv, attention; decode: all four */
     int kind = decode ? op - (N_OPS - 1) : op;
     struct OpBench b = {.e = e, .n = decode ? 1 : n_tokens};

@@ -4,6 +4,7 @@
  * need the same facts, and because a misspelt flag should be answered with the nearest one.
  */
 #include "cli.h"
+#include "geometry.h"
 #include "tokenizer.h"
 
 #include <errno.h>
@@ -187,6 +188,8 @@ int cli_parse(struct Cli *cli, int argc, char **argv)
         else
             TRY(short_flag(cli, argc, argv, &i));
     }
+    if (cli->model && cli->geometry)
+        return err_set(PC_ECONFIG, "give -m MODEL or --geometry NAME, not both");
     if (cli->json && cli->jsonl) return err_set(PC_ECONFIG, "give --json or --jsonl, not both");
     return PC_OK;
 }
@@ -241,6 +244,10 @@ static int default_model(char *path, size_t room)
 
 int cli_model(struct Cli *cli)
 {
+    if (cli->geometry) {
+        snprintf(cli->model_path, sizeof cli->model_path, GEOMETRY_PREFIX "%.128s", cli->geometry);
+        return PC_OK;
+    }
     const char *named = cli->model ? cli->model : getenv("PCOMP_MODEL");
     if (named && *named) {
         if (strlen(named) >= sizeof cli->model_path)
@@ -307,6 +314,31 @@ int cli_context(struct Cli *cli, struct Str *out)
     if (isatty(STDIN_FILENO))
         return err_set(PC_ECONFIG, "no text to read; give -f FILE, or pipe a text in");
     return add_file(out, "-");
+}
+
+/* Prose made of a few hundred different sentences: a text of one repeated line would be tokenised
+ * and attended to unlike any real one. */
+int prose_make(struct Str *out, size_t bytes)
+{
+    static const char *const who[] = {"The clerk",        "A sailor",      "My aunt",
+                                      "The judge",        "Our neighbour", "An old miller",
+                                      "The young doctor", "Nobody"};
+    static const char *const did[] = {"carried", "forgot", "described", "sold",
+                                      "painted", "hid",    "found"};
+    static const char *const what[] = {
+        "the lantern", "a letter",         "three keys",        "the account book", "a map",
+        "an umbrella", "the silver spoon", "a basket of pears", "the clock"};
+    static const char *const where[] = {"near the bridge",   "in the harbour",
+                                        "behind the church", "at the crossroads",
+                                        "before the winter", "during the long storm"};
+    uint64_t state = 1;
+    for (int n = 0; out->len < bytes; n++) {
+        state = hash64(&n, sizeof n, state);
+        TRY(str_appendf(out, "%s %s %s %s.%s", who[state % 8], did[(state >> 8) % 7],
+                        what[(state >> 16) % 9], where[(state >> 24) % 6],
+                        n % 6 == 5 ? "\n\n" : " "));
+    }
+    return PC_OK;
 }
 
 int cli_questions(struct Cli *cli)

@@ -59,7 +59,7 @@ struct Cli {
     struct Settings settings; /* effective once cli_settings() ran */
     struct TextList assigned; /* settings from flags: name, value, name, value, … */
     struct TextList files, questions, args;
-    const char *model, *config, *questions_file, *log_file, *progress, *explain;
+    const char *model, *geometry, *config, *questions_file, *log_file, *progress, *explain;
     const char *output, *text_dir, *glob, *format;
     bool json, jsonl, plan, quiet, verbose, fresh, no_needle, markdown, help, version;
     int tokens, repeats, tail;
@@ -82,7 +82,7 @@ int list_push(struct TextList *list, const char *item);
 int cli_settings(struct Cli *cli);
 /* True when a flag set this setting. */
 bool cli_assigned(const struct Cli *cli, const char *name);
-/* Sets cli->model_path: --model, else $PCOMP_MODEL, else the one SmolLM2*.gguf in models/ beside the
+/* Sets cli->model_path: --geometry ("geometry:NAME"), --model, else $PCOMP_MODEL, else the one SmolLM2*.gguf in models/ beside the
  * binary's build folder. */
 int cli_model(struct Cli *cli);
 /* Finds the model, settles the settings and opens the engine. */
@@ -92,6 +92,8 @@ int cli_open(struct Cli *cli, struct Engine **out);
 int text_check(const char *what, const char *data, size_t len);
 /* Appends the text of all files, with a blank line between two; standard input when it is piped. */
 int cli_context(struct Cli *cli, struct Str *out);
+/* Appends made-up sentences, the same each time, until out has `bytes` or a few more. */
+int prose_make(struct Str *out, size_t bytes);
 /* Gathers -q and -Q into cli->questions and checks them. */
 int cli_questions(struct Cli *cli);
 /* Bytes of the longest prefix of text that has n tokens; *n_all is the whole text's count when

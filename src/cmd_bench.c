@@ -70,31 +70,6 @@ static void case_add(struct BenchCase *c, double seconds, double work)
 
 /* ==== Whole runs ==== */
 
-/* Prose made of a few hundred different sentences: a text of one repeated line would be tokenised
- * and attended to unlike any real one. */
-static int make_text(struct Str *out, int tokens)
-{
-    static const char *const who[] = {"The clerk",        "A sailor",      "My aunt",
-                                      "The judge",        "Our neighbour", "An old miller",
-                                      "The young doctor", "Nobody"};
-    static const char *const did[] = {"carried", "forgot", "described", "sold",
-                                      "painted", "hid",    "found"};
-    static const char *const what[] = {
-        "the lantern", "a letter",         "three keys",        "the account book", "a map",
-        "an umbrella", "the silver spoon", "a basket of pears", "the clock"};
-    static const char *const where[] = {"near the bridge",   "in the harbour",
-                                        "behind the church", "at the crossroads",
-                                        "before the winter", "during the long storm"};
-    uint64_t state = 1;
-    for (int n = 0; out->len < (size_t)tokens * 8; n++) {
-        state = hash64(&n, sizeof n, state);
-        TRY(str_appendf(out, "%s %s %s %s.%s", who[state % 8], did[(state >> 8) % 7],
-                        what[(state >> 16) % 9], where[(state >> 24) % 6],
-                        n % 6 == 5 ? "\n\n" : " "));
-    }
-    return PC_OK;
-}
-
 /* Runs one request of the first `bytes` of the text. */
 static int run_once(struct Bench *b, size_t bytes, struct Result *r)
 {
@@ -140,7 +115,7 @@ static int bench_sessions(struct Bench *b, bool prefill, bool decode)
     if (b->cli->files.n)
         TRY(cli_context(b->cli, &b->text));
     else
-        TRY(make_text(&b->text, lengths[n_lengths - 1]));
+        TRY(prose_make(&b->text, (size_t)lengths[n_lengths - 1] * 8));
     for (int i = 0; i < n_lengths; i++) {
         char shape[64];
         snprintf(shape, sizeof shape, "%d tokens", lengths[i]);

@@ -1,5 +1,6 @@
 /* cmd_plan.c - the commands that look without answering: `pcomp plan`, `inspect` and `perplexity`. */
 #include "cli.h"
+#include "geometry.h"
 #include "progress.h"
 #include "provenance.h"
 
@@ -28,6 +29,7 @@ static double estimate_seconds(struct Engine *engine, const struct PlanInfo *pla
 {
     double best = 0;
     int n_tokens = plan->chunk_tokens < 512 ? plan->chunk_tokens : 512;
+    if (plan->made_bytes && !plan->fits) return -1; /* there will be no weights to measure with */
     for (int i = 0; i < 4 && plan->n_context > 0; i++) {
         struct BenchRow row = {0};
         if (engine_bench_op(engine, 0, n_tokens, &row) < 0) return -1;
@@ -49,13 +51,24 @@ static int method_text(const struct PlanInfo *plan, struct Str *out)
     return str_appendf(out, ", %d positions\n", plan->n_positions);
 }
 
+static int model_text(const struct Engine *engine, const struct PlanInfo *plan, struct Str *out)
+{
+    const struct Model *m = engine_model(engine);
+    char bytes[32];
+    bytes_text(plan->model_bytes, bytes);
+    if (!m->geometry)
+        return str_appendf(out, "model    %s, trained on %d positions, %s mapped\n", m->cfg.name,
+                           m->cfg.train_len, bytes);
+    return str_appendf(out, "model    %s, made for %d positions, %s %s; a byte is a token\n",
+                       m->cfg.name, m->cfg.train_len, bytes,
+                       plan->made_bytes ? "made in memory" : "made on the device");
+}
+
 static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double seconds,
                      struct Str *out)
 {
-    const struct ModelConfig *cfg = &engine_model(engine)->cfg;
     char a[32], b[32];
-    TRY(str_appendf(out, "model    %s, trained on %d positions, %s mapped\n", cfg->name,
-                    cfg->train_len, bytes_text(plan->model_bytes, a)));
+    TRY(model_text(engine, plan, out));
     TRY(str_appendf(out, "device   %s\n", engine_device(engine)));
     TRY(method_text(plan, out));
     TRY(str_appendf(out, "tokens   %d text, %d before each chunk, %d question, up to %d answer\n",
@@ -83,13 +96,15 @@ static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double 
     return PC_OK;
 }
 
-static int does_not_fit(const struct PlanInfo *plan)
+static int does_not_fit(const struct Engine *engine, const struct PlanInfo *plan)
 {
     char need[32], have[32];
+    if (plan->made_bytes) TRY(geometry_room(engine_model(engine), plan->available_bytes));
     return err_set(PC_ENOMEM,
-                   "the run needs %s besides the model, %s available; try --kv-cap %d, --wave 1 or "
+                   "the run needs %s %s the model, %s available; try --kv-cap %d, --wave 1 or "
                    "a smaller --keep",
-                   bytes_text(plan->peak_bytes, need), bytes_text(plan->available_bytes, have),
+                   bytes_text(plan->peak_bytes, need), plan->made_bytes ? "with" : "besides",
+                   bytes_text(plan->available_bytes, have),
                    plan->kv_cap > 1 ? plan->kv_cap / 2 : plan->chunk_tokens / 2);
 }
 
@@ -110,7 +125,7 @@ int plan_show(struct Cli *cli, struct Engine *engine, const struct Request *req)
     if (status == PC_OK) status = out_write(text.data, text.len);
     str_free(&text);
     if (status < 0) return status;
-    return plan.fits ? PC_OK : does_not_fit(&plan);
+    return plan.fits ? PC_OK : does_not_fit(engine, &plan);
 }
 
 int cmd_plan(struct Cli *cli)

@@ -5,6 +5,7 @@
  */
 #include "cli.h"
 #include "explain.h"
+#include "geometry.h"
 #include "progress.h"
 #include "provenance.h"
 #include "tokenizer.h"
@@ -308,8 +309,9 @@ fail:
 /* ==== Demo ==== */
 
 /* The field's classic needle; a model of 135M parameters can repeat it once the right chunk is kept. */
-static const char NEEDLE[] = "The best thing to do in San Francisco is to eat a sandwich and sit in "
-                             "Dolores Park on a sunny day.";
+static const char NEEDLE[] =
+    "The best thing to do in San Francisco is to eat a sandwich and sit in "
+    "Dolores Park on a sunny day.";
 static const char NEEDLE_VALUE[] = "Dolores Park";
 static const char NEEDLE_QUESTION[] = "What is the best thing to do in San Francisco?";
 static const char NEEDLE_ANSWER[] = "The best thing to do in San Francisco is";
@@ -321,6 +323,9 @@ static int read_book(struct Cli *cli, struct Str *book, char *name, size_t room)
         return err_set(PC_ECONFIG, "the demo reads one book, but %d files are given", cli->files.n);
     if (cli->files.n == 1) {
         snprintf(name, room, "%s", cli->files.items[0]);
+    } else if (geometry_named(cli->model_path)) {
+        snprintf(name, room, "a made-up text");
+        return prose_make(book, (size_t)cli->tokens);
     } else {
         char folder[sizeof cli->model_path];
         memcpy(folder, cli->model_path, sizeof folder);
@@ -389,9 +394,13 @@ static int make_context(struct Run *run, const struct Str *book, int *n_tokens)
 static void say_demo(const struct Run *run, const char *book, int n_tokens, const char *question)
 {
     const struct Cli *cli = run->cli;
+    const struct Model *model = engine_model(run->engine);
     if (cli->quiet) return;
-    fprintf(stderr, "Reading the first %d tokens of %s with %s (trained on %d).\n", n_tokens, book,
-            engine_model(run->engine)->cfg.name, engine_model(run->engine)->cfg.train_len);
+    fprintf(stderr, "Reading the first %d tokens of %s with %s (%s %d).\n", n_tokens, book,
+            model->cfg.name, model->geometry ? "made for" : "trained on", model->cfg.train_len);
+    if (model->geometry)
+        fprintf(stderr, "Its weights are random, so its answer is noise: what this shows is speed "
+                        "and memory. A byte is a token.\n");
     if (n_tokens < cli->tokens)
         fprintf(stderr, "The text is shorter than the %d tokens asked for: it is read whole.\n",
                 cli->tokens);
@@ -402,8 +411,19 @@ static void say_demo(const struct Run *run, const char *book, int n_tokens, cons
         fprintf(stderr, "The answer is made to begin: \"%s\"\n", cli->settings.answer_prefix);
 }
 
+static void rates_demo(const struct Run *run, const struct Result *r)
+{
+    char peak[32];
+    if (run->cli->quiet) return;
+    double prefill = r->time.prefill > 0 ? r->plan.n_context / r->time.prefill : 0,
+           decode = r->time.decode > 0 ? r->n_ids / r->time.decode : 0;
+    fprintf(stderr, "Prefill %.0f tok/s, answer %.1f tok/s, %s at the peak. Total time %.1f s.\n",
+            prefill, decode, bytes_text(r->peak_bytes, peak), r->time.total);
+}
+
 static void judge_demo(const struct Run *run, const struct Result *r)
 {
+    if (engine_model(run->engine)->geometry) rates_demo(run, r);
     if (!run->has_mark || run->cli->quiet || !r->chunks) return;
     bool said = r->text.data && strstr(r->text.data, NEEDLE_VALUE);
     for (int i = 0; i < r->plan.n_chunks; i++) {
@@ -439,13 +459,17 @@ int cmd_demo(struct Cli *cli)
     TRY(progress_open(&run.view, cli->progress, cli->quiet));
     TRY_GOTO(cli_questions(cli));
     TRY_GOTO(cli_settings(cli));
-    if (cli->questions.n == 0 && !*cli->settings.answer_prefix)
+    TRY_GOTO(cli_model(cli));
+    if (geometry_named(cli->model_path)) cli->no_needle = true; /* nobody would find it */
+    if (cli->questions.n == 0 && !*cli->settings.answer_prefix && !cli->no_needle)
         TRY_GOTO(assign_setting(cli, "answer_prefix", NEEDLE_ANSWER));
     TRY_GOTO(cli_open(cli, &run.engine));
     TRY_GOTO(read_book(cli, &book, name, sizeof name));
     TRY_GOTO(make_context(&run, &book, &n_tokens));
     run.source = name;
-    const char *question = cli->questions.n ? cli->questions.items[0] : NEEDLE_QUESTION;
+    const char *question = cli->questions.n ? cli->questions.items[0]
+                           : cli->no_needle ? "What is this text about?"
+                                            : NEEDLE_QUESTION;
     say_demo(&run, name, n_tokens, question);
     status = answer(&run, question, &result);
     if (status == PC_OK && !cli->plan) judge_demo(&run, &result);

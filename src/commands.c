@@ -29,6 +29,10 @@ enum {
 static const struct Flag FLAGS[] = {
     {"model", 'm', FLAG_TEXT, AT(model), 0, 0, ON_ENGINE | ON_INSPECT, "FILE",
      "model: a .gguf file or a safetensors folder (default: $PCOMP_MODEL, else models/)"},
+    {"geometry", 0, FLAG_TEXT, AT(geometry), 0, 0, ON_RUN | ON_DEMO | ON_PLAN | ON_BENCH,
+     "NAME[:TYPE]",
+     "random weights of a published shape, to measure speed and memory: llama3-8b, llama2-7b, "
+     "qwen2.5-7b, smollm2-135m, qwen2.5-0.5b, tiny; TYPE bf16 (default), q8_0, q4_k ..."},
     {"file", 'f', FLAG_LIST, AT(files), 0, 0, ON_TEXT | ON_SUMMARIZE, "FILE",
      "text to read; repeat for several, - for standard input"},
     {"question", 'q', FLAG_LIST, AT(questions), 0, 0, ON_ANSWERS | ON_PLAN | ON_SUMMARIZE, "TEXT",

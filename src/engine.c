@@ -1,4 +1,5 @@
 /* engine.c - opens what outlives a run: model, tokenizer, chat template, backend. */
+#include "geometry.h"
 #include "session.h"
 
 #include <omp.h>
@@ -22,6 +23,25 @@ static int open_device(struct Engine *e)
                               .gpu_memory = e->settings.gpu_memory};
     TRY(backend_by_name(e->settings.backend, &e->be));
     return e->be->open(&o, &e->dev);
+}
+
+size_t engine_made_bytes(const struct Engine *e)
+{
+    return e->model.geometry && !e->be->makes_weights ? geometry_bytes(&e->model) : 0;
+}
+
+size_t engine_available(const struct Engine *e)
+{
+    struct DeviceLimits limits;
+    e->be->limits(e->dev, &limits);
+    if (e->settings.memory && !limits.own_memory) return e->settings.memory;
+    return limits.memory + (e->model.tok_embd.data ? engine_made_bytes(e) : 0);
+}
+
+int engine_weights(struct Engine *e)
+{
+    if (!engine_made_bytes(e) || e->model.tok_embd.data) return PC_OK;
+    return geometry_materialise(&e->model, e->settings.threads, engine_available(e));
 }
 
 int engine_open(const char *model_path, const struct Settings *settings, struct Engine **out)

@@ -463,6 +463,10 @@ int model_inspect(const char *path, bool json, struct Str *out)
     struct Str refusal = {0};
     struct Report r = {.out = out, .json = json};
     int status = model_open(path, &m);
+    if (status == 0 && m.geometry)
+        TRY_GOTO(err_set(PC_ECONFIG,
+                         "%s is no file that could be inspected; `pcomp plan` tells what it needs",
+                         path));
     if (status == 0) {
         r.f = m.source;
         r.m = &m;

@@ -5,6 +5,7 @@
  * shape, and one that no part of the arithmetic would use are all errors: each would mean that the
  * model computes something other than what its makers trained.
  */
+#include "geometry.h"
 #include "model_load.h"
 
 #include <cjson/cJSON.h>
@@ -378,7 +379,7 @@ int model_open(const char *path, struct Model *out)
     struct ModelFile *f = mem_alloc(1, sizeof *f);
     if (!f) return PC_ENOMEM;
     out->source = f;
-    int status = fill_model(path, f, out);
+    int status = geometry_named(path) ? model_geometry(f, path, out) : fill_model(path, f, out);
     if (status < 0) model_close(out);
     return status;
 }

@@ -40,6 +40,7 @@ struct Weight {
     enum DType type;
     int rows, cols;   /* [rows = out, cols = in] */
     const void *data; /* borrowed from the mapped file; NULL when absent */
+    uint64_t seed;    /* of a geometry's random rows (geometry.h); 0 for weights of files */
 };
 
 struct Layer {
@@ -82,6 +83,7 @@ struct Model {
     struct Weight tok_embd;  /* [vocab_size, dim] */
     struct Weight output;    /* [vocab_size, dim]; the same data as tok_embd when tied */
     bool tied;
+    bool geometry;            /* a published shape with random weights and no file (geometry.h) */
     const float *output_norm; /* [dim] f32 */
     struct Layer *layers;     /* [n_layers] */
     struct VocabSpec vocab;
@@ -91,8 +93,8 @@ struct Model {
     void *source;             /* owned: the mapped file and converted vectors */
 };
 
-/* Opens a .gguf file or a safetensors folder. On success the caller owns *out: model_close.
- * Errors: PC_EIO, PC_EFORMAT (what, where in which file, why), PC_ENOMEM. */
+/* Opens a .gguf file, a safetensors folder or a geometry ("geometry:NAME[:TYPE]"). On success the caller owns *out: model_close.
+ * Errors: PC_EIO, PC_EFORMAT (what, where in which file, why), PC_ENOMEM, PC_ECONFIG (unknown geometry). */
 int model_open(const char *path, struct Model *out);
 void model_close(struct Model *m);
 

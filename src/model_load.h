@@ -92,6 +92,9 @@ int model_hf_load(struct ModelFile *f);
 int model_hf_config(struct ModelFile *f, struct ModelConfig *cfg, struct RopeSpec *rope);
 int model_hf_vocab(struct ModelFile *f, struct VocabSpec *v);
 
+/* Makes a model of the geometry that `path` names (geometry.c). */
+int model_geometry(struct ModelFile *f, const char *path, struct Model *m);
+
 /* Maps and lists whatever `path` is. model_file_close frees it, also after an error. */
 int model_file_open(const char *path, struct ModelFile *f);
 void model_file_close(struct ModelFile *f);

@@ -16,7 +16,7 @@ struct Engine;
 struct Tokenizer;
 struct PromptFrame; /* prompt.h */
 
-/* Opens the model at path with these settings. *out is the caller's: engine_close. */
+/* Opens the model at path (or a geometry, see model_open) with these settings. *out is the caller's: engine_close. */
 int engine_open(const char *model_path, const struct Settings *settings, struct Engine **out);
 void engine_close(struct Engine *e);
 const struct Model *engine_model(const struct Engine *e);
@@ -84,7 +84,8 @@ struct PlanInfo {
     int n_truncated;        /* context tokens left out (--method truncate only) */
     size_t kv_bytes;        /* pages of the kept chunks */
     size_t peak_bytes;      /* all that the run allocates, model file excluded */
-    size_t model_bytes;     /* mapped weights */
+    size_t made_bytes;      /* of these, a geometry's random weights; 0: none, or on a device */
+    size_t model_bytes;     /* weights as stored: mapped, or made */
     size_t available_bytes; /* what the run may use */
     bool fits;
     char chat_template[32];

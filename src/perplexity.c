@@ -91,14 +91,16 @@ static int open_plain(struct Session *s, int window)
     if (!(s->nll = mem_alloc(ints, sizeof(float)))) return PC_ENOMEM;
     size_t need = s->e->be->scratch_bytes(s->e->dev, &s->wave_shape) +
                   tf_bytes(s->e->be, &s->e->model.cfg, rows);
-    s->e->be->limits(s->e->dev, &s->limits);
-    bool capped = s->set.memory && !s->limits.own_memory;
-    size_t have = capped ? s->set.memory : s->limits.memory;
+    need += engine_made_bytes(s->e);
+    size_t have = engine_available(s->e);
     if (need > have)
         return err_set(
             PC_ENOMEM,
             "perplexity in windows of %d needs %.2f GiB and may use %.2f GiB; try a smaller --window",
             rows, (double)need / (1 << 30), (double)have / (1 << 30));
+    double begun = clock_seconds();
+    TRY(engine_weights(s->e));
+    s->begun += clock_seconds() - begun;
     s->plan.n_positions = rows;
     TRY(rope_plan(s));
     TRY(tf_open(&s->tf, s->e->be, s->e->dev, &s->e->model, rows));
@@ -125,8 +127,7 @@ int session_perplexity(struct Engine *e, const struct Request *text, int tail,
         return err_set(
             PC_ECONFIG,
             "--tail 1 scores nothing: a tail's first token only starts it; use 2 or more");
-    double begun = clock_seconds();
-    s.begun = begun;
+    s.begun = clock_seconds();
     int status = text_prompt(e, text, tail, &prompt);
     out->n_context = prompt.context.n;
     if (status == PC_OK && tail == 0) {
@@ -140,7 +141,7 @@ int session_perplexity(struct Engine *e, const struct Request *text, int tail,
         if (status == PC_OK) status = tail_perplexity(&s, out);
     }
     out->ppl = exp(out->nll);
-    out->seconds = clock_seconds() - begun;
+    out->seconds = clock_seconds() - s.begun;
     prompt_free(&prompt);
     session_close(&s);
     result_free(&result);

@@ -6,6 +6,7 @@
 #include "session.h"
 
 #include "eviction/budget.h"
+#include "geometry.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -221,7 +222,7 @@ static size_t plan_bytes(const struct Session *s)
                     kv_pool_bytes(e->be, e->dev, s->n_pages) + keep + turns;
     size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text +
                   (size_t)m->vocab_size * sizeof(float);
-    return s->limits.own_memory ? device : device + host;
+    return s->limits.own_memory ? device : device + host + s->plan.made_bytes;
 }
 
 /* The largest wave wanted for speed that memory allows. */
@@ -279,8 +280,8 @@ int plan_make(struct Session *s)
     p->kv_cap = s->budget ? s->set.kv_cap : s->cap;
     p->model_bytes = s->e->file_bytes;
     s->e->be->limits(s->e->dev, &s->limits);
-    bool capped = s->set.memory && !s->limits.own_memory;
-    p->available_bytes = capped ? s->set.memory : s->limits.memory;
+    p->made_bytes = engine_made_bytes(s->e);
+    p->available_bytes = engine_available(s->e);
     plan_wave(s);
     p->fits = p->peak_bytes <= p->available_bytes;
     p->kv_bytes = (size_t)m->n_layers * m->n_kv_heads * pages_for(kept_tokens(s)) *
@@ -294,9 +295,11 @@ int plan_make(struct Session *s)
     return rope_plan(s);
 }
 
-int plan_check(const struct PlanInfo *p)
+int plan_check(const struct Session *s)
 {
+    const struct PlanInfo *p = &s->plan;
     if (p->fits) return PC_OK;
+    if (p->made_bytes) TRY(geometry_room(&s->e->model, p->available_bytes));
     double gib = 1024.0 * 1024 * 1024;
     return err_set(
         PC_ENOMEM,

@@ -59,6 +59,7 @@ static void add_head(cJSON *root, const char *schema, const struct Engine *engin
     json_add_bytes(object, "name", model->cfg.name, strlen(model->cfg.name));
     json_add_bytes(object, "path", model_path, strlen(model_path));
     cJSON_AddStringToObject(object, "arch", model->cfg.arch);
+    cJSON_AddStringToObject(object, "weights", model->geometry ? "random" : "file");
     json_add_hash(object, "hash", model->hash);
     cJSON_AddNumberToObject(object, "params", (double)model->n_params);
     cJSON_AddNumberToObject(object, "train_len", model->cfg.train_len);
@@ -92,6 +93,7 @@ static void add_plan(cJSON *root, const struct PlanInfo *plan)
     cJSON_AddNumberToObject(object, "n_truncated", plan->n_truncated);
     cJSON_AddNumberToObject(object, "kv_bytes", (double)plan->kv_bytes);
     cJSON_AddNumberToObject(object, "peak_bytes", (double)plan->peak_bytes);
+    cJSON_AddNumberToObject(object, "made_bytes", (double)plan->made_bytes);
     cJSON_AddNumberToObject(object, "model_bytes", (double)plan->model_bytes);
     cJSON_AddNumberToObject(object, "available_bytes", (double)plan->available_bytes);
     cJSON_AddBoolToObject(object, "fits", plan->fits);

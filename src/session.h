@@ -82,10 +82,18 @@ struct Session {
     float *logits; /* [vocab_size] */
 };
 
+/* engine.c */
+/* Bytes of main memory that a geometry's weights take, now or once they are made; 0 for weights of files. */
+size_t engine_made_bytes(const struct Engine *e);
+/* Bytes that a run may use, those weights included. */
+size_t engine_available(const struct Engine *e);
+/* Makes them, the first time. PC_ENOMEM when they alone do not fit. */
+int engine_weights(struct Engine *e);
+
 /* plan.c: fills set, plan, cut, shapes from settings and prompt; allocates only the chunk list. */
 int plan_make(struct Session *s);
 /* PC_ENOMEM with numbers and a remedy when the plan does not fit. */
-int plan_check(const struct PlanInfo *p);
+int plan_check(const struct Session *s);
 
 /* session_positions.c */
 /* Far keys of a sequence of `total` tokens: fills far and what the plan says of it. */

@@ -13,7 +13,7 @@ layers=(
     "config"
     "eviction/* calib/*"
     "gguf safetensors"
-    "model model_*"
+    "model model_* geometry geometry_*"
     "tokenizer tokenizer_* pretokenize added strmap bpe spm parts chat chat_* prompt"
     "kernels kernels_*"
     "backend cpu cpu_*"

@@ -395,6 +395,43 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     [[ "$stderr" != *"Hidden"* ]]
 }
 
+@test "--geometry runs a shape with random weights and says so" {
+    need_program
+    run --separate-stderr "$PCOMP" plan --geometry tiny -f text.txt -q x
+    [ "$status" -eq 0 ]
+    [[ "$output" == *"tiny geometry, random weights, BF16"*" made in memory"*": fits"* ]]
+    run --separate-stderr "$PCOMP" plan --geometry llama3-8b -f text.txt --memory 1G
+    [ "$status" -eq 4 ]
+    [[ "$output" == *"15.0 GiB made in memory"*"does not fit"* ]]
+    [[ "$stderr" == *"take 14.96 GiB of memory, 1.00 GiB are available; try --geometry llama3-8b:q4_k"* ]]
+    run --separate-stderr "$PCOMP" run --geometry llama3-8b -f text.txt -q x --memory 1G
+    is 4 "take 14.96 GiB"
+    run --separate-stderr "$PCOMP" run --geometry tiny:q8_0 -f text.txt -q x -n 2 --json
+    [ "$status" -eq 0 ]
+    jq -e '.model.name == "tiny geometry, random weights, Q8_0" and .model.weights == "random" and
+        .model.path == "geometry:tiny:q8_0" and .plan.made_bytes > 0 and .chat_template == "raw"' <<< "$output"
+    jq -e --argjson bytes "$(wc -c < text.txt)" '.plan.n_context == $bytes' <<< "$output"
+    run --separate-stderr "$PCOMP" bench prefill --geometry tiny -r 1 --tokens 256 --format json
+    [ "$status" -eq 0 ]
+    jq -e '.model.weights == "random"' <<< "$output"
+    run --separate-stderr "$PCOMP" demo --geometry tiny --tokens 3000 -n 2 --json
+    [ "$status" -eq 0 ]
+    [[ "$stderr" == *"answer is noise"* && "$stderr" == *" at the peak"* && "$stderr" != *"Hidden"* ]]
+    jq -e '.plan.n_context == 3000' <<< "$output"
+}
+
+@test "--geometry refuses unknown shapes and a model beside it" {
+    need_program
+    run --separate-stderr "$PCOMP" run --geometry lama3-8b -f text.txt -q x
+    is 2 "no geometry 'lama3-8b', did you mean 'llama3-8b'? (llama3-8b, llama2-7b, qwen2.5-7b"
+    run --separate-stderr "$PCOMP" run --geometry tiny:q4 -f text.txt -q x
+    is 2 "did you mean 'q4_k'"
+    run --separate-stderr "$PCOMP" run --geometry tiny -m x.gguf -f text.txt -q x
+    is 2 "not both"
+    run --separate-stderr "$PCOMP" inspect geometry:tiny
+    is 2 "is no file"
+}
+
 # ==== Signals ====
 
 @test "Ctrl-C stops with 130 and a hint, SIGTERM with 143" {
