@@ -241,6 +241,7 @@ extern "C" const struct Backend backend_cuda = {
     .name = "cuda",
     .act_bytes = sizeof(bf16),
     .available = cuda_available,
+    .makes_weights = true,
     .open = cuda_open,
     .close = cuda_close,
     .describe = cuda_describe,

@@ -8,6 +8,7 @@
 
 extern "C" {
 #include "src/backend.h"
+#include "src/geometry.h"
 }
 #include "kernels.h"
 
@@ -127,6 +128,9 @@ int weights_open(struct Device *d);
 void weights_close(struct Device *d);
 const struct DevWeight *dev_weight(const struct Device *d, const struct Weight *w);
 const float *dev_vector(const struct Device *d, const float *host); /* NULL for NULL */
+
+/* geometry.cu: rows [row, row + n_rows) of a random weight, in the type that the device holds. */
+cudaError_t geometry_fill(const struct Weight *w, int row, int n_rows, void *out, cudaStream_t s);
 
 /* rows.cu: ops on rows; launchers return what cudaGetLastError says. */
 struct RowsArgs {

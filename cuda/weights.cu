@@ -137,37 +137,48 @@ static size_t lay_out(struct Device *d, uint8_t *base)
 
 /* ==== Filling it ==== */
 
-/* Rows [row, row + n) of a weight, in the file's blocks, to bf16 at out; through `raw`, SLICE bytes. */
-static int widen(struct Device *d, const struct Weight *w, int row, int n, void *raw, bf16 *out)
-{
-    size_t row_bytes = dtype_row_bytes(w->type, w->cols);
-    const uint8_t *src = (const uint8_t *)w->data + (size_t)row * row_bytes;
-    if (w->type == DT_BF16) return dev_upload(d, out, src, (size_t)n * row_bytes);
-    TRY(dev_upload(d, raw, src, (size_t)n * row_bytes));
-    CUDA_TRY(cuda_dequantize(w->type, raw, (int64_t)n * w->cols, out, d->stream));
-    return PC_OK;
-}
-
-/* As many rows at a time as `raw` and, with fp8, `tmp` hold: SLICE values. */
-static int fill_weight(struct Device *d, struct DevWeight *w, void *raw, bf16 *tmp)
+/* Rows [row, row + n) as the file or the seed has them, in the device's type, to out; f32 and f16 go through `raw`. */
+static int fill_rows(struct Device *d, const struct DevWeight *w, int row, int n, void *raw,
+                     void *out)
 {
     const struct Weight *h = w->host;
     size_t row_bytes = dtype_row_bytes(h->type, h->cols);
-    int step = (int)(SLICE / (size_t)h->cols);
-    if (step < 1) step = 1;
-    if (!w->fp8 && w->type == (int)h->type)
-        TRY(dev_upload(d, w->data, h->data, (size_t)h->rows * row_bytes));
-    for (int row = 0; row < h->rows; row += step) {
-        int n = h->rows - row < step ? h->rows - row : step;
-        size_t at = (size_t)row * h->cols;
-        if (w->fp8) {
-            TRY(widen(d, h, row, n, raw, tmp));
-            CUDA_TRY(cuda_quantize_fp8(tmp, n, h->cols, (uint8_t *)w->fp8 + at, w->scale + row,
-                                       d->stream));
-        } else if (w->wide && h->type != DT_BF16) {
-            TRY(widen(d, h, row, n, raw, w->wide + at));
-        }
+    if (!h->data) {
+        CUDA_TRY(geometry_fill(h, row, n, out, d->stream));
+        return PC_OK;
     }
+    const uint8_t *src = (const uint8_t *)h->data + (size_t)row * row_bytes;
+    if (w->type == (int)h->type) return dev_upload(d, out, src, (size_t)n * row_bytes);
+    TRY(dev_upload(d, raw, src, (size_t)n * row_bytes));
+    CUDA_TRY(cuda_dequantize(h->type, raw, (int64_t)n * h->cols, (bf16 *)out, d->stream));
+    return PC_OK;
+}
+
+/* The same as e4m3; blocks take the way over bf16. */
+static int fill_fp8(struct Device *d, const struct DevWeight *w, int row, int n, void *raw,
+                    bf16 *tmp)
+{
+    bool blocks = w->type != DT_BF16;
+    TRY(fill_rows(d, w, row, n, raw, blocks ? raw : tmp));
+    if (blocks) CUDA_TRY(cuda_dequantize(w->type, raw, (int64_t)n * w->cols, tmp, d->stream));
+    CUDA_TRY(cuda_quantize_fp8(tmp, n, w->cols, (uint8_t *)w->fp8 + (size_t)row * w->cols,
+                               w->scale + row, d->stream));
+    return PC_OK;
+}
+
+/* As many rows at a time as `raw` and `tmp` hold: SLICE values. */
+static int fill_weight(struct Device *d, const struct DevWeight *w, void *raw, bf16 *tmp)
+{
+    size_t row_bytes = dtype_row_bytes((enum DType)w->type, w->cols);
+    int step = (int)(SLICE / (size_t)w->cols);
+    if (step < 1) step = 1;
+    for (int row = 0; row < w->rows; row += step) {
+        int n = w->rows - row < step ? w->rows - row : step;
+        TRY(w->fp8 ? fill_fp8(d, w, row, n, raw, tmp)
+                   : fill_rows(d, w, row, n, raw, (uint8_t *)w->data + (size_t)row * row_bytes));
+    }
+    if (w->wide && w->type != DT_BF16)
+        CUDA_TRY(cuda_dequantize(w->type, w->data, (int64_t)w->rows * w->cols, w->wide, d->stream));
     return PC_OK;
 }
 

@@ -147,7 +147,8 @@ struct Backend {
     const char *name;
     size_t act_bytes;        /* of one value of queries, keys, values and attention's output */
     bool (*available)(void); /* this machine has such a device */
-    bool makes_weights; /* open() makes a geometry's weights from their seeds (geometry.h): their data stays NULL */
+    bool
+        makes_weights; /* open() makes a geometry's weights from their seeds (geometry.h): their data stays NULL */
     int (*open)(const struct DeviceOptions *options, struct Device **out);
     void (*close)(struct Device *d);
     const char *(*describe)(const struct Device *d);

@@ -30,6 +30,18 @@
 
 bool geometry_named(const char *path);
 
+/* What a device needs to make rows by the rule above. */
+struct GeometryRule {
+    uint64_t seed;
+    bool plain;   /* F32, F16, BF16: bytes of words times `step`; the rest is for block types */
+    float step;
+    int block_bytes, block_weights;
+    int low_at, low, high_at, high; /* bytes of quants */
+    uint64_t odd;                   /* or'ed into the words of the low bits */
+    uint8_t block[256];             /* a block before its quants */
+};
+void geometry_rule(const struct Weight *w, struct GeometryRule *out);
+
 /* One row as stored: dtype_row_bytes(w->type, w->cols) bytes. */
 void geometry_fill_row(const struct Weight *w, int row, void *out);
 

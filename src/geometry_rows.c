@@ -90,9 +90,14 @@ static uint16_t to_bf16(float f)
     return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
+static float plain_step(const struct Weight *w)
+{
+    return (float)(1 / sqrt(21845.0 * w->cols));
+}
+
 static void plain_begin(struct Filler *f)
 {
-    float s = (float)(1 / sqrt(21845.0 * f->w->cols));
+    float s = plain_step(f->w);
     for (int b = 0; b < 256; b++) {
         float value = (float)(2 * b - 255) * s;
         f->single[b] = value;
@@ -163,6 +168,21 @@ static void fill_blocks(const struct Filler *f, uint64_t origin, uint8_t *out)
         i = put_words(origin, i, l->odd, out + l->low_at, l->low);
         i = put_words(origin, i, 0, out + l->high_at, l->high);
     }
+}
+
+void geometry_rule(const struct Weight *w, struct GeometryRule *out)
+{
+    struct Filler f;
+    const struct Layout *l;
+    filler_begin(&f, w);
+    l = f.layout;
+    *out = (struct GeometryRule){.seed = w->seed, .plain = !l, .step = plain_step(w)};
+    if (!l) return;
+    dtype_block((uint32_t)w->type, &out->block_weights, &out->block_bytes);
+    out->low_at = l->low_at, out->low = l->low;
+    out->high_at = l->high_at, out->high = l->high;
+    out->odd = l->odd;
+    memcpy(out->block, f.block, sizeof f.block);
 }
 
 static void fill_row(const struct Filler *f, int row, void *out)
