@@ -12,6 +12,8 @@
 #include "kernels.h"
 #include "mma.cuh"
 
+#include <limits.h>
+
 static constexpr float RISE = 8;
 
 template <int D_, int RM_, int BN_, int WARPS_, int STAGES_, int BLOCKS_> struct AttnShape {
@@ -23,15 +25,12 @@ template <int D_, int RM_, int BN_, int WARPS_, int STAGES_, int BLOCKS_> struct
     static constexpr int SHARED = Q_BYTES + 2 * STAGES * KV_BYTES;
 };
 
-/* What the rows of a block see. Row i and key j count from the head's first past key. */
+/* What the rows of a block see: row i the keys j <= i, with a window those with j < sinks or i - j < window. Both count
+ * from the head's first past key. */
 struct View {
     int past, window, sinks, n_biased;
     float bias; /* in units of the product q.k */
 
-    __device__ __forceinline__ bool sees(int i, int j) const
-    {
-        return j <= i && (window == 0 || j < sinks || i - j < window);
-    }
     /* Whether rows from i0 to i1 see all keys from j0 to j1 and none has a bias. */
     __device__ __forceinline__ bool plain(int i0, int i1, int j0, int j1) const
     {
@@ -108,22 +107,29 @@ __device__ __forceinline__ void products_qk(float (&s)[T::RM][T::BN / 8][4], uin
     }
 }
 
-/* i0, j0: the warp's first row and the tile's first key. */
+/* i0, j0: the warp's first row and the tile's first key. Keys are counted from the lane's first column here, so that all
+ * but the rows' limits is known to the compiler. */
 template <class T>
 __device__ __forceinline__ void mask(float (&s)[T::RM][T::BN / 8][4], const View &v, int i0, int j0,
                                      int lane)
 {
+    int column = j0 + lane % 4 * 2, biased = v.n_biased - column, sinks = v.sinks - column;
 #pragma unroll
     for (int m = 0; m < T::RM; m++)
 #pragma unroll
-        for (int n = 0; n < T::BN / 8; n++)
+        for (int h = 0; h < 2; h++) {
+            int last = i0 + m * 16 + h * 8 + lane / 4 - column;
+            int first = v.window ? last - v.window + 1 : INT_MIN;
 #pragma unroll
-            for (int c = 0; c < 4; c++) {
-                int i = i0 + m * 16 + lane / 4 + (c >> 1) * 8;
-                int j = j0 + n * 8 + lane % 4 * 2 + (c & 1);
-                if (j < v.n_biased) s[m][n][c] += v.bias;
-                if (!v.sees(i, j)) s[m][n][c] = -INFINITY;
-            }
+            for (int n = 0; n < T::BN / 8; n++)
+#pragma unroll
+                for (int c = 0; c < 2; c++) {
+                    int j = n * 8 + c;
+                    float &x = s[m][n][2 * h + c];
+                    x += j < biased ? v.bias : 0;
+                    x = (j <= last) & ((j >= first) | (j < sinks)) ? x : -INFINITY;
+                }
+        }
 }
 
 /* Moves the reference points to the rows' maxima when one is passed by too much. */
@@ -282,7 +288,8 @@ __launch_bounds__(T::THREADS,
         raise<T>(rows, s, scale2);
         products_pv<T>(rows, s, k_tile + T::KV_BYTES, scale2, lane);
     }
-    rows_store<T>(rows, a, shared + warp * (T::WM * T::D * 2), begin + row, len - row, head, lane);
+    rows_store<T>(rows, a, shared + warp * (T::WM * T::D * 2), begin + row, min(len - row, T::WM),
+                  head, lane);
 }
 
 template <class T> static cudaError_t launch(const struct CudaAttn *a, cudaStream_t s)
