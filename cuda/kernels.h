@@ -103,7 +103,7 @@ struct CudaPaged {
     int n_biased;
     float bias;
     int n_splits; /* work items a head; chosen by cuda_paged_splits */
-    float *part;  /* scratch, cuda_paged_scratch bytes */
+    float *part;  /* scratch, cuda_paged_scratch bytes, zeroed once by its owner */
 };
 int cuda_paged_splits(int n_kv_heads, int max_refs, int n_sm);
 size_t cuda_paged_scratch(int n_rows, int n_heads, int head_dim, int n_splits);

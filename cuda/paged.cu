@@ -1,0 +1,558 @@
+/* paged.cu - attention of few rows over ragged pages: bound by how fast the pages come from memory.
+ *
+ * The pages of all heads are dealt to the blocks of one fixed grid, which fits a CUDA graph: every block finds its share
+ * from the heads' true numbers of pages, read from memory, and a head with more pages gets more blocks. A block brings in
+ * STAGES tiles of PP pages ahead of use. Its warps are WM groups of 16 query rows (all query heads of a KV head in one
+ * tile) times WK ranges of a tile's tokens; each keeps its own sums, joined in shared memory at the end. The last block of
+ * a head to finish joins the head's blocks in their order.
+ */
+#include "kernels.h"
+#include "mma.cuh"
+
+static constexpr float RISE = 8; /* see attention_sm80.cu */
+static constexpr int MAX_HEADS = 256, TICKET_BYTES = MAX_HEADS * 4;
+static constexpr int MAX_ROWS = 64; /* of a KV head's tile */
+static constexpr unsigned ALL = 0xffffffffu;
+
+template <int D_, int WM_, int PP_, int STAGES_, int BLOCKS_> struct PagedShape {
+    static constexpr int D = D_, WM = WM_, PP = PP_, STAGES = STAGES_, BLOCKS = BLOCKS_;
+    static constexpr int WARPS = 4 * PP, THREADS = WARPS * 32, WK = WARPS / WM;
+    static constexpr int ROWS = 16 * WM; /* of the query tile */
+    static constexpr int KEYS = 16 * WM; /* a warp's tokens of a tile */
+    static constexpr int TILE = 64 * PP; /* tokens */
+    static constexpr int KV_BYTES = TILE * D * 2;
+    static constexpr int STAGE_BYTES =
+        2 * KV_BYTES; /* and just what the warps' sums take at the end */
+    static constexpr int Q_BYTES = ROWS * D * 2;
+    static constexpr int SHARED = Q_BYTES + STAGES * STAGE_BYTES;
+    static_assert(WARPS * 16 * D * 4 <= STAGE_BYTES, "the sums fit one stage");
+    static_assert(WARPS * 16 * 2 * 4 <= Q_BYTES, "reference points and sums fit the query tile");
+};
+
+/* ==== Which pages are a block's ==== */
+
+struct Share {
+    int head;
+    int item, first_item, n_items; /* of the grid; the head's first and how many it has */
+    int begin, end;                /* pages */
+};
+
+__device__ __forceinline__ int pages_of(const struct CudaPaged &a, int head)
+{
+    return head < a.n_kv_heads ? __ldg(a.n_refs + head) : 0;
+}
+
+/* Items of a head whose items have `chunk` pages at most. A head without pages still has an output. */
+__device__ __forceinline__ int items_of(const struct CudaPaged &a, int head, int chunk)
+{
+    if (head >= a.n_kv_heads) return 0;
+    return max((pages_of(a, head) + chunk - 1) / chunk, 1);
+}
+
+__device__ __forceinline__ int items_in_all(const struct CudaPaged &a, int chunk, int lane)
+{
+    int n = 0;
+    for (int h = lane; h < a.n_kv_heads; h += 32) n += items_of(a, h, chunk);
+    return __reduce_add_sync(ALL, n);
+}
+
+/* The smallest chunk with which no more items than blocks arise. */
+__device__ __forceinline__ int chunk_pages(const struct CudaPaged &a, int n_blocks, int lane)
+{
+    int sum = 0, most = 0;
+    for (int h = lane; h < a.n_kv_heads; h += 32) {
+        sum += pages_of(a, h);
+        most = max(most, pages_of(a, h));
+    }
+    sum = __reduce_add_sync(ALL, sum);
+    most = max(__reduce_max_sync(ALL, most), 1);
+    int low = max((sum + n_blocks - 1) / n_blocks, 1), high = most;
+    if (n_blocks > a.n_kv_heads) {
+        int spare = n_blocks - a.n_kv_heads;
+        high = max(min(high, (sum + spare - 1) / spare), low);
+    }
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (items_in_all(a, middle, lane) <= n_blocks)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+/* False when nothing is left for this block. Each warp reckons for itself. */
+__device__ __forceinline__ bool share_of(const struct CudaPaged &a, Share &s, int lane)
+{
+    int chunk = chunk_pages(a, gridDim.x, lane), before = 0;
+    s.item = blockIdx.x;
+    for (int h0 = 0; h0 < a.n_kv_heads; h0 += 32) {
+        int n = items_of(a, h0 + lane, chunk), last = n;
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+            int y = __shfl_up_sync(ALL, last, d);
+            if (lane >= d) last += y;
+        }
+        unsigned mine = __ballot_sync(ALL, s.item < before + last);
+        if (mine) {
+            int owner = __ffs(mine) - 1;
+            s.head = h0 + owner;
+            s.n_items = __shfl_sync(ALL, n, owner);
+            s.first_item = before + __shfl_sync(ALL, last, owner) - s.n_items;
+            int pages = pages_of(a, s.head), i = s.item - s.first_item;
+            s.begin = (int)((int64_t)pages * i / s.n_items);
+            s.end = (int)((int64_t)pages * (i + 1) / s.n_items);
+            return true;
+        }
+        before += __shfl_sync(ALL, last, 31);
+    }
+    return false;
+}
+
+/* ==== The tokens of a tile ==== */
+
+/* The pages of one head, and behind the last page the rows' own keys, if they are not in pages. */
+struct HeadPages {
+    const struct CudaPageRef *refs;
+    int n_refs, head, end; /* end: of the block's share, with the own keys */
+
+    __device__ __forceinline__ uint2 ref(const struct CudaPaged &a, int page) const
+    {
+        if (page < n_refs && page < end) return __ldg((const uint2 *)refs + page);
+        return make_uint2(0, page < end ? a.n_rows : 0);
+    }
+    __device__ __forceinline__ int len(int page) const { return (int)__ldg(&refs[page].len); }
+};
+
+template <class T>
+__device__ __forceinline__ void page_load(const struct CudaPaged &a, const HeadPages &h, int page,
+                                          uint2 ref, uint32_t to, int thread)
+{
+    const bf16 *k = (const bf16 *)(a.pool + ref.x * a.page_bytes), *v = k + 64 * T::D;
+    int64_t pitch = T::D;
+    if (page >= h.n_refs) {
+        k = a.k + h.head * T::D;
+        v = a.v + h.head * T::D;
+        pitch = (int64_t)a.n_kv_heads * T::D;
+    }
+    tile_load<T::D, 64, 128>(to, k, pitch, ref.y, thread);
+    tile_load<T::D, 64, 128>(to + T::KV_BYTES, v, pitch, ref.y, thread);
+}
+
+/* What the rows see of a page: row r of the batch its first `len - max(hidden - r, 0)` tokens; the first `biased` have the
+ * bias. */
+struct PageView {
+    int len, hidden, biased;
+};
+
+/* `before`: tokens before the page, as far as that matters for the bias. */
+__device__ __forceinline__ PageView page_view(const struct CudaPaged &a, const HeadPages &h,
+                                              int page, int before)
+{
+    if (page >= h.end) return {0, 0, 0};
+    if (page >= h.n_refs) return {a.n_rows, a.n_rows - 1, 0};
+    PageView v = {h.len(page), 0, max(a.n_biased - before, 0)};
+    if (a.k || a.n_rows == 1) return v;
+    int after = 0;
+    for (int p = page + 1; p < h.n_refs && after < a.n_rows - 1; p++) after += h.len(p);
+    v.hidden = a.n_rows - 1 - after;
+    return v;
+}
+
+/* Tokens of the pages before `end`; stops once they are enough for the bias. */
+__device__ __forceinline__ int tokens_before(const struct CudaPaged &a, const HeadPages &h, int end,
+                                             int lane)
+{
+    int n = 0;
+    for (int p = 0; p < end && n < a.n_biased; p += 32)
+        n += __reduce_add_sync(ALL, p + lane < end ? h.len(p + lane) : 0);
+    return n;
+}
+
+/* ==== A warp's 16 rows over its tokens of a tile ==== */
+
+/* Lane l has rows l / 4 and l / 4 + 8, there columns l % 4 * 2 and the next one of each 8. */
+template <class T> struct Sums {
+    float o[T::D / 8][4];
+    float top[2]; /* reference point, base 2 */
+    float sum[2]; /* this lane's share */
+};
+
+template <class T>
+__device__ __forceinline__ void mask(float (&s)[T::KEYS / 8][4], const struct CudaPaged &a,
+                                     const PageView &v, int row, int token, float group_part,
+                                     float bias, int lane)
+{
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int r = (int)((row + h * 8 + lane / 4 + 0.5f) * group_part); /* of the batch */
+        int seen = v.len - max(v.hidden - r, 0);
+#pragma unroll
+        for (int n = 0; n < T::KEYS / 8; n++)
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                int t = token + n * 8 + lane % 4 * 2 + c;
+                if (t < v.biased) s[n][2 * h + c] += bias;
+                if (t >= seen) s[n][2 * h + c] = -INFINITY;
+            }
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void raise(Sums<T> &r, const float (&s)[T::KEYS / 8][4], float scale2)
+{
+    float most[2];
+    bool far = false;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        most[h] = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < T::KEYS / 8; n++)
+            most[h] = fmaxf(most[h], fmaxf(s[n][2 * h], s[n][2 * h + 1]));
+        most[h] *= scale2;
+        far |= most[h] - r.top[h] > RISE;
+    }
+    if (!__any_sync(ALL, far)) return;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float top = fmaxf(r.top[h], quad_max(most[h]));
+        float shrink = top == -INFINITY ? 1 : exp2_fast(r.top[h] - top);
+        r.top[h] = top;
+        r.sum[h] *= shrink;
+#pragma unroll
+        for (int n = 0; n < T::D / 8; n++) {
+            r.o[n][2 * h] *= shrink;
+            r.o[n][2 * h + 1] *= shrink;
+        }
+    }
+}
+
+/* q: the warp's rows; k, v: its first token in the tile. */
+template <class T>
+__device__ __forceinline__ void products_qk(float (&s)[T::KEYS / 8][4], uint32_t q, uint32_t k,
+                                            int lane)
+{
+    LaneRow<T::D> at_q = lane_row_a<T::D>(lane), at_k = lane_row_b<T::D>(lane);
+#pragma unroll
+    for (int n = 0; n < T::KEYS / 8; n++)
+#pragma unroll
+        for (int c = 0; c < 4; c++) s[n][c] = 0;
+#pragma unroll
+    for (int d = 0; d < T::D / 16; d++) {
+        uint32_t a[4];
+        load_matrix(a, at_q.block(q, 0, d));
+#pragma unroll
+        for (int n = 0; n < T::KEYS / 16; n++) {
+            uint32_t b[4];
+            load_matrix(b, at_k.block(k, n * 16, d));
+            mma_bf16(s[2 * n], a, b[0], b[1]);
+            mma_bf16(s[2 * n + 1], a, b[2], b[3]);
+        }
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void products_pv(Sums<T> &r, const float (&s)[T::KEYS / 8][4],
+                                            uint32_t v, float scale2, int lane)
+{
+    LaneRow<T::D> at = lane_row_a<T::D>(lane);
+    float low[2] = {r.top[0] == -INFINITY ? 0 : -r.top[0], r.top[1] == -INFINITY ? 0 : -r.top[1]};
+#pragma unroll
+    for (int k = 0; k < T::KEYS / 16; k++) {
+        uint32_t p[4];
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            const float *x = &s[2 * k + (c >> 1)][(c & 1) * 2];
+            float p0 = exp2_fast(fmaf(x[0], scale2, low[c & 1]));
+            float p1 = exp2_fast(fmaf(x[1], scale2, low[c & 1]));
+            r.sum[c & 1] += p0 + p1;
+            p[c] = pack_bf16(p0, p1);
+        }
+#pragma unroll
+        for (int n = 0; n < T::D / 16; n++) {
+            uint32_t b[4];
+            load_matrix_turned(b, at.block(v, k * 16, n));
+            mma_bf16(r.o[2 * n], p, b[0], b[1]);
+            mma_bf16(r.o[2 * n + 1], p, b[2], b[3]);
+        }
+    }
+}
+
+/* ==== Joining sums ==== */
+
+/* Sums of 4 columns of a row that were taken against several reference points. */
+struct Joined {
+    float4 o;
+    float sum;
+    __device__ __forceinline__ void add(float4 x, float its_sum, float weight)
+    {
+        o.x += x.x * weight;
+        o.y += x.y * weight;
+        o.z += x.z * weight;
+        o.w += x.w * weight;
+        sum += its_sum * weight;
+    }
+};
+
+__device__ __forceinline__ float weight_of(float top, float most)
+{
+    return top == -INFINITY ? 0 : exp2_fast(top - most);
+}
+
+__device__ __forceinline__ void write_out(const struct CudaPaged &a, int head_dim, int head,
+                                          int row, int column, const Joined &j)
+{
+    int group = a.n_heads / a.n_kv_heads, r = row / group;
+    int64_t at = (int64_t)r * a.n_heads + head * group + row % group;
+    float part = j.sum > 0 ? 1 / j.sum : 0;
+    uint2 packed = {pack_bf16(j.o.x * part, j.o.y * part), pack_bf16(j.o.z * part, j.o.w * part)};
+    *(uint2 *)(a.out + at * head_dim + column) = packed;
+}
+
+/* Scratch: tickets, then o [items, rows, D], then (reference point, sum) [items, rows]. */
+struct Scratch {
+    int *tickets;
+    float4 *o;
+    float2 *ml;
+};
+
+__device__ __forceinline__ Scratch scratch_of(const struct CudaPaged &a, int head_dim, int rows)
+{
+    Scratch s;
+    s.tickets = (int *)a.part;
+    s.o = (float4 *)((char *)a.part + TICKET_BYTES);
+    s.ml = (float2 *)(s.o + (int64_t)a.n_splits * a.n_kv_heads * rows * (head_dim / 4));
+    return s;
+}
+
+/* A warp's row in shared memory: 16-byte chunks, permuted so that lanes of different rows meet in no bank. */
+__device__ __forceinline__ int sums_chunk(int row, int chunk)
+{
+    return chunk ^ (row & 3) << 1;
+}
+
+template <class T>
+__device__ __forceinline__ void sums_to_shared(const Sums<T> &r, float4 *o, float2 *ml, int warp,
+                                               int lane)
+{
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int row = warp * 16 + h * 8 + lane / 4;
+        float sum = quad_sum(r.sum[h]);
+        if (lane % 4 == 0) ml[row] = make_float2(r.top[h], sum);
+#pragma unroll
+        for (int n = 0; n < T::D / 8; n++) {
+            int chunk = sums_chunk(row, n * 2 + (lane >> 1 & 1));
+            float2 *to = (float2 *)(o + row * (T::D / 4) + chunk) + (lane & 1);
+            *to = make_float2(r.o[n][2 * h], r.o[n][2 * h + 1]);
+        }
+    }
+}
+
+/* The block's sums of `rows` rows from its warps' (warp w has row group w % WM and range w / WM): to the output if they are all, else to scratch. */
+template <class T>
+__device__ __forceinline__ void join_warps(const struct CudaPaged &a, const Share &share, int rows,
+                                           const float4 *o, const float2 *ml)
+{
+    constexpr int CHUNKS = T::D / 4;
+    Scratch s = scratch_of(a, T::D, rows);
+    for (int i = threadIdx.x; i < rows * CHUNKS; i += T::THREADS) {
+        int row = i / CHUNKS, chunk = i % CHUNKS;
+        float most = -INFINITY;
+#pragma unroll
+        for (int w = 0; w < T::WK; w++) most = fmaxf(most, ml[row + w * T::ROWS].x);
+        Joined j = {};
+#pragma unroll
+        for (int w = 0; w < T::WK; w++) {
+            int at = row + w * T::ROWS;
+            j.add(o[at * CHUNKS + sums_chunk(at, chunk)], ml[at].y, weight_of(ml[at].x, most));
+        }
+        if (share.n_items == 1) {
+            write_out(a, T::D, share.head, row, chunk * 4, j);
+            continue;
+        }
+        int64_t to = (int64_t)share.item * rows + row;
+        __stcg(s.o + to * CHUNKS + chunk, j.o);
+        if (chunk == 0) __stcg(s.ml + to, make_float2(most, j.sum));
+    }
+}
+
+/* True in the last block of a head; the ticket is then ready for the next launch. */
+__device__ __forceinline__ bool is_last(const struct CudaPaged &a, const Share &share)
+{
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        int *ticket = (int *)a.part + share.head;
+        last = atomicAdd(ticket, 1) == share.n_items - 1;
+        if (last) *ticket = 0;
+    }
+    __syncthreads();
+    if (last) __threadfence();
+    return last;
+}
+
+template <class T>
+__device__ __forceinline__ void join_items(const struct CudaPaged &a, const Share &share, int rows,
+                                           float *tops)
+{
+    constexpr int CHUNKS = T::D / 4;
+    Scratch s = scratch_of(a, T::D, rows);
+    int lane = threadIdx.x % 32;
+    for (int row = threadIdx.x / 32; row < rows; row += T::WARPS) {
+        float most = -INFINITY;
+        for (int i = lane; i < share.n_items; i += 32)
+            most = fmaxf(most, __ldcg(s.ml + (int64_t)(share.first_item + i) * rows + row).x);
+        for (int d = 16; d; d /= 2) most = fmaxf(most, __shfl_xor_sync(ALL, most, d));
+        if (lane == 0) tops[row] = most;
+    }
+    __syncthreads();
+    for (int at = threadIdx.x; at < rows * CHUNKS; at += T::THREADS) {
+        int row = at / CHUNKS, chunk = at % CHUNKS;
+        Joined j = {};
+#pragma unroll 8
+        for (int i = 0; i < share.n_items; i++) {
+            int64_t from = (int64_t)(share.first_item + i) * rows + row;
+            float2 ml = __ldcg(s.ml + from);
+            j.add(__ldcg(s.o + from * CHUNKS + chunk), ml.y, weight_of(ml.x, tops[row]));
+        }
+        write_out(a, T::D, share.head, row, chunk * 4, j);
+    }
+}
+
+/* ==== The kernel ==== */
+
+template <class T>
+__device__ __forceinline__ void queries_load(const struct CudaPaged &a, int head, int rows,
+                                             uint32_t to)
+{
+    int group = a.n_heads / a.n_kv_heads;
+    for (int i = threadIdx.x; i < T::ROWS * (T::D / 8); i += T::THREADS) {
+        int row = i / (T::D / 8), chunk = i % (T::D / 8);
+        int64_t line = (int64_t)(row / group) * a.n_heads + head * group + row % group;
+        copy_async(to + tile_offset<T::D>(row, chunk),
+                   a.q + (row < rows ? line * T::D + chunk * 8 : 0), row < rows);
+    }
+}
+
+template <class T>
+__global__
+__launch_bounds__(T::THREADS,
+                  T::BLOCKS) void paged_attention_kernel(const __grid_constant__ struct CudaPaged a)
+{
+    extern __shared__ __align__(128) char shared[];
+    int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    Share share;
+    if (!share_of(a, share, lane)) return;
+    int n_refs = pages_of(a, share.head);
+    if (a.k && share.item == share.first_item + share.n_items - 1) share.end++;
+    HeadPages pages = {a.refs + (int64_t)share.head * a.ref_stride, n_refs, share.head, share.end};
+    int n = (share.end - share.begin + T::PP - 1) / T::PP;
+
+    /* Each 128 threads bring one page of a tile; they know its ref before its turn comes. */
+    uint32_t q_tile = shared_address(shared), stages = q_tile + T::Q_BYTES;
+    int slot = thread / 128, next = share.begin + slot;
+    uint2 ref = pages.ref(a, next);
+    auto load = [&](int it) {
+        uint32_t to = stages + it % T::STAGES * T::STAGE_BYTES + slot * (64 * T::D * 2);
+        page_load<T>(a, pages, next, ref, to, thread % 128);
+        next += T::PP;
+        ref = pages.ref(a, next);
+    };
+    int group = a.n_heads / a.n_kv_heads, rows = a.n_rows * group;
+    queries_load<T>(a, share.head, rows, q_tile);
+    for (int it = 0; it < T::STAGES - 1; it++) {
+        if (it < n) load(it);
+        copy_commit();
+    }
+
+    Sums<T> sums = {};
+    sums.top[0] = sums.top[1] = -INFINITY;
+    float scale2 = a.scale * LOG2_E, group_part = 1.0f / group;
+    int row = warp % T::WM * 16, token = warp / T::WM * T::KEYS; /* of the tile */
+    uint32_t q = q_tile + row * (T::D * 2);
+    int before = tokens_before(a, pages, share.begin, lane);
+    for (int it = 0; it < n; it++) {
+        copy_wait<T::STAGES - 2>();
+        __syncthreads();
+        if (it + T::STAGES - 1 < n) load(it + T::STAGES - 1);
+        copy_commit();
+        int first = share.begin + it * T::PP, page = first + token / 64, in_page = token % 64;
+        int page_before = before;
+        if (before < a.n_biased)
+            for (int p = first; p < min(first + T::PP, n_refs); p++) {
+                if (p < page) page_before += pages.len(p);
+                before += pages.len(p);
+            }
+        PageView view = page_view(a, pages, page, page_before);
+        if (in_page >= view.len) continue;
+        uint32_t k = stages + it % T::STAGES * T::STAGE_BYTES + token * (T::D * 2);
+        float s[T::KEYS / 8][4];
+        products_qk<T>(s, q, k, lane);
+        if (in_page + T::KEYS > view.len || view.hidden > 0 || view.biased > in_page)
+            mask<T>(s, a, view, row, in_page, group_part, a.bias / a.scale, lane);
+        raise<T>(sums, s, scale2);
+        products_pv<T>(sums, s, k + T::KV_BYTES, scale2, lane);
+    }
+
+    copy_wait<0>();
+    __syncthreads();
+    float2 *ml = (float2 *)shared;
+    float4 *o = (float4 *)(shared + T::Q_BYTES);
+    sums_to_shared<T>(sums, o, ml, warp, lane);
+    __syncthreads();
+    join_warps<T>(a, share, rows, o, ml);
+    if (share.n_items > 1 && is_last(a, share)) join_items<T>(a, share, rows, (float *)shared);
+}
+
+int cuda_paged_splits(int n_kv_heads, int max_refs, int n_sm)
+{
+    int n = 2 * n_sm / (n_kv_heads > 0 ? n_kv_heads : 1);
+    if (n > max_refs) n = max_refs;
+    return n > 1 ? n : 1;
+}
+
+size_t cuda_paged_scratch(int n_rows, int n_heads, int head_dim, int n_splits)
+{
+    return TICKET_BYTES + (size_t)n_splits * n_rows * n_heads * (head_dim + 2) * sizeof(float);
+}
+
+template <class T> static cudaError_t launch(const struct CudaPaged *a, cudaStream_t s)
+{
+    cudaError_t err = cudaFuncSetAttribute(paged_attention_kernel<T>,
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize, T::SHARED);
+    if (err) return err;
+    paged_attention_kernel<T><<<a->n_splits * a->n_kv_heads, T::THREADS, T::SHARED, s>>>(*a);
+    return cudaGetLastError();
+}
+
+template <int D, int STAGES, int BLOCKS>
+static cudaError_t launch_rows(const struct CudaPaged *a, cudaStream_t s)
+{
+    int rows = a->n_rows * (a->n_heads / a->n_kv_heads);
+    if (rows <= 16) return launch<PagedShape<D, 1, 1, STAGES, BLOCKS>>(a, s);
+    if (rows <= 32) return launch<PagedShape<D, 2, 1, STAGES, BLOCKS>>(a, s);
+    return launch<PagedShape<D, 4, 1, STAGES, BLOCKS>>(a, s);
+}
+
+cudaError_t cuda_paged_attention(const struct CudaPaged *a, cudaStream_t s)
+{
+    if (a->n_kv_heads < 1 || a->n_kv_heads > MAX_HEADS || a->n_heads % a->n_kv_heads)
+        return cudaErrorInvalidValue;
+    if (a->n_rows * (a->n_heads / a->n_kv_heads) > MAX_ROWS || a->n_splits < 1)
+        return cudaErrorInvalidValue;
+    if (a->n_rows < 1) return cudaSuccess;
+    switch (a->head_dim) {
+    case 64:
+        return launch_rows<64, 4, 2>(a, s);
+    case 96:
+        return launch_rows<96, 4, 2>(a, s);
+    case 128:
+        return launch_rows<128, 3, 2>(a, s);
+    case 256:
+        return launch_rows<256, 2, 1>(a, s);
+    default:
+        return cudaErrorInvalidValue;
+    }
+}
