@@ -122,7 +122,7 @@ NVCC ?= $(CUDA)/bin/nvcc
 CUDA_DIR := build/cuda$(DIR:build/cpu%=%)
 CUDA_OBJECTS := $(patsubst cuda/%.cu,$(CUDA_DIR)/%.o,$(wildcard cuda/*.cu))
 CUDA_PROGRAMS := $(CUDA_DIR)/pcomp $(CUDA_DIR)/pcomp-eval
-CUDA_TESTS := $(patsubst tests/cuda/%.cu,$(CUDA_DIR)/tests/%,$(wildcard tests/cuda/test_*.cu))
+CUDA_TESTS := $(patsubst tests/cuda/%,$(CUDA_DIR)/tests/%,$(basename $(wildcard tests/cuda/test_*.cu tests/cuda/test_*.c)))
 HOPPER := -gencode=arch=compute_90a,code=sm_90a
 GENCODE := -gencode=arch=compute_80,code=[sm_80,compute_80] $(HOPPER)
 NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Isrc -I. -Xcompiler -Wall,-Wextra -MMD -MP
@@ -146,6 +146,10 @@ $(CUDA_DIR)/tests/%: tests/cuda/%.cu $(CUDA_OBJECTS)
 	@mkdir -p $(@D)
 	$(NVCC) $(NVCC_FLAGS) $(GENCODE) -o $@ $< $(CUDA_OBJECTS) $(OBJECTS) -Xlinker -rpath=$(CUDA)/lib64 \
 	  -L$(CUDA)/lib64 -lcublasLt -lgomp $(LIBS)
+
+$(CUDA_DIR)/tests/%: $(DIR)/tests/cuda/%.o $(OBJECTS) $(CUDA_OBJECTS)
+	@mkdir -p $(@D)
+	$(LINK) -o $@ $^ $(LIBS) $(CUDA_LIBS)
 
 # ==== Set-up ====
 

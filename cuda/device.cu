@@ -218,7 +218,7 @@ int dev_upload(struct Device *d, void *dst, const void *src, size_t bytes)
     const uint8_t *from = (const uint8_t *)src;
     uint8_t *to = (uint8_t *)dst;
     while (bytes) {
-        void *staged;
+        void *staged = NULL;
         size_t n = bytes < d->ring.size / 2 ? bytes : d->ring.size / 2;
         TRY(dev_stage(d, n, &staged));
         memcpy(staged, from, n);

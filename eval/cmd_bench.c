@@ -229,6 +229,9 @@ int benchmark_run(struct EvalCli *eval, const struct Benchmark *bench, const str
     TRY_GOTO(engine_open(eval->cli.model_path, &eval->cli.settings, &r->engine));
     TRY_GOTO(arm_keys(r));
     TRY_GOTO(run_folder_open(r, folder));
+    if (eval->workers > 1 && engine_on_gpu(r->engine))
+        TRY_GOTO(err_set(PC_ECONFIG, "--workers is for CPUs: one process feeds a GPU; leave it out, "
+                                     "or use --backend cpu"));
     status = eval->workers > 1 ? runner_workers(r, eval->workers) : runner_rows(r);
     status = tell_end(r, folder, status);
 fail:

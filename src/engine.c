@@ -91,6 +91,13 @@ const char *engine_device(const struct Engine *e)
     return e->be->describe(e->dev);
 }
 
+bool engine_on_gpu(const struct Engine *e)
+{
+    struct DeviceLimits limits;
+    e->be->limits(e->dev, &limits);
+    return limits.own_memory;
+}
+
 int engine_configure(struct Engine *e, const struct Settings *settings)
 {
     struct Settings old = e->settings;

@@ -26,6 +26,8 @@ const struct Settings *engine_settings(const struct Engine *e);
 int engine_configure(struct Engine *e, const struct Settings *settings);
 /* "cpu avx512vnni int16, 2 threads" */
 const char *engine_device(const struct Engine *e);
+/* The device computes in memory of its own, and for one process: what was opened does not survive a fork. */
+bool engine_on_gpu(const struct Engine *e);
 
 enum Stage { STAGE_TOKENIZE, STAGE_PREFILL, STAGE_QUESTION, STAGE_DECODE, STAGE_DONE };
 

@@ -69,6 +69,7 @@ static struct Engine *open_side(const char *model, const char *backend)
     must(settings_set(&set, "backend", backend));
     if (!strcmp(backend, "cpu")) must(settings_set(&set, "precision", "f32"));
     must(engine_open(model, &set, &e));
+    must(engine_weights(e));
     return e;
 }
 
