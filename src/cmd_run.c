@@ -164,6 +164,7 @@ static int write_page(const struct Run *run, const struct Request *req, const st
         .device = engine_device(run->engine),
         .source = run->source,
         .stop = stop_reason(r, status),
+        .chunk_score = engine_settings(run->engine)->chunk_score,
         .n_layers = model->cfg.n_layers,
         .n_kv_heads = model->cfg.n_kv_heads,
         .has_mark = run->has_mark,

@@ -25,7 +25,7 @@ static const char *const WORDS_CAP[] = {"auto=0", "off=-1", NULL};
 static const char *const WORDS_METHOD[] = {"parallelcomp",  "full",   "truncate",  "self-extend",
                                            "streaming-llm", "snapkv", "pyramidkv", NULL};
 static const char *const WORDS_SCALING[] = {"auto", "ntk", "yarn", NULL};
-static const char *const WORDS_SCORE[] = {"question", "published", "random", "bm25", NULL};
+static const char *const WORDS_SCORE[] = {"question", "published", "random", "bm25", "fusion", NULL};
 static const char *const WORDS_PRECISION[] = {"auto", "int16", "f32", "bf16", "fp8", NULL};
 static const char *const WORDS_CHAT[] = {"auto",    "raw",     "chatml",  "qwen",
                                          "llama-2", "llama-3", "mistral", NULL};
@@ -58,7 +58,7 @@ const struct Setting SETTINGS[] = {
      "width of the max-pool over the votes, odd; 1: none"},
     {"chunk_score", SET_ENUM, ENUM_AT(chunk_score), WORDS_SCORE, "question", "method",
      "what ranks the chunks: surprise of the question's own words, or of all that follows the chunk; "
-     "without the model: chance, or words shared with the question"},
+     "without the model: chance, or words shared with the question; fusion: the first and the last of these"},
     {"prefix_copies", SET_INT, AT(prefix_copies), 0, 1, 1 << 16, NULL, "1", "method",
      "weight of the shared prefix in the merged cache, as that many copies"},
     {"calib", SET_CALIB, AT(calib), 0, 0, 0, NULL, "[]", "method",

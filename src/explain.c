@@ -331,6 +331,27 @@ static int map_mark(struct Str *out, const struct Explain *e)
     return PC_OK;
 }
 
+/* What the bars' heights stand for, and who wins. */
+static int map_legend(struct Str *out, const struct Explain *e, const struct ScoreAxis *axis)
+{
+    static const char *const surprise =
+        "the surprise (mean NLL) of the question after it, which is least after the text that "
+        "answers it";
+    const char *const heights[] = {
+        [SCORE_QUESTION] = surprise,
+        [SCORE_PUBLISHED] = surprise,
+        [SCORE_RANDOM] = "drawn by chance",
+        [SCORE_BM25] = "BM25 of the words it shares with the question, with a minus sign",
+        [SCORE_FUSION] =
+            "the surprise (mean NLL) of the question after it, less for words they share",
+    };
+    if (!axis->any) return str_appendf(out, "No scores were taken, so all bars have one height.");
+    return str_appendf(out, "Its height is %s: %s", heights[e->chunk_score],
+                       n_kept(e->result) == e->result->plan.n_chunks
+                           ? "lower is better. Every chunk was kept."
+                           : "<b>the lowest bars win</b>.");
+}
+
 static int page_map(struct Str *out, const struct Explain *e)
 {
     const struct Result *r = e->result;
@@ -338,19 +359,15 @@ static int page_map(struct Str *out, const struct Explain *e)
     if (!r->chunks || r->plan.n_chunks == 0)
         return str_appendf(out, "<p>No chunks were made.</p>\n");
     struct ScoreAxis axis = score_axis(r);
+    TRY(str_appendf(out, "<p>Each bar is a chunk of the text. "));
+    TRY(map_legend(out, e, &axis));
     TRY(str_appendf(
         out,
-        "<p>Each bar is a chunk of the text. %s<br><svg class=\"swatch\" "
+        "<br><svg class=\"swatch\" "
         "viewBox=\"0 0 28 12\" role=\"img\" aria-label=\"hatched\"><rect class=\"keep\" x=\"1\" y=\"1\" "
         "width=\"26\" height=\"10\"/></svg>kept for the answer&emsp;<svg class=\"swatch\" "
         "viewBox=\"0 0 28 12\" role=\"img\" aria-label=\"plain\"><rect class=\"drop\" width=\"28\" "
-        "height=\"12\"/></svg>dropped</p>\n",
-        !axis.any ? "No scores were taken, so all bars have one height."
-        : n_kept(r) == r->plan.n_chunks
-            ? "Its height is the surprise (mean NLL) of the question after it; lower is better. "
-              "Every chunk was kept."
-            : "Its height is the surprise (mean NLL) of the question after it: <b>the lowest bars "
-              "win</b>, because the question is least surprising after the text that answers it."));
+        "height=\"12\"/></svg>dropped</p>\n"));
     if (axis.any && axis.low > 0)
         TRY(str_appendf(out, "<p>The axis starts at %.4g, not at zero.</p>\n", axis.low));
     TRY(str_appendf(

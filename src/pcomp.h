@@ -63,7 +63,8 @@ struct ChunkInfo {
     size_t byte_begin, byte_end; /* the same in the context text */
     double
         score; /* lower is kept; NAN when none was taken. Mean NLL of the scored question tokens, nats;
-                   * or BM25 with a minus sign, or chance, as chunk_score says */
+                   * the same less what shared words are worth; BM25 with a minus sign; or chance: as
+                   * chunk_score says */
     bool kept;
 };
 

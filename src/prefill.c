@@ -260,7 +260,7 @@ static int compact_tail(struct Session *s, const struct Wave *w)
     return s->tf.be->compact(s->tf.dev, s->tf.out, out_bytes, s->rows, n);
 }
 
-/* Mean NLL of the question under each chunk of the wave (method.md section 2). */
+/* Mean NLL of the question under each chunk of the wave (method.md section 2), and what is known of its words. */
 static int score_wave(struct Session *s, const struct Wave *w)
 {
     int q = s->prompt.tail.n, begin = s->prompt.score_begin, end = s->prompt.score_end, n = 0;
@@ -271,9 +271,11 @@ static int score_wave(struct Session *s, const struct Wave *w)
             s->targets[n] = s->prompt.tail.ids[t];
         }
     TRY(s->tf.be->nll(s->tf.dev, s->tf.x, s->rows, s->targets, n, s->nll));
-    for (int i = 0; i < w->n; i++)
-        s->out->chunks[w->chunk[i]].score =
-            self_information(s->nll + i * (end - begin), end - begin, 0, end - begin);
+    for (int i = 0; i < w->n; i++) {
+        double *score = &s->out->chunks[w->chunk[i]].score;
+        *score = self_information(s->nll + i * (end - begin), end - begin, 0, end - begin);
+        if (s->shared) *score += s->shared[w->chunk[i]];
+    }
     return PC_OK;
 }
 

@@ -18,6 +18,7 @@ int session_stages(struct Session *s, bool answer)
     TRY(prefill_prefix(s)); /* once, shared by all chunks */
     if (s->set.method == METHOD_PARALLELCOMP) {
         if (ranks_ahead(&s->set)) TRY(rank_ahead(s)); /* baselines: losers are never read */
+        if (s->shared) TRY(weigh_words(s));
         for (int c = 0; c < p->n_read; c += p->wave) {
             int n = p->n_read - c < p->wave ? p->n_read - c : p->wave;
             TRY(prefill_wave(s, c, n)); /* KV eviction layer by layer, then chunk eviction */
@@ -148,6 +149,15 @@ static int alloc_result(struct Session *s)
     return str_reserve(&r->text, (longest + 4) * (size_t)s->plan.max_tokens + 16);
 }
 
+static int alloc_ranks(struct Session *s)
+{
+    if (s->set.method != METHOD_PARALLELCOMP) return PC_OK;
+    TRY(chunk_queue_open(&s->queue, s->plan.keep ? s->plan.keep : 1, s->plan.n_chunks));
+    if (s->set.chunk_score != SCORE_FUSION) return PC_OK;
+    s->shared = mem_alloc((size_t)s->plan.n_chunks, sizeof *s->shared);
+    return s->shared ? PC_OK : PC_ENOMEM;
+}
+
 static int session_alloc(struct Session *s)
 {
     TRY(alloc_rows(s));
@@ -155,8 +165,7 @@ static int session_alloc(struct Session *s)
     TRY(alloc_cache(s));
     TRY(alloc_slots(s));
     TRY(alloc_policy(s));
-    if (s->set.method == METHOD_PARALLELCOMP)
-        TRY(chunk_queue_open(&s->queue, s->plan.keep ? s->plan.keep : 1, s->plan.n_chunks));
+    TRY(alloc_ranks(s));
     TRY(tf_open(&s->tf, s->e->be, s->e->dev, &s->e->model, s->batch_rows));
     TRY(rope_open(s));
     TRY(far_open(s));
@@ -199,7 +208,7 @@ void session_close(struct Session *s)
     chunk_queue_close(&s->queue);
     void *blocks[] = {s->slots, s->boundary, s->chunks, s->todo,      s->tokens, s->pos,
                       s->rows,  s->targets,  s->mass,   s->seq_begin, s->budget, s->nll,
-                      s->work,  s->keep,     s->drop,   s->logits};
+                      s->work,  s->keep,     s->drop,   s->logits,    s->shared};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     prompt_free(&s->prompt);
     memset(s, 0, sizeof *s);

@@ -67,6 +67,7 @@ struct Session {
     struct HeadTable prefix, merged;
     struct Slot *slots; /* [n_slots] */
     struct ChunkQueue queue;
+    double *shared; /* [n_chunks] fusion: what a chunk's words add to its score, nats; or NULL */
     struct KvWrites writes;
     struct Transformer tf;
 
@@ -110,6 +111,7 @@ void far_forget(struct Session *s,
 /* session_rank.c: whether the chunks are ranked without the model, so that only winners need be read; and that. */
 bool ranks_ahead(const struct Settings *set);
 int rank_ahead(struct Session *s);
+int weigh_words(struct Session *s); /* fusion: fills shared */
 
 /* prefill.c: a wave is the chunks todo[first .. first + n). */
 int prefill_prefix(struct Session *s);

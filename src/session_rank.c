@@ -1,11 +1,16 @@
-/* session_rank.c - baselines of the chunk score that need no model: chance and BM25.
+/* session_rank.c - what is known of the chunks before the model reads any: chance and BM25.
  *
- * Their winners are known before any prefill, so only those are read: that is what such a method costs.
- * They enter the same queue as other scores do, in which lower is better.
+ * As baselines they are the score: their winners are known before any prefill, so only those are read: that is
+ * what such a method costs. They enter the same queue as other scores do, in which lower is better. In fusion the
+ * words take something off the model's score of their chunk, which depends on no other chunk's, so that losers can
+ * leave while later chunks are yet to be read.
  */
 #include "session.h"
 
 #include "eviction/lexical.h"
+
+/* fusion: what the chunk that shares most with the question gains over one that shares nothing, nats a token */
+#define FUSION_NATS 1.0
 
 bool ranks_ahead(const struct Settings *set)
 {
@@ -34,14 +39,15 @@ static int question_words(const struct Session *s, struct Str *out)
     return PC_OK;
 }
 
-/* The chunks' own bytes of the text against the user's words. */
-static int rank_by_words(struct Session *s, double *score)
+/* BM25 of the chunks' own bytes of the text for the user's words. */
+static int score_words(struct Session *s, double *score)
 {
     int n = s->plan.n_chunks;
     if (!s->req->context || !s->prompt.context_offset)
         return err_set(PC_ECONFIG,
-                       "chunk_score bm25 compares words, but only token ids of the text "
-                       "are known here; use another --chunk-score");
+                       "chunk_score %s compares words, but only token ids of the text "
+                       "are known here; use another --chunk-score",
+                       setting_word("chunk_score", (int)s->set.chunk_score));
     struct Str asked = {0};
     struct LexText *text = mem_alloc((size_t)n, sizeof *text);
     int status = text ? question_words(s, &asked) : PC_ENOMEM;
@@ -52,10 +58,20 @@ static int rank_by_words(struct Session *s, double *score)
     }
     if (status == PC_OK)
         status = bm25_scores((struct LexText){asked.data, asked.len}, text, n, score);
-    for (int c = 0; c < n && status == PC_OK; c++) score[c] = -score[c];
     str_free(&asked);
     mem_free(text);
     return status;
+}
+
+int weigh_words(struct Session *s)
+{
+    int n = s->plan.n_chunks;
+    double most = 0;
+    TRY(score_words(s, s->shared));
+    for (int c = 0; c < n; c++)
+        if (s->shared[c] > most) most = s->shared[c];
+    for (int c = 0; c < n; c++) s->shared[c] *= most > 0 ? -FUSION_NATS / most : 0;
+    return PC_OK;
 }
 
 int rank_ahead(struct Session *s)
@@ -66,8 +82,9 @@ int rank_ahead(struct Session *s)
     if (s->set.chunk_score == SCORE_RANDOM)
         rank_by_chance(s, score);
     else
-        status = rank_by_words(s, score);
+        status = score_words(s, score);
     for (int c = 0; c < n && status == PC_OK; c++) {
+        if (s->set.chunk_score == SCORE_BM25) score[c] = -score[c];
         s->out->chunks[c].score = score[c];
         chunk_queue_push(&s->queue, c, score[c], &loser);
     }

@@ -121,6 +121,20 @@ static void test_page(void **state)
     assert_non_null(strstr(page, "prefill 2.00 s"));
 }
 
+/* The legend says what the bars are. */
+static void test_scores(void **state)
+{
+    (void)state;
+    static const char *const words[] = {"surprise", "surprise", "chance", "BM25",
+                                        "less for words they share"};
+    make_sample(8);
+    for (int i = 0; i <= SCORE_FUSION; i++) {
+        sample.explain.chunk_score = (enum ChunkScore)i;
+        assert_non_null(strstr(render(), words[i]));
+        assert_non_null(strstr(render(), "lowest bars win"));
+    }
+}
+
 static void test_escaped(void **state)
 {
     (void)state;
@@ -228,10 +242,11 @@ static void test_no_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_page),           cmocka_unit_test(test_escaped),
-        cmocka_unit_test(test_self_contained), cmocka_unit_test(test_without_scores),
-        cmocka_unit_test(test_edges),          cmocka_unit_test(test_mark),
-        cmocka_unit_test(test_bad_bytes),      cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_page),           cmocka_unit_test(test_scores),
+        cmocka_unit_test(test_escaped),        cmocka_unit_test(test_self_contained),
+        cmocka_unit_test(test_without_scores), cmocka_unit_test(test_edges),
+        cmocka_unit_test(test_mark),           cmocka_unit_test(test_bad_bytes),
+        cmocka_unit_test(test_no_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
 /* test_session_rank.c - chunks ranked without the model: only the winners are read, and the answer is the one that
- * the same chunks give in any other way.
+ * the same chunks give in any other way; and by both together.
  */
 #include "tests/unit/session_support.h"
 
@@ -39,6 +39,100 @@ static void test_bm25(void **state)
         }
         result_free(&r);
     }
+    engine_close(e);
+}
+
+/* Scores of all chunks under one chunk_score, all read. */
+static int all_scores(struct Engine *e, const struct Request *req, enum ChunkScore kind,
+                      double *score)
+{
+    struct Result r;
+    e->settings.chunk_score = kind;
+    e->settings.keep = KEEP_ALL;
+    must(session_run(e, req, &r));
+    int n = r.plan.n_chunks;
+    assert_in_range(n, 8, 64);
+    assert_int_equal(r.plan.n_read, n);
+    for (int c = 0; c < n; c++) score[c] = r.chunks[c].score;
+    result_free(&r);
+    return n;
+}
+
+/* What fusion takes off the model's score is BM25 in its own unit: nothing without a shared word, the same for the best
+ * chunk of any text. The lowest of what is left are kept. */
+static double check_fusion(struct Engine *e, const struct Request *req)
+{
+    double model[64], words[64], both[64];
+    int n = all_scores(e, req, SCORE_QUESTION, model), best = 0;
+    all_scores(e, req, SCORE_BM25, words);
+    all_scores(e, req, SCORE_FUSION, both);
+    for (int c = 0; c < n; c++)
+        if (words[c] < words[best]) best = c;
+    double unit = words[best] < 0 ? model[best] - both[best] : 0;
+    for (int c = 0; c < n; c++) {
+        double share = words[c] < 0 ? words[c] / words[best] : 0;
+        assert_true(fabs(model[c] - both[c] - unit * share) < 1e-9);
+    }
+    e->settings.keep = 3;
+    struct Result r;
+    must(session_run(e, req, &r));
+    for (int c = 0; c < n; c++) {
+        int better = 0;
+        for (int i = 0; i < n; i++) better += both[i] < both[c] || (both[i] == both[c] && i < c);
+        assert_true(r.chunks[c].score == both[c]);
+        assert_int_equal(r.chunks[c].kept, better < 3);
+    }
+    result_free(&r);
+    return unit;
+}
+
+static void check_fusions(struct Engine *e)
+{
+    enum { BYTES = 3000 };
+    char text[BYTES];
+    double units[2];
+    for (int i = 0; i < 2; i++) {
+        fill_text(text, BYTES, 700 + 900 * i, 5 + (uint64_t)i);
+        memcpy(text + 2500, " where where is ", 16);
+        struct Request req = request(text, BYTES);
+        units[i] = check_fusion(e, &req);
+    }
+    assert_true(units[0] > 0.01);
+    assert_true(fabs(units[0] - units[1]) < 1e-9);
+    struct Request strange = request(text, BYTES);
+    strange.question = "??";
+    assert_true(check_fusion(e, &strange) == 0);
+    strange.question =
+        ""; /* no words of the user's own: all that follows a chunk is scored, as published */
+    double published[64], both[64], words[64];
+    int n = all_scores(e, &strange, SCORE_PUBLISHED, published);
+    all_scores(e, &strange, SCORE_BM25, words);
+    all_scores(e, &strange, SCORE_FUSION, both);
+    for (int c = 0; c < n; c++)
+        assert_true(words[c] < 0 ? both[c] < published[c] : both[c] == published[c]);
+}
+
+static void test_fusion(void **state)
+{
+    (void)state;
+    each_engine(check_fusions);
+}
+
+/* Every chunk is read, in waves of any size, with the same scores. */
+static void test_fusion_waves(void **state)
+{
+    (void)state;
+    struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
+    enum { BYTES = 3000 };
+    char text[BYTES];
+    double one[64], more[64];
+    fill_text(text, BYTES, 700, 5);
+    struct Request req = request(text, BYTES);
+    e->settings.wave = 1;
+    int n = all_scores(e, &req, SCORE_FUSION, one);
+    e->settings.wave = 3;
+    all_scores(e, &req, SCORE_FUSION, more);
+    assert_memory_equal(one, more, sizeof *one * (size_t)n);
     engine_close(e);
 }
 
@@ -126,11 +220,14 @@ static void test_ids_only(void **state)
     (void)state;
     struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
     struct Run run;
-    e->settings.chunk_score = SCORE_BM25;
-    run_open(&run, e, plain_input);
-    assert_int_equal(session_stages(&run.s, false), PC_ECONFIG);
-    assert_non_null(strstr(err_text(), "--chunk-score"));
-    run_close(&run);
+    for (int i = 0; i < 2; i++) {
+        e->settings.chunk_score = i ? SCORE_FUSION : SCORE_BM25;
+        run_open(&run, e, plain_input);
+        assert_int_equal(session_stages(&run.s, false), PC_ECONFIG);
+        assert_non_null(strstr(err_text(), i ? "fusion" : "bm25"));
+        assert_non_null(strstr(err_text(), "--chunk-score"));
+        run_close(&run);
+    }
     engine_close(e);
 }
 
@@ -162,9 +259,10 @@ static void test_plan(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_bm25),        cmocka_unit_test(test_random),
-        cmocka_unit_test(test_same_answer), cmocka_unit_test(test_ids_only),
-        cmocka_unit_test(test_plan),
+        cmocka_unit_test(test_bm25),         cmocka_unit_test(test_random),
+        cmocka_unit_test(test_same_answer),  cmocka_unit_test(test_ids_only),
+        cmocka_unit_test(test_plan),         cmocka_unit_test(test_fusion),
+        cmocka_unit_test(test_fusion_waves),
     };
     return cmocka_run_group_tests_name("session_rank", tests, NULL, NULL) != 0;
 }
