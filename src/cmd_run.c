@@ -165,6 +165,7 @@ static int write_page(const struct Run *run, const struct Request *req, const st
         .source = run->source,
         .stop = stop_reason(r, status),
         .chunk_score = engine_settings(run->engine)->chunk_score,
+        .anchor = engine_settings(run->engine)->anchor,
         .n_layers = model->cfg.n_layers,
         .n_kv_heads = model->cfg.n_kv_heads,
         .has_mark = run->has_mark,

@@ -26,6 +26,7 @@ static const char *const WORDS_METHOD[] = {"parallelcomp",  "full",   "truncate"
                                            "streaming-llm", "snapkv", "pyramidkv", NULL};
 static const char *const WORDS_SCALING[] = {"auto", "ntk", "yarn", NULL};
 static const char *const WORDS_SCORE[] = {"question", "published", "random", "bm25", "fusion", NULL};
+static const char *const WORDS_ANCHOR[] = {"none", "last", "ends", NULL};
 static const char *const WORDS_PRECISION[] = {"auto", "int16", "f32", "bf16", "fp8", NULL};
 static const char *const WORDS_CHAT[] = {"auto",    "raw",     "chatml",  "qwen",
                                          "llama-2", "llama-3", "mistral", NULL};
@@ -59,6 +60,8 @@ const struct Setting SETTINGS[] = {
     {"chunk_score", SET_ENUM, ENUM_AT(chunk_score), WORDS_SCORE, "question", "method",
      "what ranks the chunks: surprise of the question's own words, or of all that follows the chunk; "
      "without the model: chance, or words shared with the question; fusion: the first and the last of these"},
+    {"anchor", SET_ENUM, ENUM_AT(anchor), WORDS_ANCHOR, "none", "method",
+     "chunks kept whatever their score, among those of keep: the last, which stands next to the question; or both ends"},
     {"prefix_copies", SET_INT, AT(prefix_copies), 0, 1, 1 << 16, NULL, "1", "method",
      "weight of the shared prefix in the merged cache, as that many copies"},
     {"calib", SET_CALIB, AT(calib), 0, 0, 0, NULL, "[]", "method",
@@ -274,7 +277,8 @@ static int set_enum(const struct Setting *set, void *at, const char *value)
 }
 
 _Static_assert(sizeof(enum Method) == sizeof(int) && sizeof(enum ChunkScore) == sizeof(int) &&
-                   sizeof(enum Precision) == sizeof(int) && sizeof(enum Scaling) == sizeof(int),
+                   sizeof(enum Precision) == sizeof(int) && sizeof(enum Scaling) == sizeof(int) &&
+                   sizeof(enum Anchor) == sizeof(int),
                "enums of struct Settings are read and written as int");
 
 static int set_text(const struct Setting *set, char *at, const char *value)
@@ -583,6 +587,9 @@ int settings_check(const struct Settings *s)
                        "setting 'chunk': %d tokens and a question do not fit into a window "
                        "of %d; lower --chunk",
                        s->chunk, s->window);
+    if (s->anchor == ANCHOR_ENDS && s->keep == 1)
+        return err_set(PC_ECONFIG, "setting 'anchor': both ends are two chunks and keep is 1; "
+                                   "raise --keep or give --anchor last");
     return PC_OK;
 }
 

@@ -20,6 +20,7 @@ enum Method {
 };
 enum Scaling { SCALING_AUTO, SCALING_NTK, SCALING_YARN };
 enum ChunkScore { SCORE_QUESTION, SCORE_PUBLISHED, SCORE_RANDOM, SCORE_BM25, SCORE_FUSION };
+enum Anchor { ANCHOR_NONE, ANCHOR_LAST, ANCHOR_ENDS };
 enum Precision { PRECISION_AUTO, PRECISION_INT16, PRECISION_F32, PRECISION_BF16, PRECISION_FP8 };
 enum TokenClass { CLASS_SINK, CLASS_MIDDLE, CLASS_RECENT };
 
@@ -47,6 +48,7 @@ struct Settings {
     int obs_rows;            /* last question rows that vote for tokens */
     int pool;                /* width of the max-pool over importance, odd */
     enum ChunkScore chunk_score;
+    enum Anchor anchor;      /* chunks that stay whatever their score; among the k */
     int prefix_copies;       /* weight of the shared prefix in the merged cache, as that many copies */
     struct CalibRule calib[CALIB_RULES_MAX];
     int n_calib;

@@ -11,6 +11,7 @@ struct Explain {
     const char *question, *model, *device, *source; /* source: the file's name, or "" */
     const char *stop;                               /* why the answer ended */
     enum ChunkScore chunk_score;
+    enum Anchor anchor;
     int n_layers, n_kv_heads;
     bool has_mark;               /* a place in the text to point at (the demo's hidden sentence) */
     size_t mark_begin, mark_end; /* bytes of context */

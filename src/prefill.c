@@ -283,8 +283,8 @@ static int score_wave(struct Session *s, const struct Wave *w)
 static int evict_chunks(struct Session *s, const struct Wave *w)
 {
     for (int i = 0; i < w->n; i++) {
-        int loser, chunk = w->chunk[i];
-        chunk_queue_push(&s->queue, chunk, s->out->chunks[chunk].score, &loser);
+        int loser;
+        offer_chunk(s, w->chunk[i], &loser);
         if (loser < 0) continue;
         struct Slot *slot = session_slot(s, loser);
         if (!slot) return err_set(PC_EINTERNAL, "chunk %d has no slot", loser);

@@ -112,6 +112,8 @@ void far_forget(struct Session *s,
 bool ranks_ahead(const struct Settings *set);
 int rank_ahead(struct Session *s);
 int weigh_words(struct Session *s); /* fusion: fills shared */
+/* A scored chunk enters the queue; *loser as in chunk_queue_push. */
+void offer_chunk(struct Session *s, int chunk, int *loser);
 
 /* prefill.c: a wave is the chunks todo[first .. first + n). */
 int prefill_prefix(struct Session *s);

@@ -9,8 +9,22 @@
 
 #include "eviction/lexical.h"
 
+#include <math.h>
+
 /* fusion: what the chunk that shares most with the question gains over one that shares nothing, nats a token */
 #define FUSION_NATS 1.0
+
+static bool is_anchor(const struct Session *s, int chunk)
+{
+    enum Anchor a = s->set.anchor;
+    return (a != ANCHOR_NONE && chunk == s->plan.n_chunks - 1) || (a == ANCHOR_ENDS && chunk == 0);
+}
+
+void offer_chunk(struct Session *s, int chunk, int *loser)
+{
+    double score = is_anchor(s, chunk) ? -INFINITY : s->out->chunks[chunk].score;
+    chunk_queue_push(&s->queue, chunk, score, loser);
+}
 
 bool ranks_ahead(const struct Settings *set)
 {
@@ -86,7 +100,7 @@ int rank_ahead(struct Session *s)
     for (int c = 0; c < n && status == PC_OK; c++) {
         if (s->set.chunk_score == SCORE_BM25) score[c] = -score[c];
         s->out->chunks[c].score = score[c];
-        chunk_queue_push(&s->queue, c, score[c], &loser);
+        offer_chunk(s, c, &loser);
     }
     mem_free(score);
     chunk_queue_kept(&s->queue, s->todo);

@@ -127,6 +127,13 @@ static void test_baselines(void **state)
     assert_int_equal(s.method, METHOD_PYRAMIDKV);
     assert_int_equal(settings_set(&s, "chunk_score", "bm25"), PC_OK);
     assert_int_equal(s.chunk_score, SCORE_BM25);
+    assert_int_equal(settings_set(&s, "chunk_score", "fusion"), PC_OK);
+    assert_int_equal(s.chunk_score, SCORE_FUSION);
+    assert_int_equal(settings_set(&s, "anchor", "ends"), PC_OK);
+    assert_int_equal(s.anchor, ANCHOR_ENDS);
+    assert_int_equal(settings_check(&s), PC_OK);
+    assert_int_equal(settings_set(&s, "keep", "1"), PC_OK);
+    assert_refused(settings_check(&s), "--anchor last");
     s = fresh();
     assert_int_equal(settings_set(&s, "rope_factor", "2.5"), PC_OK);
     assert_true(s.rope_factor == 2.5f);

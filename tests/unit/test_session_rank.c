@@ -118,6 +118,77 @@ static void test_fusion(void **state)
     each_engine(check_fusions);
 }
 
+/* Whether brute force keeps chunk c: an end that is anchored, or one of the lowest of the others. */
+static bool stays(const double *score, int n, int c, enum Anchor anchor, int keep)
+{
+    int better = 0;
+    bool ahead[64];
+    for (int i = 0; i < n; i++)
+        ahead[i] = (anchor == ANCHOR_ENDS && i == 0) || (anchor != ANCHOR_NONE && i == n - 1);
+    for (int i = 0; i < n; i++)
+        better += ahead[i] != ahead[c] ? ahead[i]
+                                       : score[i] < score[c] || (score[i] == score[c] && i < c);
+    return better < keep;
+}
+
+static void check_anchors(struct Engine *e, const struct Request *req, enum ChunkScore kind)
+{
+    static const enum Anchor anchors[] = {ANCHOR_NONE, ANCHOR_LAST, ANCHOR_LAST,
+                                          ANCHOR_LAST, ANCHOR_ENDS, ANCHOR_ENDS};
+    static const int keeps[] = {2, 1, 2, 3, 2, 4};
+    bool ahead = kind == SCORE_RANDOM || kind == SCORE_BM25;
+    double score[64];
+    int n = all_scores(e, req, kind, score);
+    for (int i = 0; i < 6; i++) {
+        struct Result r;
+        e->settings.anchor = anchors[i];
+        e->settings.keep = keeps[i];
+        e->settings.wave = 1 + i % 3;
+        must(session_run(e, req, &r));
+        assert_int_equal(r.plan.n_read, ahead ? keeps[i] : n);
+        for (int c = 0; c < n; c++) {
+            assert_true(r.chunks[c].score == score[c]);
+            assert_int_equal(r.chunks[c].kept, stays(score, n, c, anchors[i], keeps[i]));
+        }
+        result_free(&r);
+    }
+    e->settings.anchor = ANCHOR_NONE;
+    e->settings.wave = AUTO;
+}
+
+static void test_anchors(void **state)
+{
+    (void)state;
+    struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
+    enum { BYTES = 2500 };
+    char text[BYTES];
+    fill_text(text, BYTES, 900, 5);
+    struct Request req = request(text, BYTES);
+    for (int kind = SCORE_QUESTION; kind <= SCORE_FUSION; kind++)
+        check_anchors(e, &req, (enum ChunkScore)kind);
+    engine_close(e);
+}
+
+/* Where all chunks are kept an anchor changes nothing. */
+static void check_anchor_all(struct Engine *e)
+{
+    struct Outcome want, have;
+    e->settings.keep = KEEP_ALL;
+    want = outcome(e, plain_input);
+    e->settings.anchor = ANCHOR_ENDS;
+    have = outcome(e, plain_input);
+    same_bits(&want, &have);
+    have = outcome(e, (struct Input){9, 90, 14, 1}); /* a single chunk is both ends */
+    assert_int_equal(have.n_chunks, 1);
+    assert_true(have.kept[0]);
+}
+
+static void test_anchor_all(void **state)
+{
+    (void)state;
+    each_engine(check_anchor_all);
+}
+
 /* Every chunk is read, in waves of any size, with the same scores. */
 static void test_fusion_waves(void **state)
 {
@@ -262,7 +333,8 @@ int main(void)
         cmocka_unit_test(test_bm25),         cmocka_unit_test(test_random),
         cmocka_unit_test(test_same_answer),  cmocka_unit_test(test_ids_only),
         cmocka_unit_test(test_plan),         cmocka_unit_test(test_fusion),
-        cmocka_unit_test(test_fusion_waves),
+        cmocka_unit_test(test_fusion_waves), cmocka_unit_test(test_anchors),
+        cmocka_unit_test(test_anchor_all),
     };
     return cmocka_run_group_tests_name("session_rank", tests, NULL, NULL) != 0;
 }
