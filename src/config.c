@@ -21,6 +21,7 @@ extern char **environ;
 
 static const char *const WORDS_AUTO[] = {"auto=0", NULL};
 static const char *const WORDS_KEEP[] = {"auto=0", "all=-1", NULL};
+static const char *const WORDS_GAP[] = {"off=0", NULL};
 static const char *const WORDS_CAP[] = {"auto=0", "off=-1", NULL};
 static const char *const WORDS_METHOD[] = {"parallelcomp",  "full",   "truncate",  "self-extend",
                                            "streaming-llm", "snapkv", "pyramidkv", NULL};
@@ -62,6 +63,8 @@ const struct Setting SETTINGS[] = {
      "without the model: chance, or words shared with the question; fusion: the first and the last of these"},
     {"anchor", SET_ENUM, ENUM_AT(anchor), WORDS_ANCHOR, "none", "method",
      "chunks kept whatever their score, among those of keep: the last, which stands next to the question; or both ends"},
+    {"keep_gap", SET_FLOAT, AT(keep_gap), 0, 0.001, 1000, WORDS_GAP, "off", "method",
+     "nats: of the chunks of keep those leave whose score is worse than the best one's by more; for scores of the model"},
     {"prefix_copies", SET_INT, AT(prefix_copies), 0, 1, 1 << 16, NULL, "1", "method",
      "weight of the shared prefix in the merged cache, as that many copies"},
     {"calib", SET_CALIB, AT(calib), 0, 0, 0, NULL, "[]", "method",

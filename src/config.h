@@ -48,6 +48,7 @@ struct Settings {
     int obs_rows;            /* last question rows that vote for tokens */
     int pool;                /* width of the max-pool over importance, odd */
     enum ChunkScore chunk_score;
+    float keep_gap;          /* nats above the best kept score at which a kept chunk leaves after all; 0: never */
     enum Anchor anchor;      /* chunks that stay whatever their score; among the k */
     int prefix_copies;       /* weight of the shared prefix in the merged cache, as that many copies */
     struct CalibRule calib[CALIB_RULES_MAX];

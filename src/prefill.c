@@ -279,17 +279,22 @@ static int score_wave(struct Session *s, const struct Wave *w)
     return PC_OK;
 }
 
+static int release_chunk(struct Session *s, int chunk)
+{
+    struct Slot *slot = session_slot(s, chunk);
+    if (!slot) return err_set(PC_EINTERNAL, "chunk %d has no slot", chunk);
+    kv_clear(&s->kv, &slot->table);
+    slot->chunk = -1;
+    return PC_OK;
+}
+
 /* The queue keeps the k most relevant chunks seen so far; a loser's pages are free at once. */
 static int evict_chunks(struct Session *s, const struct Wave *w)
 {
     for (int i = 0; i < w->n; i++) {
         int loser;
         offer_chunk(s, w->chunk[i], &loser);
-        if (loser < 0) continue;
-        struct Slot *slot = session_slot(s, loser);
-        if (!slot) return err_set(PC_EINTERNAL, "chunk %d has no slot", loser);
-        kv_clear(&s->kv, &slot->table);
-        slot->chunk = -1;
+        if (loser >= 0) TRY(release_chunk(s, loser));
     }
     return PC_OK;
 }
@@ -338,8 +343,13 @@ int prefill_wave(struct Session *s, int first, int n)
 int merge_kept(struct Session *s)
 {
     int *kept = s->rows, n = chunk_queue_kept(&s->queue, kept), longest = 0;
+    double limit = gap_limit(s, kept, n);
     TRY(kv_move(&s->merged, &s->prefix));
     for (int i = 0; i < n; i++) {
+        if (s->out->chunks[kept[i]].score > limit && !is_anchor(s, kept[i])) {
+            TRY(release_chunk(s, kept[i]));
+            continue;
+        }
         const struct Chunk *c = &s->chunks[kept[i]];
         struct Slot *slot = session_slot(s, kept[i]);
         if (!slot) return err_set(PC_EINTERNAL, "kept chunk %d has no slot", kept[i]);

@@ -114,6 +114,9 @@ int rank_ahead(struct Session *s);
 int weigh_words(struct Session *s); /* fusion: fills shared */
 /* A scored chunk enters the queue; *loser as in chunk_queue_push. */
 void offer_chunk(struct Session *s, int chunk, int *loser);
+bool is_anchor(const struct Session *s, int chunk);
+/* Once all are read: the score up to which the n kept chunks may stay, anchors apart. */
+double gap_limit(const struct Session *s, const int *kept, int n);
 
 /* prefill.c: a wave is the chunks todo[first .. first + n). */
 int prefill_prefix(struct Session *s);

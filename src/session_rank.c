@@ -14,7 +14,7 @@
 /* fusion: what the chunk that shares most with the question gains over one that shares nothing, nats a token */
 #define FUSION_NATS 1.0
 
-static bool is_anchor(const struct Session *s, int chunk)
+bool is_anchor(const struct Session *s, int chunk)
 {
     enum Anchor a = s->set.anchor;
     return (a != ANCHOR_NONE && chunk == s->plan.n_chunks - 1) || (a == ANCHOR_ENDS && chunk == 0);
@@ -24,6 +24,14 @@ void offer_chunk(struct Session *s, int chunk, int *loser)
 {
     double score = is_anchor(s, chunk) ? -INFINITY : s->out->chunks[chunk].score;
     chunk_queue_push(&s->queue, chunk, score, loser);
+}
+
+double gap_limit(const struct Session *s, const int *kept, int n)
+{
+    double best = INFINITY;
+    if (s->set.keep_gap <= 0 || ranks_ahead(&s->set)) return INFINITY;
+    for (int i = 0; i < n; i++) best = fmin(best, s->out->chunks[kept[i]].score);
+    return best + s->set.keep_gap;
 }
 
 bool ranks_ahead(const struct Settings *set)

@@ -135,6 +135,15 @@ static void test_baselines(void **state)
     assert_int_equal(settings_set(&s, "keep", "1"), PC_OK);
     assert_refused(settings_check(&s), "--anchor last");
     s = fresh();
+    assert_true(s.keep_gap == 0);
+    assert_int_equal(settings_set(&s, "keep_gap", "0.25"), PC_OK);
+    assert_true(s.keep_gap == 0.25f);
+    assert_refused(settings_set(&s, "keep_gap", "0"), "out of range");
+    assert_int_equal(settings_set(&s, "keep_gap", "off"), PC_OK);
+    assert_int_equal(settings_json(&s, &json), PC_OK);
+    assert_non_null(strstr(json.data, "\"keep_gap\":\"off\""));
+    str_clear(&json);
+    s = fresh();
     assert_int_equal(settings_set(&s, "rope_factor", "2.5"), PC_OK);
     assert_true(s.rope_factor == 2.5f);
     assert_refused(settings_set(&s, "rope_factor", "0.5"), "out of range");

@@ -189,6 +189,80 @@ static void test_anchor_all(void **state)
     each_engine(check_anchor_all);
 }
 
+/* A gap that lets the best `left` of the scores stay: halfway between two of them. */
+static float gap_for(const struct Outcome *o, int left)
+{
+    double sorted[64];
+    memcpy(sorted, o->score, sizeof sorted);
+    for (int i = 0; i < o->n_chunks; i++)
+        for (int j = i; j > 0 && sorted[j - 1] > sorted[j]; j--) {
+            double t = sorted[j];
+            sorted[j] = sorted[j - 1], sorted[j - 1] = t;
+        }
+    return (float)((sorted[left - 1] + sorted[left]) / 2 - sorted[0]);
+}
+
+/* What the gap leaves is what fewer chunks to keep would have left, and so is the answer. */
+static void check_gap(struct Engine *e)
+{
+    struct Settings *set = &e->settings;
+    set->kv_cap = 50;
+    for (int kind = SCORE_QUESTION; kind <= SCORE_PUBLISHED; kind++)
+        for (int left = 1; left <= 4; left++) {
+            set->chunk_score = (enum ChunkScore)kind;
+            set->keep_gap = 0;
+            set->keep = left;
+            struct Outcome want = outcome(e, plain_input);
+            set->keep_gap = gap_for(&want, left);
+            set->keep = left == 4 ? KEEP_ALL : 4;
+            set->wave = left;
+            struct Outcome have = outcome(e, plain_input);
+            same_bits(&want, &have);
+            assert_memory_equal(want.kv_kept, have.kv_kept, sizeof want.kv_kept);
+        }
+}
+
+static void check_gap_stage2(struct Engine *e)
+{
+    add_rule(e, (struct CalibRule){CLASS_MIDDLE, 0, 2, 0.004f, 10, 0, 2});
+    check_gap(e);
+}
+
+/* Ends stay whatever the gap; scores that are not the model's have none. */
+static void check_gap_others(struct Engine *e)
+{
+    struct Settings *set = &e->settings;
+    set->keep = 4;
+    struct Outcome all = outcome(e, plain_input), o;
+    set->keep_gap = 0.001f;
+    set->anchor = ANCHOR_ENDS;
+    o = outcome(e, plain_input);
+    double best = INFINITY;
+    for (int c = 0; c < all.n_chunks; c++)
+        if (c == 0 || c == all.n_chunks - 1 || stays(all.score, all.n_chunks, c, ANCHOR_ENDS, 4))
+            best = fmin(best, all.score[c]);
+    for (int c = 0; c < all.n_chunks; c++) {
+        bool end = c == 0 || c == all.n_chunks - 1;
+        bool near = stays(all.score, all.n_chunks, c, ANCHOR_ENDS, 4) &&
+                    all.score[c] <= best + set->keep_gap;
+        assert_int_equal(o.kept[c], end || near);
+    }
+    set->anchor = ANCHOR_NONE;
+    set->chunk_score = SCORE_RANDOM;
+    struct Outcome gap = outcome(e, plain_input);
+    set->keep_gap = 0;
+    struct Outcome none = outcome(e, plain_input);
+    same_bits(&gap, &none);
+}
+
+static void test_gap(void **state)
+{
+    (void)state;
+    each_engine(check_gap);
+    each_engine(check_gap_stage2);
+    each_engine(check_gap_others);
+}
+
 /* Every chunk is read, in waves of any size, with the same scores. */
 static void test_fusion_waves(void **state)
 {
@@ -334,7 +408,7 @@ int main(void)
         cmocka_unit_test(test_same_answer),  cmocka_unit_test(test_ids_only),
         cmocka_unit_test(test_plan),         cmocka_unit_test(test_fusion),
         cmocka_unit_test(test_fusion_waves), cmocka_unit_test(test_anchors),
-        cmocka_unit_test(test_anchor_all),
+        cmocka_unit_test(test_anchor_all),   cmocka_unit_test(test_gap),
     };
     return cmocka_run_group_tests_name("session_rank", tests, NULL, NULL) != 0;
 }
