@@ -29,17 +29,19 @@ constexpr float MAX_LAG = 8.0f;
 /* Below any logit, and finite: a row that has seen no key yet needs no case of its own. */
 constexpr float LOWEST = -1e30f;
 
-/* What the compiler needs to know of a kernel. */
-template <int D_, int GROUPS_, int STAGES_, bool TURNS_ = true, bool LAZY_ = true> struct Shape {
-    static constexpr int D = D_, GROUPS = GROUPS_, STAGES = STAGES_;
-    static constexpr bool TURNS = TURNS_, LAZY = LAZY_;
+/* What the compiler needs to know of a kernel: buffers of Q, K and V, and the share of exponentials, in 64ths, that
+ * the FMA units take off the special function units. */
+template <int D_, int GROUPS_, int Q_STAGES_, int K_STAGES_, int V_STAGES_, int POLY_>
+struct Shape {
+    static constexpr int D = D_, GROUPS = GROUPS_, POLY = POLY_;
+    static constexpr int Q_STAGES = Q_STAGES_, K_STAGES = K_STAGES_, V_STAGES = V_STAGES_;
     static constexpr int ROWS = GROUP_ROWS * GROUPS;
     static constexpr int THREADS = 128 * (GROUPS + 1);
     static constexpr int Q_BYTES = GROUP_ROWS * D * 2; /* of one warpgroup */
     static constexpr int KV_BYTES = KEYS * D * 2;
     /* 512 registers a lane of the four schedulers are to share. */
-    static constexpr int LOAD_REGS = GROUPS == 2 ? 24 : 32;
-    static constexpr int MATH_REGS = GROUPS == 2 ? 240 : 160;
+    static constexpr int LOAD_REGS = GROUPS == 2 ? Q_STAGES == 2 ? 40 : 24 : 32;
+    static constexpr int MATH_REGS = GROUPS == 2 ? Q_STAGES == 2 ? 232 : 240 : 160;
 };
 
 struct Params {
@@ -61,11 +63,12 @@ struct Tile {
     int n_steps;       /* key tiles to visit; 0: no more work */
 };
 
+constexpr int MAX_STAGES = 4;
 struct Control {
-    uint64_t q_full[MAX_GROUPS], q_empty[MAX_GROUPS];
-    uint64_t k_full[4], k_empty[4], v_full[4], v_empty[4];
-    struct Tile tile[MAX_GROUPS]; /* guarded as Q is */
-    struct Tile next;             /* of the loading thread, which has few registers */
+    uint64_t q_full[2][MAX_GROUPS], q_empty[2][MAX_GROUPS];
+    uint64_t k_full[MAX_STAGES], k_empty[MAX_STAGES], v_full[MAX_STAGES], v_empty[MAX_STAGES];
+    struct Tile tile[2][MAX_GROUPS]; /* guarded as Q is */
+    struct Tile next;                /* of the loading thread, which has few registers */
 };
 
 /* Next tile of a launch, and how many blocks have seen the end of it; the last one resets both. */
@@ -75,7 +78,7 @@ struct Queue {
 constexpr int N_QUEUES = 256;
 __device__ struct Queue queues[N_QUEUES];
 
-/* Place in the ring of key tiles. */
+/* Place in a ring of buffers. */
 template <int STAGES> struct Cursor {
     int stage = 0;
     uint32_t parity = 0;
@@ -94,12 +97,17 @@ template <class S> struct Memory {
     __device__ explicit Memory(uint8_t *raw)
     {
         q = raw + (-shared_addr(raw) & 1023); /* the swizzle's period */
-        k = q + S::GROUPS * S::Q_BYTES;
-        v = k + S::STAGES * S::KV_BYTES;
-        c = (struct Control *)(v + S::STAGES * S::KV_BYTES);
+        k = q + S::Q_STAGES * S::GROUPS * S::Q_BYTES;
+        v = k + S::K_STAGES * S::KV_BYTES;
+        c = (struct Control *)(v + S::V_STAGES * S::KV_BYTES);
     }
-    static constexpr int BYTES =
-        S::GROUPS * S::Q_BYTES + 2 * S::STAGES * S::KV_BYTES + (int)sizeof(struct Control) + 1024;
+    __device__ __forceinline__ uint8_t *q_tile(int stage, int group)
+    {
+        return q + (stage * S::GROUPS + group) * S::Q_BYTES;
+    }
+    static constexpr int BYTES = S::Q_STAGES * S::GROUPS * S::Q_BYTES +
+                                 (S::K_STAGES + S::V_STAGES) * S::KV_BYTES +
+                                 (int)sizeof(struct Control) + 1024;
     static_assert(BYTES <= 227 * 1024, "more shared memory than a block has");
 };
 
@@ -151,40 +159,41 @@ __device__ __forceinline__ int key_tile(const struct Tile &t, int step)
 template <class S> struct Loader {
     const struct Params *p;
     Memory<S> m;
-    Cursor<S::STAGES> k, v;
-    uint32_t tiles = 0; /* loaded so far */
+    Cursor<S::Q_STAGES> q;
+    Cursor<S::K_STAGES> k;
+    Cursor<S::V_STAGES> v;
 
-    __device__ void load_kv(uint8_t *ring, uint64_t *full, uint64_t *empty, const CUtensorMap *map,
-                            Cursor<S::STAGES> *at, int tile, int kv)
-    {
-        mbar_wait(&empty[at->stage], at->parity ^ 1);
-        mbar_arrive_expect(&full[at->stage], S::KV_BYTES);
-        tensor_load_4d(ring + at->stage * S::KV_BYTES, map, &full[at->stage], 0, tile * KEYS, 0,
-                       kv);
-        at->advance();
-    }
     __device__ void load_k(int tile, int kv)
     {
-        load_kv(m.k, m.c->k_full, m.c->k_empty, &p->k, &k, tile, kv);
+        uint64_t *full = &m.c->k_full[k.stage];
+        mbar_wait(&m.c->k_empty[k.stage], k.parity ^ 1);
+        mbar_arrive_expect(full, S::KV_BYTES);
+        tensor_load_4d(m.k + k.stage * S::KV_BYTES, &p->k, full, 0, tile * KEYS, 0, kv);
+        k.advance();
     }
     __device__ void load_v(int tile, int kv)
     {
-        load_kv(m.v, m.c->v_full, m.c->v_empty, &p->v, &v, tile, kv);
+        uint64_t *full = &m.c->v_full[v.stage];
+        mbar_wait(&m.c->v_empty[v.stage], v.parity ^ 1);
+        mbar_arrive_expect(full, S::KV_BYTES);
+        tensor_load_4d(m.v + v.stage * S::KV_BYTES, &p->v, full, 0, tile * KEYS, 0, kv);
+        v.advance();
     }
     __device__ void tell(int group, const struct Tile &t)
     {
-        mbar_wait(&m.c->q_empty[group], (tiles & 1) ^ 1);
-        m.c->tile[group] = t;
+        mbar_wait(&m.c->q_empty[q.stage][group], q.parity ^ 1);
+        m.c->tile[q.stage][group] = t;
     }
     __device__ void load_q(const struct Tile &t)
     {
         for (int g = 0; g < S::GROUPS; g++) {
+            uint64_t *full = &m.c->q_full[q.stage][g];
             tell(g, t);
-            mbar_arrive_expect(&m.c->q_full[g], S::Q_BYTES);
-            tensor_load_4d(m.q + g * S::Q_BYTES, &p->q, &m.c->q_full[g], 0,
+            mbar_arrive_expect(full, S::Q_BYTES);
+            tensor_load_4d(m.q_tile(q.stage, g), &p->q, full, 0,
                            t.seq_row + t.first_row + g * GROUP_ROWS, 0, t.head);
         }
-        tiles++;
+        q.advance();
     }
     __device__ void load_tile(const struct Tile &t, int kv)
     {
@@ -201,7 +210,7 @@ template <class S> struct Loader {
         m.c->next.n_steps = 0;
         for (int g = 0; g < S::GROUPS; g++) {
             tell(g, m.c->next);
-            mbar_arrive(&m.c->q_full[g]);
+            mbar_arrive(&m.c->q_full[q.stage][g]);
         }
     }
 };
@@ -247,6 +256,15 @@ __device__ __forceinline__ void mask_logits(float (&s)[KEYS / 2], const struct S
     }
 }
 
+/* The same where only the row's own place bounds what it sees. */
+__device__ __forceinline__ void mask_causal(float (&s)[KEYS / 2], const struct Sight &v, int key)
+{
+    int left[2] = {v.end[0] - key, v.end[1] - key};
+#pragma unroll
+    for (int i = 0; i < KEYS / 2; i++)
+        s[i] = i / 4 * 8 + i % 2 < left[i / 2 % 2] ? s[i] : -INFINITY;
+}
+
 __device__ __forceinline__ float quad_max(float x)
 {
     x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
@@ -265,7 +283,6 @@ struct Rows {
     float shrink[2];      /* what the last step multiplied earlier sums by */
 };
 
-template <bool LAZY>
 __device__ __forceinline__ void follow_max(const float (&s)[KEYS / 2], struct Rows *w, float scale)
 {
 #pragma unroll
@@ -277,13 +294,36 @@ __device__ __forceinline__ void follow_max(const float (&s)[KEYS / 2], struct Ro
             odd = fmaxf(odd, s[i + 2 * r + 1]);
         }
         float old = w->max[r], now = fmaxf(old, quad_max(fmaxf(even, odd)));
-        if (LAZY) now = (now - old) * scale > MAX_LAG ? now : old;
+        now = (now - old) * scale > MAX_LAG ? now : old;
         w->max[r] = now;
         w->shrink[r] = exp2_fast((old - now) * scale);
     }
 }
 
+/* 2^x on the FMA units, to 1e-4: round, a cubic for the rest, and the rounded part into the exponent. */
+__device__ __forceinline__ float exp2_cubic(float x)
+{
+    const float shifter = 12582912; /* 1.5 * 2^23: the sum's last bit counts ones */
+    x = fmaxf(x, -126.0f);
+    float t = x + shifter, f = x - (t - shifter);
+    float y = fmaf(fmaf(fmaf(f, 0.05517167f, 0.24261114f), f, 0.69326097f), f, 0.99992806f);
+    return __int_as_float(__float_as_int(y) + (__float_as_int(t) << 23));
+}
+
+/* Whether element i of a thread's 64 is of the share, spread evenly. */
+__host__ __device__ constexpr bool takes_cubic(int i, int share)
+{
+    int n = i / 4 * 2 + i % 2; /* of its row's 32 */
+    return (n + 1) * share / 64 > n * share / 64;
+}
+
+template <int POLY> __device__ __forceinline__ float exp2_shared(float x, int i)
+{
+    return takes_cubic(i, POLY) ? exp2_cubic(x) : exp2_fast(x);
+}
+
 /* Logits to weights, in place. */
+template <int POLY>
 __device__ __forceinline__ void weigh(float (&s)[KEYS / 2], struct Rows *w, float scale)
 {
 #pragma unroll
@@ -291,8 +331,8 @@ __device__ __forceinline__ void weigh(float (&s)[KEYS / 2], struct Rows *w, floa
         float shift = -w->max[r] * scale, even = 0, odd = 0;
 #pragma unroll
         for (int i = 2 * r; i < KEYS / 2; i += 4) {
-            s[i] = exp2_fast(fmaf(s[i], scale, shift));
-            s[i + 1] = exp2_fast(fmaf(s[i + 1], scale, shift));
+            s[i] = exp2_shared<POLY>(fmaf(s[i], scale, shift), i);
+            s[i + 1] = exp2_shared<POLY>(fmaf(s[i + 1], scale, shift), i + 1);
             even += s[i];
             odd += s[i + 1];
         }
@@ -392,42 +432,53 @@ template <class S> struct Mathers {
     const struct CudaAttn *a;
     Memory<S> m;
     int group;
-    Cursor<S::STAGES> at; /* the key tile of the next step */
+    Cursor<S::Q_STAGES> q;
+    Cursor<S::K_STAGES> k;
+    Cursor<S::V_STAGES> v;
 
     __device__ __forceinline__ void release(uint64_t *bar)
     {
         if (threadIdx.x % 32 == 0) mbar_arrive(bar);
     }
-    __device__ __forceinline__ void take_turn()
-    {
-        if (S::TURNS) named_sync(1 + group, 256);
-    }
-    __device__ __forceinline__ void pass_turn()
-    {
-        if (S::TURNS) named_arrive(1 + (group + 1) % S::GROUPS, 256);
-    }
+    __device__ __forceinline__ void take_turn() { named_sync(1 + group, 256); }
+    __device__ __forceinline__ void pass_turn() { named_arrive(1 + (group + 1) % S::GROUPS, 256); }
     __device__ __forceinline__ uint64_t q_desc()
     {
-        return wgmma_desc(m.q + group * S::Q_BYTES, 16, 1024);
+        return wgmma_desc(m.q_tile(q.stage, group), 16, 1024);
     }
-    __device__ __forceinline__ uint64_t k_desc(int stage)
+    __device__ __forceinline__ uint64_t k_desc()
     {
-        return wgmma_desc(m.k + stage * S::KV_BYTES, 16, 1024);
+        return wgmma_desc(m.k + k.stage * S::KV_BYTES, 16, 1024);
     }
-    __device__ __forceinline__ uint64_t v_desc(int stage)
+    __device__ __forceinline__ uint64_t v_desc()
     {
-        return wgmma_desc(m.v + stage * S::KV_BYTES, KEYS * 128, 1024);
+        return wgmma_desc(m.v + v.stage * S::KV_BYTES, KEYS * 128, 1024);
+    }
+    __device__ __forceinline__ void wait_k() { mbar_wait(&m.c->k_full[k.stage], k.parity); }
+    __device__ __forceinline__ void wait_v(const Cursor<S::V_STAGES> &at)
+    {
+        mbar_wait(&m.c->v_full[at.stage], at.parity);
+    }
+    __device__ __forceinline__ void release_q() { release(&m.c->q_empty[q.stage][group]); }
+    __device__ __forceinline__ void release_k()
+    {
+        release(&m.c->k_empty[k.stage]);
+        k.advance();
+    }
+    __device__ __forceinline__ void release_v()
+    {
+        release(&m.c->v_empty[v.stage]);
+        v.advance();
     }
     /* A key tile that none of the warpgroup's rows sees. */
     __device__ void skip_step()
     {
         take_turn();
         pass_turn();
-        mbar_wait(&m.c->k_full[at.stage], at.parity);
-        release(&m.c->k_empty[at.stage]);
-        mbar_wait(&m.c->v_full[at.stage], at.parity);
-        release(&m.c->v_empty[at.stage]);
-        at.advance();
+        wait_k();
+        release_k();
+        wait_v(v);
+        release_v();
     }
     __device__ void run_tile(const struct Tile &t);
     __device__ void run();
@@ -435,7 +486,6 @@ template <class S> struct Mathers {
 
 template <class S> __device__ __forceinline__ void Mathers<S>::run_tile(const struct Tile &t)
 {
-    struct Control *c = m.c;
     int first = t.first_row + group * GROUP_ROWS;
     int row = first + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4; /* and row + 8 */
     int key = threadIdx.x % 4 * 2;
@@ -445,7 +495,7 @@ template <class S> __device__ __forceinline__ void Mathers<S>::run_tile(const st
     if (first + GROUP_ROWS <= t.first_wanted) step = t.n_steps;
     for (int i = 0; i < step; i++) skip_step();
     if (step == t.n_steps) {
-        release(&c->q_empty[group]);
+        release_q();
         return;
     }
 
@@ -459,6 +509,13 @@ template <class S> __device__ __forceinline__ void Mathers<S>::run_tile(const st
     int mask_high = (t.past + first + 1) / KEYS;
     int mask_low = t.window > 0 ? t.past + first + GROUP_ROWS - t.window : 0;
     mask_low = (max(mask_low, a->n_biased) + KEYS - 1) / KEYS;
+    auto mask = [&](float(&s)[KEYS / 2]) {
+        int tile = key_tile(t, step);
+        if (tile < mask_low)
+            mask_logits(s, sight, tile * KEYS + key);
+        else if (tile >= mask_high)
+            mask_causal(s, sight, tile * KEYS + key);
+    };
 
     float s[KEYS / 2], o[S::D / 2];
     uint32_t weights[KEYS / 4];
@@ -466,68 +523,65 @@ template <class S> __device__ __forceinline__ void Mathers<S>::run_tile(const st
 #pragma unroll
     for (int i = 0; i < S::D / 2; i++) o[i] = 0;
 
-    mbar_wait(&c->k_full[at.stage], at.parity);
+    wait_k();
     take_turn();
     pin_registers(s);
     wgmma_fence();
-    multiply_qk<S>(s, q_desc(), k_desc(at.stage));
+    multiply_qk<S>(s, q_desc(), k_desc());
     pass_turn();
     wgmma_wait<0>();
     pin_registers(s);
-    release(&c->k_empty[at.stage]);
-    int tile = key_tile(t, step);
-    if (tile >= mask_high || tile < mask_low) mask_logits(s, sight, tile * KEYS + key);
-    follow_max<S::LAZY>(s, &rows, scale);
-    weigh(s, &rows, scale);
+    release_k();
+    mask(s);
+    follow_max(s, &rows, scale);
+    weigh<S::POLY>(s, &rows, scale);
     pack_weights(weights, s);
-    mbar_wait(&c->v_full[at.stage], at.parity);
+    wait_v(v);
 
     for (step++; step < t.n_steps; step++) {
-        Cursor<S::STAGES> before = at;
-        at.advance();
-        mbar_wait(&c->k_full[at.stage], at.parity);
+        wait_k();
         take_turn();
         pin_registers(s);
         pin_registers(o);
         wgmma_fence();
-        multiply_qk<S>(s, q_desc(), k_desc(at.stage));
-        multiply_pv<S>(o, weights, v_desc(before.stage));
+        multiply_qk<S>(s, q_desc(), k_desc());
+        multiply_pv<S>(o, weights, v_desc());
         pass_turn();
         wgmma_wait<1>();
         pin_registers(s);
-        release(&c->k_empty[at.stage]);
-        tile = key_tile(t, step);
-        if (tile >= mask_high || tile < mask_low) mask_logits(s, sight, tile * KEYS + key);
-        follow_max<S::LAZY>(s, &rows, scale);
-        weigh(s, &rows, scale);
-        /* Also what keeps the compiler from waiting for the product before the softmax. */
+        release_k();
+        mask(s);
+        follow_max(s, &rows, scale);
+        weigh<S::POLY>(s, &rows, scale);
         pin_registers(s);
-        mbar_wait(&c->v_full[at.stage], at.parity);
+        /* Waiting for the next V here also keeps the compiler from moving the softmax behind the wait for PV. */
+        Cursor<S::V_STAGES> next = v;
+        next.advance();
+        wait_v(next);
         wgmma_wait<0>();
         pin_registers(o);
-        release(&c->v_empty[before.stage]);
+        release_v();
         bool same = rows.shrink[0] == 1 && rows.shrink[1] == 1;
-        if (!S::LAZY || !__all_sync(~0u, same)) shrink_output(o, rows);
+        if (!__all_sync(~0u, same)) shrink_output(o, rows);
         pack_weights(weights, s);
     }
-    release(&c->q_empty[group]);
+    release_q();
 
     pin_registers(o);
     wgmma_fence();
-    multiply_pv<S>(o, weights, v_desc(at.stage));
+    multiply_pv<S>(o, weights, v_desc());
     wgmma_wait<0>();
     pin_registers(o);
-    release(&c->v_empty[at.stage]);
-    at.advance();
+    release_v();
     write_rows<S>(a, t, row, o, &rows);
 }
 
 template <class S> __device__ __forceinline__ void Mathers<S>::run()
 {
-    if (S::TURNS && group == S::GROUPS - 1) named_arrive(1, 256);
-    for (uint32_t n = 0;; n++) {
-        mbar_wait(&m.c->q_full[group], n & 1);
-        const struct Tile t = m.c->tile[group];
+    if (group == S::GROUPS - 1) pass_turn(); /* the first turn is group 0's */
+    for (;; q.advance()) {
+        mbar_wait(&m.c->q_full[q.stage][group], q.parity);
+        const struct Tile t = m.c->tile[q.stage][group];
         if (t.n_steps == 0) return;
         run_tile(t);
     }
@@ -537,14 +591,17 @@ template <class S> __device__ __forceinline__ void Mathers<S>::run()
 
 template <class S> __device__ void init_barriers(struct Control *c)
 {
-    for (int g = 0; g < S::GROUPS; g++) {
-        mbar_init(&c->q_full[g], 1);
-        mbar_init(&c->q_empty[g], 4); /* one arrival a warp */
-    }
-    for (int i = 0; i < S::STAGES; i++) {
+    for (int i = 0; i < S::Q_STAGES; i++)
+        for (int g = 0; g < S::GROUPS; g++) {
+            mbar_init(&c->q_full[i][g], 1);
+            mbar_init(&c->q_empty[i][g], 4); /* one arrival a warp */
+        }
+    for (int i = 0; i < S::K_STAGES; i++) {
         mbar_init(&c->k_full[i], 1);
-        mbar_init(&c->v_full[i], 1);
         mbar_init(&c->k_empty[i], 4 * S::GROUPS);
+    }
+    for (int i = 0; i < S::V_STAGES; i++) {
+        mbar_init(&c->v_full[i], 1);
         mbar_init(&c->v_empty[i], 4 * S::GROUPS);
     }
     mbar_init_fence();
@@ -658,17 +715,19 @@ struct Variant {
     bool persistent;
 };
 extern const struct Variant attn_variants[] = {
-    {"128 g2 s3 turns lazy", 128, launch<Shape<128, 2, 3>>, true},
-    {"128 g2 s3 turns lazy grid", 128, launch<Shape<128, 2, 3>>, false},
-    {"128 g2 s2 turns lazy", 128, launch<Shape<128, 2, 2>>, true},
-    {"128 g2 s3 - lazy", 128, launch<Shape<128, 2, 3, false, true>>, true},
-    {"128 g2 s3 turns -", 128, launch<Shape<128, 2, 3, true, false>>, true},
-    {"64 g3 s4 turns lazy", 64, launch<Shape<64, 3, 4>>, true},
-    {"64 g3 s4 turns lazy grid", 64, launch<Shape<64, 3, 4>>, false},
-    {"64 g3 s4 - lazy", 64, launch<Shape<64, 3, 4, false, true>>, true},
-    {"64 g3 s4 turns -", 64, launch<Shape<64, 3, 4, true, false>>, true},
-    {"64 g2 s4 turns lazy", 64, launch<Shape<64, 2, 4>>, true},
-    {"64 g2 s4 - lazy", 64, launch<Shape<64, 2, 4, false, true>>, true},
+    {"128 q1 k3 v3 poly 0", 128, launch<Shape<128, 2, 1, 3, 3, 0>>, true},
+    {"128 q2 k3 v2 poly 0", 128, launch<Shape<128, 2, 2, 3, 2, 0>>, true},
+    {"128 q2 k2 v3 poly 0", 128, launch<Shape<128, 2, 2, 2, 3, 0>>, true},
+    {"128 q1 k3 v3 poly 4", 128, launch<Shape<128, 2, 1, 3, 3, 4>>, true},
+    {"128 q1 k3 v3 poly 8", 128, launch<Shape<128, 2, 1, 3, 3, 8>>, true},
+    {"64 q1 k4 v4 poly 0", 64, launch<Shape<64, 3, 1, 4, 4, 0>>, true},
+    {"64 q2 k4 v4 poly 0", 64, launch<Shape<64, 3, 2, 4, 4, 0>>, true},
+    {"64 q2 k4 v4 poly 4", 64, launch<Shape<64, 3, 2, 4, 4, 4>>, true},
+    {"64 q2 k4 v4 poly 8", 64, launch<Shape<64, 3, 2, 4, 4, 8>>, true},
+    {"64 q2 k4 v4 poly 12", 64, launch<Shape<64, 3, 2, 4, 4, 12>>, true},
+    {"64 q2 k4 v4 poly 16", 64, launch<Shape<64, 3, 2, 4, 4, 16>>, true},
+    {"64 q2 k4 v4 poly 24", 64, launch<Shape<64, 3, 2, 4, 4, 24>>, true},
+    {"64 q2 k3 v3 poly 0", 64, launch<Shape<64, 3, 2, 3, 3, 0>>, true},
 };
 extern const int n_attn_variants = sizeof attn_variants / sizeof attn_variants[0];
 #endif
@@ -676,7 +735,7 @@ extern const int n_attn_variants = sizeof attn_variants / sizeof attn_variants[0
 cudaError_t cuda_attention_sm90a(const struct CudaAttn *a, cudaStream_t s)
 {
     if (!valid(a)) return cudaErrorInvalidValue;
-    if (a->head_dim == 128) return launch<Shape<128, 2, 3>>(a, s);
-    if (a->head_dim == 64) return launch<Shape<64, 3, 4>>(a, s);
+    if (a->head_dim == 128) return launch<Shape<128, 2, 1, 3, 3, 0>>(a, s);
+    if (a->head_dim == 64) return launch<Shape<64, 3, 2, 4, 4, 8>>(a, s);
     return cudaErrorInvalidValue;
 }

@@ -1,6 +1,6 @@
 /* test_attention_sm90a.cu - cuda_attention_sm90a against a reference in double precision.
  *
- *     test_attention_sm90a [--time]
+ *     test_attention_sm90a [--time [shape]]
  */
 #include "../../cuda/kernels.h"
 
@@ -439,7 +439,8 @@ extern const struct Variant attn_variants[];
 extern const int n_attn_variants;
 #endif
 
-static void time_all(void)
+/* All shapes, or one. */
+static void time_shapes(int only)
 {
     const struct Problem shapes[] = {
         {"128: 32/8 heads, 2 x 8192", 128, 32, 8, repeated(2, 8192), {0}, 1},
@@ -451,6 +452,7 @@ static void time_all(void)
         {"64: 32/8 heads, 2 x 8192", 64, 32, 8, repeated(2, 8192), {0}, 1},
     };
     for (const struct Problem &p : shapes) {
+        if (only >= 0 && &p != &shapes[only]) continue;
         struct Data d;
         open_data(&d, &p);
         double flops = count_flops(&d), ms = median_ms(&d.a, NULL, true);
@@ -481,7 +483,7 @@ int main(int argc, char **argv)
         return 0;
     }
     if (argc > 1 && !strcmp(argv[1], "--time")) {
-        time_all();
+        time_shapes(argc > 2 ? atoi(argv[2]) : -1);
         return 0;
     }
     test_all();
