@@ -44,7 +44,7 @@ static int attend_pages(struct Device *d, const struct AttnArgs *a)
     p.refs = t->refs + head * t->stride;
     p.n_refs = t->n_refs + head;
     p.ref_stride = t->stride;
-    p.max_refs = d->max_refs;
+    p.max_refs = t->stride; /* the same for every step, since a record holds it */
     p.n_rows = a->seq_begin[1];
     p.n_heads = m->n_heads;
     p.n_kv_heads = m->n_kv_heads;
@@ -177,29 +177,40 @@ int cuda_keep(struct Device *d, const struct AttnArgs *a, const struct KeepArgs 
 
 /* ==== Pages ==== */
 
+int upload_writes(struct Device *d, const struct KvWrite *writes, int n)
+{
+    void *staged;
+    TRY(dev_stage(d, (size_t)n * sizeof(struct DevWrite), &staged));
+    struct DevWrite *out = (struct DevWrite *)staged;
+    for (int i = 0; i < n; i++) {
+        const struct KvWrite *w = &writes[i];
+        out[i] = {(const bf16 *)w->k,
+                  (const bf16 *)w->v,
+                  w->index,
+                  w->row0,
+                  w->kv_head,
+                  w->first,
+                  w->n,
+                  w->page.page,
+                  w->at};
+    }
+    CUDA_TRY(cudaMemcpyAsync(d->s.writes, staged, (size_t)n * sizeof(struct DevWrite),
+                             cudaMemcpyHostToDevice, d->stream));
+    return PC_OK;
+}
+
 int cuda_kv_write(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
                   int n)
 {
     struct PagesArgs p = pages_of(d, pool);
+    if (d->recording) {
+        CUDA_TRY(pages_write(&p, d->s.writes + d->noted, n, d->stream));
+        d->noted += n;
+        return PC_OK;
+    }
     for (int at = 0; at < n; at += WRITES) {
         int m = n - at < WRITES ? n - at : WRITES;
-        void *staged;
-        TRY(dev_stage(d, (size_t)m * sizeof(struct DevWrite), &staged));
-        struct DevWrite *out = (struct DevWrite *)staged;
-        for (int i = 0; i < m; i++) {
-            const struct KvWrite *w = &writes[at + i];
-            out[i] = {(const bf16 *)w->k,
-                      (const bf16 *)w->v,
-                      w->index,
-                      w->row0,
-                      w->kv_head,
-                      w->first,
-                      w->n,
-                      w->page.page,
-                      w->at};
-        }
-        CUDA_TRY(cudaMemcpyAsync(d->s.writes, staged, (size_t)m * sizeof(struct DevWrite),
-                                 cudaMemcpyHostToDevice, d->stream));
+        TRY(upload_writes(d, writes + at, m));
         CUDA_TRY(pages_write(&p, d->s.writes, m, d->stream));
     }
     return PC_OK;

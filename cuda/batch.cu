@@ -90,8 +90,8 @@ static void cut_attention(struct Cut *c, const struct Device *d, const struct Ba
     s->n_splits = cuda_paged_splits(m->n_kv_heads, (int)refs, d->n_sm);
     s->part_bytes = cuda_paged_scratch(few ? few : 1, m->n_heads, m->head_dim, s->n_splits);
     s->part = (float *)cut(c, s->part_bytes);
-    s->table.room = refs * heads;
-    s->table.refs = (struct CudaPageRef *)cut(c, s->table.room * sizeof *s->table.refs);
+    s->table.stride = (int)refs;
+    s->table.refs = (struct CudaPageRef *)cut(c, refs * heads * sizeof *s->table.refs);
     s->table.n_refs = (int *)cut(c, heads * sizeof(int));
     s->table.n_tokens = (int *)cut(c, heads * sizeof(int));
     s->writes = (struct DevWrite *)cut(c, WRITES * sizeof *s->writes);
@@ -116,6 +116,7 @@ int cuda_reserve(struct Device *d, const struct BatchShape *shape)
 {
     size_t bytes = cuda_scratch_bytes(d, shape);
     CUDA_TRY(cudaStreamSynchronize(d->stream));
+    step_forget(d);
     if (bytes > d->block_bytes) {
         dev_free(d, d->block);
         d->block_bytes = 0;
@@ -123,6 +124,8 @@ int cuda_reserve(struct Device *d, const struct BatchShape *shape)
         if (!d->block) return PC_ENOMEM;
         d->block_bytes = bytes;
     }
+    dev_count(d, d->block,
+              bytes); /* a larger block from an earlier run stays, but is not this run's */
     cut_scratch(d, shape, (uint8_t *)d->block, &d->s);
     d->shape = *shape;
     /* the partial results hold counters that begin and end at zero */
@@ -132,35 +135,33 @@ int cuda_reserve(struct Device *d, const struct BatchShape *shape)
 
 /* ==== A batch begins ==== */
 
-/* The page tables of the past, packed so that the longest list sets the stride. */
+/* The page tables of the past: of each head as many columns as the longest has, at a stride that the shape fixes. */
 static int upload_table(struct Device *d, const struct HeadTable *past)
 {
     const struct ModelConfig *m = &d->model->cfg;
     struct DevTable *t = &d->s.table;
-    size_t heads = (size_t)m->n_layers * m->n_kv_heads;
-    d->max_refs = 0;
-    t->stride = 1;
+    size_t heads = (size_t)m->n_layers * m->n_kv_heads, size = sizeof *t->refs;
+    int most = 0;
     if (!past) {
         CUDA_TRY(cudaMemsetAsync(t->n_refs, 0, heads * sizeof(int), d->stream));
         CUDA_TRY(cudaMemsetAsync(t->n_tokens, 0, heads * sizeof(int), d->stream));
         return PC_OK;
     }
     for (size_t h = 0; h < heads; h++)
-        if (past->n_refs[h] > d->max_refs) d->max_refs = past->n_refs[h];
-    if (d->max_refs > 1) t->stride = d->max_refs;
-    if ((size_t)t->stride * heads > t->room)
-        return err_set(PC_EINTERNAL, "page table of %d pages a head in room for %zu", t->stride,
-                       t->room / heads);
-    size_t row = (size_t)t->stride * sizeof *t->refs, rows = d->ring.size / 2 / row;
-    for (size_t h0 = 0; h0 < heads; h0 += rows) {
+        if (past->n_refs[h] > most) most = past->n_refs[h];
+    if (most > t->stride)
+        return err_set(PC_EINTERNAL, "page table of %d pages a head in room for %d", most,
+                       t->stride);
+    size_t row = (size_t)most * size, rows = most ? d->ring.size / 2 / row : heads;
+    for (size_t h0 = 0; h0 < heads && most; h0 += rows) {
         size_t n = heads - h0 < rows ? heads - h0 : rows;
         void *staged;
         TRY(dev_stage(d, n * row, &staged));
         for (size_t h = 0; h < n; h++)
             memcpy((uint8_t *)staged + h * row, past->refs + (h0 + h) * (size_t)past->stride,
-                   (size_t)past->n_refs[h0 + h] * sizeof *past->refs);
-        CUDA_TRY(cudaMemcpyAsync(t->refs + h0 * t->stride, staged, n * row, cudaMemcpyHostToDevice,
-                                 d->stream));
+                   (size_t)past->n_refs[h0 + h] * size);
+        CUDA_TRY(cudaMemcpy2DAsync(t->refs + h0 * t->stride, (size_t)t->stride * size, staged, row,
+                                   row, n, cudaMemcpyHostToDevice, d->stream));
     }
     TRY(dev_upload(d, t->n_refs, past->n_refs, heads * sizeof(int)));
     return dev_upload(d, t->n_tokens, past->n_tokens, heads * sizeof(int));

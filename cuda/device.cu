@@ -40,6 +40,7 @@ static void cuda_close(struct Device *d)
 {
     if (!d) return;
     if (d->stream) cudaStreamSynchronize(d->stream);
+    step_forget(d);
     weights_close(d);
     if (d->gemm) gemm_close(d->gemm);
     dev_free(d, d->workspace);
@@ -128,6 +129,20 @@ static size_t cuda_page_bytes(const struct Device *d)
 
 /* ==== Memory ==== */
 
+/* Scratch of an earlier run that this one has not asked for yet. */
+static bool give_up_scratch(struct Device *d)
+{
+    for (int i = 0; i < MAX_BLOCKS; i++)
+        if (d->block && d->blocks[i].data == d->block && d->blocks[i].bytes == 0) {
+            cudaGetLastError();
+            dev_free(d, d->block);
+            d->block = NULL;
+            d->block_bytes = 0;
+            return true;
+        }
+    return false;
+}
+
 void *dev_alloc(struct Device *d, size_t bytes)
 {
     size_t *block = NULL;
@@ -139,6 +154,8 @@ void *dev_alloc(struct Device *d, size_t bytes)
         return NULL;
     }
     cudaError_t e = cudaMalloc(&block, bytes ? bytes : 1);
+    if (e == cudaErrorMemoryAllocation && give_up_scratch(d))
+        e = cudaMalloc(&block, bytes ? bytes : 1);
     if (e != cudaSuccess) {
         cuda_fail(e, "cudaMalloc");
         return NULL;
@@ -167,9 +184,22 @@ void dev_free(struct Device *d, void *p)
     cudaFree(p);
 }
 
+void dev_count(struct Device *d, const void *p, size_t bytes)
+{
+    for (int i = 0; i < MAX_BLOCKS; i++) {
+        if (d->blocks[i].data != p) continue;
+        d->in_use += bytes - d->blocks[i].bytes;
+        d->blocks[i].bytes = bytes;
+    }
+    if (d->in_use > d->peak) d->peak = d->in_use;
+}
+
 static size_t cuda_peak(struct Device *d, bool reset)
 {
-    if (reset) d->peak = d->in_use;
+    if (reset) {
+        if (d->block) dev_count(d, d->block, 0);
+        d->peak = d->in_use;
+    }
     return d->peak - d->weight_bytes;
 }
 
@@ -187,9 +217,8 @@ static void cuda_limits(const struct Device *d, struct DeviceLimits *out)
     cudaMemGetInfo(&free_bytes, &total);
     free_bytes += d->block_bytes; /* given back before the next run takes its own */
     free_bytes = free_bytes > reserve ? free_bytes - reserve : 0;
-    size_t held = d->in_use - d->block_bytes;
     if (d->limit) {
-        size_t left = d->limit > held ? d->limit - held : 0;
+        size_t left = d->limit > d->weight_bytes ? d->limit - d->weight_bytes : 0;
         if (left < free_bytes) free_bytes = left;
     }
     *out = (struct DeviceLimits){.memory = free_bytes,
@@ -268,5 +297,7 @@ extern "C" const struct Backend backend_cuda = {
     .kv_pack = cuda_kv_pack,
     .kv_read = cuda_kv_read,
     .logits = cuda_logits,
+    .record = cuda_record,
+    .replay = cuda_replay,
     .nll = cuda_nll,
 };

@@ -32,8 +32,7 @@ struct DevVector {
 struct DevTable {
     struct CudaPageRef *refs; /* [n_heads, stride] */
     int *n_refs, *n_tokens;   /* [n_heads] */
-    int stride;               /* of this batch */
-    size_t room;              /* refs in all */
+    int stride;               /* refs of a head, at most */
 };
 
 struct Scratch {
@@ -95,7 +94,10 @@ struct Device {
     void *block; /* all scratch */
     size_t block_bytes;
     struct Scratch s;
-    int max_seq_rows, max_refs; /* of the batch at hand */
+    int max_seq_rows; /* of the batch at hand */
+    bool recording;
+    int noted; /* writes noted since recording began */
+    cudaGraphExec_t step;
 };
 
 /* Takes the error of a CUDA call: PC_ENOMEM with advice, or PC_EDEVICE. */
@@ -109,6 +111,8 @@ int cuda_fail(cudaError_t e, const char *what);
 /* device.cu: memory that counts. NULL with the error text set. */
 void *dev_alloc(struct Device *d, size_t bytes);
 void dev_free(struct Device *d, void *p);
+/* Counts a block as `bytes` from now on. */
+void dev_count(struct Device *d, const void *p, size_t bytes);
 /* Room in the ring for what the caller copies to the device next. */
 int dev_stage(struct Device *d, size_t bytes, void **out);
 /* Host to device through the ring, without waiting. */
@@ -122,6 +126,10 @@ int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope,
 int cuda_turns(struct Device *d, const struct Rope *rope, const int *by, int n, float *out);
 int cuda_compact(struct Device *d, void *x, size_t row_bytes, const int *idx, int n);
 int cuda_rope(struct Device *d, const struct RopeArgs *args);
+/* step.cu */
+int cuda_record(struct Device *d, bool on);
+int cuda_replay(struct Device *d, const struct KvWrite *writes, int n, float *logits);
+void step_forget(struct Device *d);
 
 /* weights.cu */
 int weights_open(struct Device *d);
@@ -177,6 +185,8 @@ struct PagesArgs {
     size_t page_bytes;
     int n_kv_heads, head_dim;
 };
+/* Descriptions to d->s.writes. */
+int upload_writes(struct Device *d, const struct KvWrite *writes, int n);
 cudaError_t pages_write(const struct PagesArgs *p, const struct DevWrite *w, int n, cudaStream_t s);
 /* from [n], to [ceil(n / 64)]: see kv_pack of struct Backend. */
 cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, int n, const uint32_t *to,

@@ -14,6 +14,7 @@ struct OpBench {
     struct KvCache kv;
     struct HeadTable table;
     int n, *tokens, *pos, seq_begin[2];
+    float *logits; /* [vocab_size] */
 };
 
 static int layers_timed(const struct OpBench *b)
@@ -63,7 +64,7 @@ static int op_attention(struct OpBench *b)
 static int op_head(struct OpBench *b)
 {
     int row = b->n - 1;
-    return b->e->be->logits(b->e->dev, b->tf.x, &row, 1, b->tf.x + b->e->model.cfg.dim);
+    return b->e->be->logits(b->e->dev, b->tf.x, &row, 1, b->logits);
 }
 
 static double linear_weights(const struct Layer *l, bool ffn)
@@ -112,16 +113,17 @@ static void account(const struct OpBench *b, int op, int keys, struct BenchRow *
 static int bench_open(struct OpBench *b, int keys)
 {
     const struct ModelConfig *m = &b->e->model.cfg;
-    int rows = b->n > 64 ? b->n : 64, vocab_rows = m->vocab_size / m->dim + 2;
+    int rows = b->n > 64 ? b->n : 64;
     struct BatchShape shape = {.rows = b->n, .seqs = 1, .keys = keys + b->n, .head_rows = 1};
     size_t pages = (size_t)m->n_layers * m->n_kv_heads * (size_t)(keys / PAGE_TOKENS + 1);
-    TRY(tf_open(&b->tf, b->e->be, b->e->dev, &b->e->model, rows > vocab_rows ? rows : vocab_rows));
+    TRY(tf_open(&b->tf, b->e->be, b->e->dev, &b->e->model, rows));
     TRY(b->e->be->reserve(b->e->dev, &shape));
     TRY(kv_open(&b->kv, b->e->be, b->e->dev, m, b->n == 1 ? pages : 1));
     TRY(kv_table_open(&b->table, m, keys / PAGE_TOKENS + 1));
     b->tokens = mem_alloc((size_t)rows, sizeof(int));
     b->pos = mem_alloc((size_t)rows, sizeof(int));
-    if (!b->tokens || !b->pos) return PC_ENOMEM;
+    b->logits = mem_alloc((size_t)m->vocab_size, sizeof(float));
+    if (!b->tokens || !b->pos || !b->logits) return PC_ENOMEM;
     b->seq_begin[1] = b->n;
     for (int i = 0; i < b->n; i++)
         b->tokens[i] = (int)((unsigned)i * 7919u % (unsigned)m->vocab_size), b->pos[i] = i;
@@ -150,6 +152,14 @@ static void bench_close(struct OpBench *b)
     tf_close(&b->tf);
     mem_free(b->tokens);
     mem_free(b->pos);
+    mem_free(b->logits);
+}
+
+/* A device may run behind: waits until it has done what was asked. */
+static int settle(const struct OpBench *b)
+{
+    float first;
+    return b->e->be->download(b->e->dev, &first, b->tf.x, sizeof first);
 }
 
 int engine_bench_op(struct Engine *e, int op, int n_tokens, struct BenchRow *row)
@@ -165,8 +175,10 @@ int engine_bench_op(struct Engine *e, int op, int n_tokens, struct BenchRow *row
     struct OpBench b = {.e = e, .n = decode ? 1 : n_tokens};
     int status = bench_open(&b, decode ? n_tokens : 0);
     if (status == PC_OK) status = ops[kind](&b); /* warm-up */
+    if (status == PC_OK) status = settle(&b);
     double begun = clock_seconds();
     if (status == PC_OK) status = ops[kind](&b);
+    if (status == PC_OK) status = settle(&b);
     row->seconds = clock_seconds() - begun;
     account(&b, kind, n_tokens, row);
     snprintf(row->name, sizeof row->name, "%s %s", decode ? "decode" : "prefill", names[kind]);

@@ -197,23 +197,52 @@ int question_nll(struct Session *s, float *nll)
 
 /* ==== The answer ==== */
 
-/* One token through all layers, its K and V appended; logits of what follows. */
+/* The row of a step through all layers; a layer's writes of K and V are noted by `append`, or by nobody but the
+ * device, which then takes them from the list of the step it replays. Logits of what follows. */
+static int step_layers(struct Session *s, const struct Batch *b, bool append)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    int row = 0;
+    for (int l = 0; l < m->n_layers; l++) {
+        struct AttnArgs args;
+        struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, 1};
+        TRY(tf_attend(&s->tf, b, l, 0, &args));
+        if (append) TRY(kv_append_all(&s->kv, &s->merged, l, &rows, &s->writes));
+        if (append) TRY(kv_flush(&s->kv, &s->writes));
+        if (!append) TRY(s->tf.be->kv_write(s->tf.dev, &s->kv.pool, NULL, m->n_kv_heads));
+        TRY(tf_ffn(&s->tf, l, 1));
+    }
+    return s->tf.be->logits(s->tf.dev, s->tf.x, &row, 1, s->logits);
+}
+
+/* The same step from the device's own record of it, which the first one makes. */
+static int step_replayed(struct Session *s, const struct Batch *b)
+{
+    const struct Backend *be = s->tf.be;
+    struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, 1};
+    if (!s->recorded) {
+        TRY(be->record(s->tf.dev, true));
+        int status = step_layers(s, b, false), ended = be->record(s->tf.dev, false);
+        TRY(status);
+        TRY(ended);
+        s->recorded = true;
+    }
+    for (int l = 0; l < s->e->model.cfg.n_layers; l++)
+        TRY(kv_append_all(&s->kv, &s->merged, l, &rows, &s->writes));
+    int n = s->writes.n;
+    s->writes.n = 0;
+    return be->replay(s->tf.dev, s->writes.list, n, s->logits);
+}
+
+/* One token through the model, its K and V appended; logits of what follows. */
 static int step(struct Session *s, int id, int pos)
 {
-    int n_layers = s->e->model.cfg.n_layers, row = 0;
     struct Batch b = tail_batch(s, &id, 1, pos);
     TRY(far_batch(s, &b));
     TRY(tf_begin(&s->tf, &b));
-    for (int l = 0; l < n_layers; l++) {
-        struct AttnArgs args;
-        TRY(tf_attend(&s->tf, &b, l, 0, &args));
-        struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, 1};
-        TRY(kv_append_all(&s->kv, &s->merged, l, &rows, &s->writes));
-        TRY(kv_flush(&s->kv, &s->writes));
-        TRY(tf_ffn(&s->tf, l, 1));
-    }
+    TRY(s->tf.be->replay ? step_replayed(s, &b) : step_layers(s, &b, true));
     far_forget(s, &s->merged);
-    return s->tf.be->logits(s->tf.dev, s->tf.x, &row, 1, s->logits);
+    return PC_OK;
 }
 
 static int emit(struct Session *s, struct Decoder *d, int id)

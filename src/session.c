@@ -117,8 +117,9 @@ static int alloc_cache(struct Session *s)
     TRY(kv_open(&s->kv, s->e->be, s->e->dev, m, s->n_pages));
     TRY(kv_table_open(&s->prefix, m, prefix));
     TRY(kv_table_open(&s->merged, m, prefix + kept + tail));
-    TRY(kv_writes_open(&s->writes,
-                       (p->wave * heads + 1) * (s->batch_rows / PAGE_TOKENS / p->wave + 2)));
+    int wave_writes = (p->wave * heads + 1) * (s->batch_rows / PAGE_TOKENS / p->wave + 2),
+        step_writes = m->n_layers * heads; /* a recorded step writes all layers at once */
+    TRY(kv_writes_open(&s->writes, wave_writes > step_writes ? wave_writes : step_writes));
     return PC_OK;
 }
 

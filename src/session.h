@@ -81,6 +81,7 @@ struct Session {
     int *keep_dev; /* the same on the device */
     uint8_t *drop; /* [wave + 1, n_kv_heads, mass_stride] tokens that calibration removes */
     float *logits; /* [vocab_size] */
+    bool recorded; /* the device has a record of a step of this run */
 };
 
 /* engine.c */
