@@ -116,9 +116,11 @@ check-tools:
 
 # ==== CUDA ====
 
-# The same C objects, linked with cuda/*.cu: a build that finds no GPU computes on the CPU.
-CUDA ?= /usr/local/cuda
-NVCC ?= $(CUDA)/bin/nvcc
+# The same C objects, linked with cuda/*.cu: a build that finds no GPU computes on the CPU. The toolkit's folder is looked
+# up, or fetched, only by goals that need it.
+CUDA_FOLDER = $(or $(CUDA_FOUND),$(eval CUDA_FOUND := $(shell CUDA=$(CUDA) tests/cuda.sh))$(CUDA_FOUND),\
+  $(error no CUDA toolkit))
+NVCC = $(CUDA_FOLDER)/bin/nvcc
 CUDA_DIR := build/cuda$(DIR:build/cpu%=%)
 CUDA_OBJECTS := $(patsubst cuda/%.cu,$(CUDA_DIR)/%.o,$(wildcard cuda/*.cu))
 CUDA_PROGRAMS := $(CUDA_DIR)/pcomp $(CUDA_DIR)/pcomp-eval
@@ -126,7 +128,8 @@ CUDA_TESTS := $(patsubst tests/cuda/%,$(CUDA_DIR)/tests/%,$(basename $(wildcard 
 HOPPER := -gencode=arch=compute_90a,code=sm_90a
 GENCODE := -gencode=arch=compute_80,code=[sm_80,compute_80] $(HOPPER)
 NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Isrc -I. -Xcompiler -Wall,-Wextra -MMD -MP
-CUDA_LIBS := -L$(CUDA)/lib64 -Wl,-rpath,$(CUDA)/lib64 -lcublasLt -lcudart_static -lstdc++ -ldl -lrt -lpthread
+CUDA_LIB = $(firstword $(wildcard $(CUDA_FOLDER)/lib64 $(CUDA_FOLDER)/lib))
+CUDA_LIBS = -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -l:libcublasLt.so.13 -lcudart_static -lstdc++ -ldl -lrt -lpthread
 
 cuda: all $(CUDA_PROGRAMS) ## the same programs with the CUDA backend beside the CPU's, in build/cuda
 cuda-tests: cuda $(CUDA_TESTS)
@@ -144,8 +147,8 @@ $(CUDA_DIR)/pcomp-eval: $(DIR)/eval/main.o $(EVAL_OBJECTS) $(OBJECTS) $(CUDA_OBJ
 
 $(CUDA_DIR)/tests/%: tests/cuda/%.cu $(CUDA_OBJECTS)
 	@mkdir -p $(@D)
-	$(NVCC) $(NVCC_FLAGS) $(GENCODE) -o $@ $< $(CUDA_OBJECTS) $(OBJECTS) -Xlinker -rpath=$(CUDA)/lib64 \
-	  -L$(CUDA)/lib64 -lcublasLt -lgomp $(LIBS)
+	$(NVCC) $(NVCC_FLAGS) $(GENCODE) -o $@ $< $(CUDA_OBJECTS) $(OBJECTS) -Xlinker -rpath=$(CUDA_LIB) \
+	  -L$(CUDA_LIB) -l:libcublasLt.so.13 -lgomp $(LIBS)
 
 $(CUDA_DIR)/tests/%: $(DIR)/tests/cuda/%.o $(OBJECTS) $(CUDA_OBJECTS)
 	@mkdir -p $(@D)

@@ -64,7 +64,7 @@ const struct Setting SETTINGS[] = {
     {"anchor", SET_ENUM, ENUM_AT(anchor), WORDS_ANCHOR, "none", "method",
      "chunks kept whatever their score, among those of keep: the last, which stands next to the question; or both ends"},
     {"keep_gap", SET_FLOAT, AT(keep_gap), 0, 0.001, 1000, WORDS_GAP, "off", "method",
-     "nats: of the chunks of keep those leave whose score is worse than the best one's by more; for scores of the model"},
+     "nats: a kept chunk leaves after all if its score is worse than the best one's by more; for scores of the model only"},
     {"prefix_copies", SET_INT, AT(prefix_copies), 0, 1, 1 << 16, NULL, "1", "method",
      "weight of the shared prefix in the merged cache, as that many copies"},
     {"calib", SET_CALIB, AT(calib), 0, 0, 0, NULL, "[]", "method",

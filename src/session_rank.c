@@ -1,4 +1,4 @@
-/* session_rank.c - what is known of the chunks before the model reads any: chance and BM25.
+/* session_rank.c - which chunks stay, and what is known of them before the model reads any: chance and BM25.
  *
  * As baselines they are the score: their winners are known before any prefill, so only those are read: that is
  * what such a method costs. They enter the same queue as other scores do, in which lower is better. In fusion the
@@ -12,7 +12,7 @@
 #include <math.h>
 
 /* fusion: what the chunk that shares most with the question gains over one that shares nothing, nats a token */
-#define FUSION_NATS 1.0
+#define FUSION_NATS 0.65
 
 bool is_anchor(const struct Session *s, int chunk)
 {
