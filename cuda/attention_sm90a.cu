@@ -45,8 +45,8 @@ template <int D_, int GROUPS_, int Q_STAGES_, int K_STAGES_, int V_STAGES_> stru
 struct Params {
     CUtensorMap q, k, v;
     struct CudaAttn a;
-    int tiles_per_head, n_tiles,
-        section; /* section: heads whose keys share the L2 cache at a time */
+    int tiles_per_head, n_tiles;
+    int section; /* heads whose keys share the L2 cache at a time */
     int queue;   /* of queues[] */
 };
 
