@@ -29,26 +29,24 @@ constexpr float MAX_LAG = 8.0f;
 /* Below any logit, and finite: a row that has seen no key yet needs no case of its own. */
 constexpr float LOWEST = -1e30f;
 
-/* What the compiler needs to know of a kernel: buffers of Q, K and V, and the share of exponentials, in 64ths, that
- * the FMA units take off the special function units. */
-template <int D_, int GROUPS_, int Q_STAGES_, int K_STAGES_, int V_STAGES_, int POLY_>
-struct Shape {
-    static constexpr int D = D_, GROUPS = GROUPS_, POLY = POLY_;
+/* What the compiler needs to know of a kernel; stages are buffers. */
+template <int D_, int GROUPS_, int Q_STAGES_, int K_STAGES_, int V_STAGES_> struct Shape {
+    static constexpr int D = D_, GROUPS = GROUPS_;
     static constexpr int Q_STAGES = Q_STAGES_, K_STAGES = K_STAGES_, V_STAGES = V_STAGES_;
     static constexpr int ROWS = GROUP_ROWS * GROUPS;
     static constexpr int THREADS = 128 * (GROUPS + 1);
     static constexpr int Q_BYTES = GROUP_ROWS * D * 2; /* of one warpgroup */
     static constexpr int KV_BYTES = KEYS * D * 2;
     /* 512 registers a lane of the four schedulers are to share. */
-    static constexpr int LOAD_REGS = GROUPS == 2 ? Q_STAGES == 2 ? 40 : 24 : 32;
-    static constexpr int MATH_REGS = GROUPS == 2 ? Q_STAGES == 2 ? 232 : 240 : 160;
+    static constexpr int LOAD_REGS = GROUPS == 2 ? 40 : 32;
+    static constexpr int MATH_REGS = GROUPS == 2 ? 232 : 160;
 };
 
 struct Params {
     CUtensorMap q, k, v;
     struct CudaAttn a;
-    int tiles_per_head, n_tiles,
-        section; /* section: heads whose keys share the L2 cache at a time */
+    int tiles_per_head, n_tiles;
+    int section; /* heads whose keys share the L2 cache at a time */
     int queue;   /* of queues[] */
 };
 
@@ -71,11 +69,12 @@ struct Control {
     struct Tile next;                /* of the loading thread, which has few registers */
 };
 
-/* Next tile of a launch, and how many blocks have seen the end of it; the last one resets both. */
+/* Next tile of a launch, and how many blocks have seen the end of it; the last one resets both. Launches take them in
+ * turn: two that run at once have different ones unless N_QUEUES others were made between them. */
 struct Queue {
     unsigned next, done;
 };
-constexpr int N_QUEUES = 256;
+constexpr int N_QUEUES = 1 << 14;
 __device__ struct Queue queues[N_QUEUES];
 
 /* Place in a ring of buffers. */
@@ -186,6 +185,7 @@ template <class S> struct Loader {
     }
     __device__ void load_q(const struct Tile &t)
     {
+#pragma unroll 1
         for (int g = 0; g < S::GROUPS; g++) {
             uint64_t *full = &m.c->q_full[q.stage][g];
             tell(g, t);
@@ -199,6 +199,7 @@ template <class S> struct Loader {
     {
         load_k(key_tile(t, 0), kv);
         load_q(t);
+#pragma unroll 1
         for (int i = 1; i < t.n_steps; i++) {
             load_k(key_tile(t, i), kv);
             load_v(key_tile(t, i - 1), kv);
@@ -208,6 +209,7 @@ template <class S> struct Loader {
     __device__ void end()
     {
         m.c->next.n_steps = 0;
+#pragma unroll 1
         for (int g = 0; g < S::GROUPS; g++) {
             tell(g, m.c->next);
             mbar_arrive(&m.c->q_full[q.stage][g]);
@@ -221,13 +223,11 @@ template <class S> __device__ void load(const struct Params *p, Memory<S> m)
     struct Queue *q = &queues[p->queue];
     for (int index = blockIdx.x; index < p->n_tiles;) {
         /* Asked for early: the answer takes as long as a load. */
-        int next = p->queue < 0 ? p->n_tiles : (int)(gridDim.x + atomicAdd(&q->next, 1u));
-        int kv;
+        int next = (int)(gridDim.x + atomicAdd(&q->next, 1u)), kv;
         if (find_tile<S>(p, index, &m.c->next, &kv)) l.load_tile(m.c->next, kv);
         index = next;
     }
     l.end();
-    if (p->queue < 0) return;
     __threadfence();
     if (atomicAdd(&q->done, 1u) == gridDim.x - 1) {
         q->next = 0;
@@ -237,12 +237,34 @@ template <class S> __device__ void load(const struct Params *p, Memory<S> m)
 
 /* ==== Softmax ==== */
 
-/* Of a thread's two rows: what bounds the keys that they see, in raw columns of its logits. */
+/* What a thread's two rows see. */
 struct Sight {
     int end[2], low[2]; /* keys in [low, end), or below sinks */
     int sinks, n_biased;
-    float bias; /* in units of the unscaled logits */
+    float bias;              /* in units of the unscaled logits */
+    int mask_low, mask_high; /* key tiles in [mask_low, mask_high) are seen whole by all 64 rows */
+    int column;              /* the first of the thread's columns of a tile */
 };
+
+/* first: the first of the warpgroup's rows in the sequence, row: of the thread's, which has row + 8 too. */
+__device__ __forceinline__ struct Sight find_sight(const struct CudaAttn *a, const struct Tile &t,
+                                                   int first, int row)
+{
+    struct Sight v;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        v.end[r] = t.past + row + 8 * r + 1;
+        v.low[r] = t.window > 0 ? v.end[r] - t.window : 0;
+    }
+    v.sinks = a->sinks;
+    v.n_biased = a->n_biased;
+    v.bias = a->n_biased > 0 ? a->bias / a->scale : 0;
+    int low = t.window > 0 ? t.past + first + GROUP_ROWS - t.window : 0;
+    v.mask_low = div_up(max(low, a->n_biased), KEYS);
+    v.mask_high = (t.past + first + 1) / KEYS;
+    v.column = threadIdx.x % 4 * 2;
+    return v;
+}
 
 /* s: the thread's part of a tile of logits whose first column, for this thread, is key `key`. */
 __device__ __forceinline__ void mask_logits(float (&s)[KEYS / 2], const struct Sight &v, int key)
@@ -265,6 +287,15 @@ __device__ __forceinline__ void mask_causal(float (&s)[KEYS / 2], const struct S
         s[i] = i / 4 * 8 + i % 2 < left[i / 2 % 2] ? s[i] : -INFINITY;
 }
 
+__device__ __forceinline__ void mask(float (&s)[KEYS / 2], const struct Sight &v, int tile)
+{
+    int key = tile * KEYS + v.column;
+    if (tile < v.mask_low)
+        mask_logits(s, v, key);
+    else if (tile >= v.mask_high)
+        mask_causal(s, v, key);
+}
+
 __device__ __forceinline__ float quad_max(float x)
 {
     x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
@@ -280,11 +311,13 @@ __device__ __forceinline__ float quad_sum(float x)
 /* Running softmax of a thread's two rows. */
 struct Rows {
     float max[2], sum[2]; /* sum: of this thread's columns */
-    float shrink[2];      /* what the last step multiplied earlier sums by */
+    float shrink[2];      /* what the sums were last multiplied by */
 };
 
-__device__ __forceinline__ void follow_max(const float (&s)[KEYS / 2], struct Rows *w, float scale)
+/* Follows the logits' maximum when a row of the warp fell behind. True: the sums were shrunk, so must be the output. */
+__device__ __forceinline__ bool follow_max(const float (&s)[KEYS / 2], struct Rows *w, float scale)
 {
+    float top[2];
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         float even = s[2 * r], odd = s[2 * r + 1];
@@ -293,37 +326,21 @@ __device__ __forceinline__ void follow_max(const float (&s)[KEYS / 2], struct Ro
             even = fmaxf(even, s[i + 2 * r]);
             odd = fmaxf(odd, s[i + 2 * r + 1]);
         }
-        float old = w->max[r], now = fmaxf(old, quad_max(fmaxf(even, odd)));
-        now = (now - old) * scale > MAX_LAG ? now : old;
+        top[r] = fmaxf(even, odd);
+    }
+    bool behind = (top[0] - w->max[0]) * scale > MAX_LAG || (top[1] - w->max[1]) * scale > MAX_LAG;
+    if (!__any_sync(~0u, behind)) return false;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float old = w->max[r], now = fmaxf(old, quad_max(top[r]));
         w->max[r] = now;
         w->shrink[r] = exp2_fast((old - now) * scale);
+        w->sum[r] *= w->shrink[r];
     }
-}
-
-/* 2^x on the FMA units, to 1e-4: round, a cubic for the rest, and the rounded part into the exponent. */
-__device__ __forceinline__ float exp2_cubic(float x)
-{
-    const float shifter = 12582912; /* 1.5 * 2^23: the sum's last bit counts ones */
-    x = fmaxf(x, -126.0f);
-    float t = x + shifter, f = x - (t - shifter);
-    float y = fmaf(fmaf(fmaf(f, 0.05517167f, 0.24261114f), f, 0.69326097f), f, 0.99992806f);
-    return __int_as_float(__float_as_int(y) + (__float_as_int(t) << 23));
-}
-
-/* Whether element i of a thread's 64 is of the share, spread evenly. */
-__host__ __device__ constexpr bool takes_cubic(int i, int share)
-{
-    int n = i / 4 * 2 + i % 2; /* of its row's 32 */
-    return (n + 1) * share / 64 > n * share / 64;
-}
-
-template <int POLY> __device__ __forceinline__ float exp2_shared(float x, int i)
-{
-    return takes_cubic(i, POLY) ? exp2_cubic(x) : exp2_fast(x);
+    return true;
 }
 
 /* Logits to weights, in place. */
-template <int POLY>
 __device__ __forceinline__ void weigh(float (&s)[KEYS / 2], struct Rows *w, float scale)
 {
 #pragma unroll
@@ -331,12 +348,12 @@ __device__ __forceinline__ void weigh(float (&s)[KEYS / 2], struct Rows *w, floa
         float shift = -w->max[r] * scale, even = 0, odd = 0;
 #pragma unroll
         for (int i = 2 * r; i < KEYS / 2; i += 4) {
-            s[i] = exp2_shared<POLY>(fmaf(s[i], scale, shift), i);
-            s[i + 1] = exp2_shared<POLY>(fmaf(s[i + 1], scale, shift), i + 1);
+            s[i] = exp2_fast(fmaf(s[i], scale, shift));
+            s[i + 1] = exp2_fast(fmaf(s[i + 1], scale, shift));
             even += s[i];
             odd += s[i + 1];
         }
-        w->sum[r] = fmaf(w->sum[r], w->shrink[r], even + odd);
+        w->sum[r] += even + odd;
     }
 }
 
@@ -428,7 +445,14 @@ __device__ void write_rows(const struct CudaAttn *a, const struct Tile &t, int r
 
 /* ==== A warpgroup's 64 rows ==== */
 
-template <class S> struct Mathers {
+/* What a warpgroup keeps in registers of its 64 rows: of each thread, two rows' part. */
+template <class S> struct Accum {
+    float s[KEYS / 2], o[S::D / 2]; /* logits, then weights; output */
+    uint32_t weights[KEYS / 4];     /* bf16, being multiplied with V */
+    struct Rows rows;
+};
+
+template <class S> struct Worker {
     const struct CudaAttn *a;
     Memory<S> m;
     int group;
@@ -480,103 +504,109 @@ template <class S> struct Mathers {
         wait_v(v);
         release_v();
     }
+    __device__ int skip_unseen(const struct Tile &t, int first);
+    __device__ void first_step(Accum<S> &x, const struct Sight &v, int tile);
+    __device__ void next_step(Accum<S> &x, const struct Sight &v, int tile);
+    __device__ void last_product(Accum<S> &x);
     __device__ void run_tile(const struct Tile &t);
     __device__ void run();
 };
 
-template <class S> __device__ __forceinline__ void Mathers<S>::run_tile(const struct Tile &t)
+/* The first step that the rows from `first` on have to do. */
+template <class S>
+__device__ __forceinline__ int Worker<S>::skip_unseen(const struct Tile &t, int first)
+{
+    int end_tile = div_up(max(0, t.past + first + GROUP_ROWS), KEYS);
+    int step = min(t.n_steps, t.end_tile - end_tile);
+    if (first + GROUP_ROWS <= t.first_wanted) step = t.n_steps;
+    for (int i = 0; i < step; i++) skip_step();
+    return step;
+}
+
+/* Logits and weights of a row tile's first key tile. */
+template <class S>
+__device__ __forceinline__ void Worker<S>::first_step(Accum<S> &x, const struct Sight &v, int tile)
+{
+    float scale = a->scale * LOG2E;
+    wait_k();
+    take_turn();
+    pin_registers(x.s);
+    wgmma_fence();
+    multiply_qk<S>(x.s, q_desc(), k_desc());
+    pass_turn();
+    wgmma_wait<0>();
+    pin_registers(x.s);
+    release_k();
+    mask(x.s, v, tile);
+    follow_max(x.s, &x.rows, scale);
+    weigh(x.s, &x.rows, scale);
+    pack_weights(x.weights, x.s);
+    wait_v(this->v);
+}
+
+/* The same of a further key tile, while the weights before are multiplied with their V. */
+template <class S>
+__device__ __forceinline__ void Worker<S>::next_step(Accum<S> &x, const struct Sight &v, int tile)
+{
+    float scale = a->scale * LOG2E;
+    wait_k();
+    take_turn();
+    pin_registers(x.s);
+    pin_registers(x.o);
+    wgmma_fence();
+    multiply_qk<S>(x.s, q_desc(), k_desc());
+    multiply_pv<S>(x.o, x.weights, v_desc());
+    pass_turn();
+    wgmma_wait<1>();
+    pin_registers(x.s);
+    release_k();
+    mask(x.s, v, tile);
+    bool shrunk = follow_max(x.s, &x.rows, scale);
+    weigh(x.s, &x.rows, scale);
+    pin_registers(x.s);
+    /* Waiting for the next V here also keeps the compiler from moving the softmax behind the wait for PV. */
+    Cursor<S::V_STAGES> next = this->v;
+    next.advance();
+    wait_v(next);
+    wgmma_wait<0>();
+    pin_registers(x.o);
+    release_v();
+    if (shrunk) shrink_output(x.o, x.rows);
+    pack_weights(x.weights, x.s);
+}
+
+template <class S> __device__ __forceinline__ void Worker<S>::last_product(Accum<S> &x)
+{
+    pin_registers(x.o);
+    wgmma_fence();
+    multiply_pv<S>(x.o, x.weights, v_desc());
+    wgmma_wait<0>();
+    pin_registers(x.o);
+    release_v();
+}
+
+template <class S> __device__ __forceinline__ void Worker<S>::run_tile(const struct Tile &t)
 {
     int first = t.first_row + group * GROUP_ROWS;
     int row = first + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4; /* and row + 8 */
-    int key = threadIdx.x % 4 * 2;
-    float scale = a->scale * LOG2E;
-
-    int step = min(t.n_steps, t.end_tile - max(0, (t.past + first + GROUP_ROWS + KEYS - 1) / KEYS));
-    if (first + GROUP_ROWS <= t.first_wanted) step = t.n_steps;
-    for (int i = 0; i < step; i++) skip_step();
+    int step = skip_unseen(t, first);
     if (step == t.n_steps) {
         release_q();
         return;
     }
-
-    struct Sight sight = {{}, {}, a->sinks, a->n_biased, a->n_biased > 0 ? a->bias / a->scale : 0};
+    const struct Sight sight = find_sight(a, t, first, row);
+    Accum<S> x;
+    x.rows = {{LOWEST, LOWEST}, {0, 0}, {}};
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        sight.end[r] = t.past + row + 8 * r + 1;
-        sight.low[r] = t.window > 0 ? sight.end[r] - t.window : 0;
-    }
-    /* Key tiles in [mask_low, mask_high) are seen whole by all rows. */
-    int mask_high = (t.past + first + 1) / KEYS;
-    int mask_low = t.window > 0 ? t.past + first + GROUP_ROWS - t.window : 0;
-    mask_low = (max(mask_low, a->n_biased) + KEYS - 1) / KEYS;
-    auto mask = [&](float(&s)[KEYS / 2]) {
-        int tile = key_tile(t, step);
-        if (tile < mask_low)
-            mask_logits(s, sight, tile * KEYS + key);
-        else if (tile >= mask_high)
-            mask_causal(s, sight, tile * KEYS + key);
-    };
-
-    float s[KEYS / 2], o[S::D / 2];
-    uint32_t weights[KEYS / 4];
-    struct Rows rows = {{LOWEST, LOWEST}, {0, 0}, {}};
-#pragma unroll
-    for (int i = 0; i < S::D / 2; i++) o[i] = 0;
-
-    wait_k();
-    take_turn();
-    pin_registers(s);
-    wgmma_fence();
-    multiply_qk<S>(s, q_desc(), k_desc());
-    pass_turn();
-    wgmma_wait<0>();
-    pin_registers(s);
-    release_k();
-    mask(s);
-    follow_max(s, &rows, scale);
-    weigh<S::POLY>(s, &rows, scale);
-    pack_weights(weights, s);
-    wait_v(v);
-
-    for (step++; step < t.n_steps; step++) {
-        wait_k();
-        take_turn();
-        pin_registers(s);
-        pin_registers(o);
-        wgmma_fence();
-        multiply_qk<S>(s, q_desc(), k_desc());
-        multiply_pv<S>(o, weights, v_desc());
-        pass_turn();
-        wgmma_wait<1>();
-        pin_registers(s);
-        release_k();
-        mask(s);
-        follow_max(s, &rows, scale);
-        weigh<S::POLY>(s, &rows, scale);
-        pin_registers(s);
-        /* Waiting for the next V here also keeps the compiler from moving the softmax behind the wait for PV. */
-        Cursor<S::V_STAGES> next = v;
-        next.advance();
-        wait_v(next);
-        wgmma_wait<0>();
-        pin_registers(o);
-        release_v();
-        bool same = rows.shrink[0] == 1 && rows.shrink[1] == 1;
-        if (!__all_sync(~0u, same)) shrink_output(o, rows);
-        pack_weights(weights, s);
-    }
+    for (int i = 0; i < S::D / 2; i++) x.o[i] = 0;
+    first_step(x, sight, key_tile(t, step));
+    for (step++; step < t.n_steps; step++) next_step(x, sight, key_tile(t, step));
     release_q();
-
-    pin_registers(o);
-    wgmma_fence();
-    multiply_pv<S>(o, weights, v_desc());
-    wgmma_wait<0>();
-    pin_registers(o);
-    release_v();
-    write_rows<S>(a, t, row, o, &rows);
+    last_product(x);
+    write_rows<S>(a, t, row, x.o, &x.rows);
 }
 
-template <class S> __device__ __forceinline__ void Mathers<S>::run()
+template <class S> __device__ __forceinline__ void Worker<S>::run()
 {
     if (group == S::GROUPS - 1) pass_turn(); /* the first turn is group 0's */
     for (;; q.advance()) {
@@ -621,7 +651,7 @@ __global__ void __launch_bounds__(S::THREADS, 1)
         if (threadIdx.x == 0) load<S>(&p, m);
     } else {
         registers_raise<S::MATH_REGS>();
-        Mathers<S>{&p.a, m, group - 1}.run();
+        Worker<S>{&p.a, m, group - 1}.run();
     }
 }
 
@@ -678,10 +708,14 @@ bool fill_params(struct Params *p, const struct CudaAttn *a, int rows)
            encode_map(&p->v, a->kv.v, d, a->kv.key_stride, d, kv_sets, key_set, KEYS);
 }
 
-template <class S>
-cudaError_t launch(const struct CudaAttn *a, cudaStream_t s, bool persistent = true)
+int next_queue(void)
 {
     static std::atomic<unsigned> n_launches;
+    return (int)(n_launches++ % N_QUEUES);
+}
+
+template <class S> cudaError_t launch(const struct CudaAttn *a, cudaStream_t s)
+{
     struct Params p;
     int device, n_sm, bytes = Memory<S>::BYTES;
     if (!fill_params(&p, a, S::ROWS)) return cudaErrorInvalidValue;
@@ -691,8 +725,8 @@ cudaError_t launch(const struct CudaAttn *a, cudaStream_t s, bool persistent = t
         e = cudaFuncSetAttribute(attention_sm90a_kernel<S>,
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (e != cudaSuccess) return e;
-    int grid = persistent && p.n_tiles > n_sm ? n_sm : p.n_tiles;
-    p.queue = grid < p.n_tiles ? (int)(n_launches++ % N_QUEUES) : -1;
+    int grid = p.n_tiles < n_sm ? p.n_tiles : n_sm;
+    p.queue = next_queue();
     attention_sm90a_kernel<S><<<grid, S::THREADS, bytes, s>>>(p);
     return cudaGetLastError();
 }
@@ -706,36 +740,10 @@ bool valid(const struct CudaAttn *a)
 
 } // namespace
 
-#ifdef ATTN_VARIANTS
-typedef cudaError_t Launcher(const struct CudaAttn *, cudaStream_t, bool);
-struct Variant {
-    const char *name;
-    int d;
-    Launcher *f;
-    bool persistent;
-};
-extern const struct Variant attn_variants[] = {
-    {"128 q1 k3 v3 poly 0", 128, launch<Shape<128, 2, 1, 3, 3, 0>>, true},
-    {"128 q2 k3 v2 poly 0", 128, launch<Shape<128, 2, 2, 3, 2, 0>>, true},
-    {"128 q2 k2 v3 poly 0", 128, launch<Shape<128, 2, 2, 2, 3, 0>>, true},
-    {"128 q1 k3 v3 poly 4", 128, launch<Shape<128, 2, 1, 3, 3, 4>>, true},
-    {"128 q1 k3 v3 poly 8", 128, launch<Shape<128, 2, 1, 3, 3, 8>>, true},
-    {"64 q1 k4 v4 poly 0", 64, launch<Shape<64, 3, 1, 4, 4, 0>>, true},
-    {"64 q2 k4 v4 poly 0", 64, launch<Shape<64, 3, 2, 4, 4, 0>>, true},
-    {"64 q2 k4 v4 poly 4", 64, launch<Shape<64, 3, 2, 4, 4, 4>>, true},
-    {"64 q2 k4 v4 poly 8", 64, launch<Shape<64, 3, 2, 4, 4, 8>>, true},
-    {"64 q2 k4 v4 poly 12", 64, launch<Shape<64, 3, 2, 4, 4, 12>>, true},
-    {"64 q2 k4 v4 poly 16", 64, launch<Shape<64, 3, 2, 4, 4, 16>>, true},
-    {"64 q2 k4 v4 poly 24", 64, launch<Shape<64, 3, 2, 4, 4, 24>>, true},
-    {"64 q2 k3 v3 poly 0", 64, launch<Shape<64, 3, 2, 3, 3, 0>>, true},
-};
-extern const int n_attn_variants = sizeof attn_variants / sizeof attn_variants[0];
-#endif
-
 cudaError_t cuda_attention_sm90a(const struct CudaAttn *a, cudaStream_t s)
 {
     if (!valid(a)) return cudaErrorInvalidValue;
-    if (a->head_dim == 128) return launch<Shape<128, 2, 1, 3, 3, 0>>(a, s);
-    if (a->head_dim == 64) return launch<Shape<64, 3, 2, 4, 4, 8>>(a, s);
+    if (a->head_dim == 128) return launch<Shape<128, 2, 1, 3, 3>>(a, s);
+    if (a->head_dim == 64) return launch<Shape<64, 3, 2, 4, 4>>(a, s);
     return cudaErrorInvalidValue;
 }

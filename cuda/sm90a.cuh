@@ -78,11 +78,6 @@ __device__ static __forceinline__ void tensor_load_4d(void *dst, const CUtensorM
                  : "memory");
 }
 
-__device__ static __forceinline__ void tensor_map_prefetch(const CUtensorMap *map)
-{
-    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
 /* ==== Registers ==== */
 
 template <int N> __device__ static __forceinline__ void registers_raise(void)

@@ -1,6 +1,6 @@
 /* test_attention_sm90a.cu - cuda_attention_sm90a against a reference in double precision.
  *
- *     test_attention_sm90a [--time [shape]]
+ *     test_attention_sm90a [--time [shape, -1 for all [runs]]]
  */
 #include "../../cuda/kernels.h"
 
@@ -368,6 +368,9 @@ static void test_all(void)
     for (int dim : {64, 128}) {
         const struct Problem small[] = {
             {"plain", dim, 2, 2, {128, 256}, {0}, 1},
+            {"one row", dim, 1, 1, {1}, {0}, 1},
+            {"an empty sequence", dim, 2, 1, {3, 0, 70}, {0}, 1},
+            {"windows of many tiles", dim, 4, 4, {300, 900}, {0, 77}, 1, 0, 0, 0, {400, 300}, 5},
             {"odd rows", dim, 4, 4, odd, {0}, 1},
             {"past by head", dim, 8, 4, odd, pasts, 1},
             {"sharp", dim, 4, 4, odd, pasts, 12},
@@ -396,24 +399,22 @@ static void test_all(void)
 
 /* ==== Timing ==== */
 
-typedef cudaError_t Launcher(const struct CudaAttn *, cudaStream_t, bool);
-
-static double median_ms(const struct CudaAttn *a, Launcher *f, bool persistent)
+static double median_ms(const struct CudaAttn *a, int runs)
 {
-    enum { WARM = 5, RUNS = 20 };
-    cudaEvent_t at[RUNS + 1];
-    std::vector<float> ms(RUNS);
-    for (int i = 0; i <= RUNS; i++) need(cudaEventCreate(&at[i]), "event");
-    for (int i = 0; i < WARM + RUNS; i++) {
+    enum { WARM = 5 };
+    std::vector<cudaEvent_t> at(runs + 1);
+    std::vector<float> ms(runs);
+    for (cudaEvent_t &e : at) need(cudaEventCreate(&e), "event");
+    for (int i = 0; i < WARM + runs; i++) {
         if (i >= WARM) need(cudaEventRecord(at[i - WARM]), "event");
-        need(f ? f(a, 0, persistent) : cuda_attention_sm90a(a, 0), "launch");
+        need(cuda_attention_sm90a(a, 0), "launch");
     }
-    need(cudaEventRecord(at[RUNS]), "event");
+    need(cudaEventRecord(at[runs]), "event");
     need(cudaDeviceSynchronize(), "kernels");
-    for (int i = 0; i < RUNS; i++) need(cudaEventElapsedTime(&ms[i], at[i], at[i + 1]), "time");
-    for (int i = 0; i <= RUNS; i++) cudaEventDestroy(at[i]);
-    std::nth_element(ms.begin(), ms.begin() + RUNS / 2, ms.end());
-    return ms[RUNS / 2];
+    for (int i = 0; i < runs; i++) need(cudaEventElapsedTime(&ms[i], at[i], at[i + 1]), "time");
+    for (cudaEvent_t e : at) cudaEventDestroy(e);
+    std::nth_element(ms.begin(), ms.begin() + runs / 2, ms.end());
+    return ms[runs / 2];
 }
 
 /* Two products of every row with all the keys that it sees. */
@@ -428,19 +429,8 @@ static double count_flops(const struct Data *d)
     return pairs * 4 * d->a.head_dim;
 }
 
-#ifdef ATTN_VARIANTS
-struct Variant {
-    const char *name;
-    int d;
-    Launcher *f;
-    bool persistent;
-};
-extern const struct Variant attn_variants[];
-extern const int n_attn_variants;
-#endif
-
 /* All shapes, or one. */
-static void time_shapes(int only)
+static void time_shapes(int only, int runs)
 {
     const struct Problem shapes[] = {
         {"128: 32/8 heads, 2 x 8192", 128, 32, 8, repeated(2, 8192), {0}, 1},
@@ -455,16 +445,8 @@ static void time_shapes(int only)
         if (only >= 0 && &p != &shapes[only]) continue;
         struct Data d;
         open_data(&d, &p);
-        double flops = count_flops(&d), ms = median_ms(&d.a, NULL, true);
+        double flops = count_flops(&d), ms = median_ms(&d.a, runs);
         printf("%-40s %7.3f ms %4.0f TFLOP/s\n", p.name, ms, flops / ms / 1e9);
-#ifdef ATTN_VARIANTS
-        for (int i = 0; i < n_attn_variants; i++)
-            if (attn_variants[i].d == p.head_dim) {
-                ms = median_ms(&d.a, attn_variants[i].f, attn_variants[i].persistent);
-                printf("    %-36s %7.3f ms %4.0f TFLOP/s\n", attn_variants[i].name, ms,
-                       flops / ms / 1e9);
-            }
-#endif
         close_data(&d);
     }
 }
@@ -483,7 +465,7 @@ int main(int argc, char **argv)
         return 0;
     }
     if (argc > 1 && !strcmp(argv[1], "--time")) {
-        time_shapes(argc > 2 ? atoi(argv[2]) : -1);
+        time_shapes(argc > 2 ? atoi(argv[2]) : -1, argc > 3 ? atoi(argv[3]) : 20);
         return 0;
     }
     test_all();
