@@ -38,6 +38,11 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool w
                  : "memory");
 }
 
+__device__ __forceinline__ void copy_async4(uint32_t to, const void *from)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+
 __device__ __forceinline__ void copy_commit()
 {
     asm volatile("cp.async.commit_group;" ::: "memory");
@@ -83,19 +88,17 @@ __device__ __forceinline__ void load_matrix_turned(uint32_t (&r)[4], uint32_t fr
                  : "memory");
 }
 
-/* Where a lane's row of an operand's 16 x 16 block begins: `at` + (a tile's row) * row bytes + (chunk ^ flip) * 16.
- * The three operands differ in which half of the lanes takes the later rows and which the later chunk. */
+/* Where a lane's row of an operand's 16 x 16 block begins in a tile. The three operands differ in which half of the lanes
+ * takes the later rows and which the later chunk. Tiles begin at multiples of 512 bytes, so that a step to the right is one
+ * XOR, or in rows of 192 bytes an XOR and a constant. */
 template <int D> struct LaneRow {
     uint32_t at;
-    uint32_t flip;
-    __device__ __forceinline__ LaneRow(int row, int chunk)
-        : at(row * (D * 2)), flip((chunk ^ tile_swizzle<D>(row)) << 4)
-    {
-    }
+    __device__ __forceinline__ LaneRow(int row, int chunk) : at(tile_offset<D>(row, chunk)) {}
     /* The block `row` rows (a multiple of 16) down and `step` blocks to the right. */
     __device__ __forceinline__ uint32_t block(uint32_t tile, int row, int step) const
     {
-        return tile + at + row * (D * 2) + (flip ^ (step * 32));
+        if (D % 64 == 0) return ((tile + at) ^ (step * 32)) + row * (D * 2);
+        return ((tile + at) ^ (step % 2 * 32)) + step / 2 * 64 + row * (D * 2);
     }
 };
 

@@ -9,7 +9,7 @@
 #include "kernels.h"
 #include "mma.cuh"
 
-static constexpr float RISE = 8; /* see attention_sm80.cu */
+static constexpr float RISE = 8, NO_KEY = 1e30f; /* see attention_sm80.cu */
 static constexpr int MAX_HEADS = 256, TICKET_BYTES = MAX_HEADS * 4;
 static constexpr int MAX_ROWS = 64; /* of a KV head's tile */
 static constexpr unsigned ALL = 0xffffffffu;
@@ -32,62 +32,73 @@ template <int D_, int WM_, int PP_, int STAGES_, int BLOCKS_> struct PagedShape 
 /* ==== Which pages are a block's ==== */
 
 struct Share {
-    int head;
+    int head, pages;               /* the head's pages in all */
     int item, first_item, n_items; /* of the grid; the head's first and how many it has */
-    int begin, end;                /* pages */
+    int begin, end;                /* pages of the share */
 };
 
-__device__ __forceinline__ int pages_of(const struct CudaPaged &a, int head)
-{
-    return head < a.n_kv_heads ? __ldg(a.n_refs + head) : 0;
-}
+/* The heads' numbers of pages, lane by lane: the first 32 stay in a register. */
+struct HeadCounts {
+    const int *n_refs;
+    int n_heads, lane, mine;
 
-/* Items of a head whose items have `chunk` pages at most. A head without pages still has an output. */
-__device__ __forceinline__ int items_of(const struct CudaPaged &a, int head, int chunk)
-{
-    if (head >= a.n_kv_heads) return 0;
-    return max((pages_of(a, head) + chunk - 1) / chunk, 1);
-}
-
-__device__ __forceinline__ int items_in_all(const struct CudaPaged &a, int chunk, int lane)
-{
-    int n = 0;
-    for (int h = lane; h < a.n_kv_heads; h += 32) n += items_of(a, h, chunk);
-    return __reduce_add_sync(ALL, n);
-}
-
-/* The smallest chunk with which no more items than blocks arise. */
-__device__ __forceinline__ int chunk_pages(const struct CudaPaged &a, int n_blocks, int lane)
-{
-    int sum = 0, most = 0;
-    for (int h = lane; h < a.n_kv_heads; h += 32) {
-        sum += pages_of(a, h);
-        most = max(most, pages_of(a, h));
+    __device__ __forceinline__ HeadCounts(const struct CudaPaged &a, int the_lane)
+        : n_refs(a.n_refs), n_heads(a.n_kv_heads), lane(the_lane)
+    {
+        mine = lane < n_heads ? __ldg(n_refs + lane) : 0;
     }
-    sum = __reduce_add_sync(ALL, sum);
-    most = max(__reduce_max_sync(ALL, most), 1);
-    int low = max((sum + n_blocks - 1) / n_blocks, 1), high = most;
-    if (n_blocks > a.n_kv_heads) {
-        int spare = n_blocks - a.n_kv_heads;
-        high = max(min(high, (sum + spare - 1) / spare), low);
+    /* Pages of head `first` + lane; `first` a multiple of 32. */
+    __device__ __forceinline__ int pages(int first) const
+    {
+        if (first == 0) return mine;
+        return first + lane < n_heads ? __ldg(n_refs + first + lane) : 0;
     }
-    while (low < high) {
-        int middle = (low + high) / 2;
-        if (items_in_all(a, middle, lane) <= n_blocks)
-            high = middle;
-        else
-            low = middle + 1;
+    /* Its items if an item has `chunk` pages at most. A head without pages still has an output. */
+    __device__ __forceinline__ int items(int first, int chunk) const
+    {
+        int n = max((pages(first) + chunk - 1) / chunk, 1);
+        return first + lane < n_heads ? n : 0;
     }
-    return low;
-}
+    __device__ __forceinline__ int all_items(int chunk) const
+    {
+        int n = 0;
+        for (int first = 0; first < n_heads; first += 32) n += items(first, chunk);
+        return __reduce_add_sync(ALL, n);
+    }
+    /* The smallest chunk with which no more items than blocks arise. */
+    __device__ __forceinline__ int chunk(int n_blocks) const
+    {
+        int sum = 0, most = 1;
+        for (int first = 0; first < n_heads; first += 32) {
+            sum += pages(first);
+            most = max(most, pages(first));
+        }
+        sum = __reduce_add_sync(ALL, sum);
+        most = __reduce_max_sync(ALL, most);
+        int low = max((sum + n_blocks - 1) / n_blocks, 1), high = most;
+        if (n_blocks > n_heads) {
+            int spare = n_blocks - n_heads; /* ceil(pages / chunk) is less than a page more */
+            high = max(min(high, (sum + spare - 1) / spare), low);
+        }
+        while (low < high) {
+            int middle = (low + high) / 2;
+            if (all_items(middle) <= n_blocks)
+                high = middle;
+            else
+                low = middle + 1;
+        }
+        return low;
+    }
+};
 
 /* False when nothing is left for this block. Each warp reckons for itself. */
 __device__ __forceinline__ bool share_of(const struct CudaPaged &a, Share &s, int lane)
 {
-    int chunk = chunk_pages(a, gridDim.x, lane), before = 0;
+    HeadCounts counts(a, lane);
+    int chunk = counts.chunk(gridDim.x), before = 0;
     s.item = blockIdx.x;
-    for (int h0 = 0; h0 < a.n_kv_heads; h0 += 32) {
-        int n = items_of(a, h0 + lane, chunk), last = n;
+    for (int first = 0; first < a.n_kv_heads; first += 32) {
+        int n = counts.items(first, chunk), last = n;
 #pragma unroll
         for (int d = 1; d < 32; d *= 2) {
             int y = __shfl_up_sync(ALL, last, d);
@@ -96,17 +107,29 @@ __device__ __forceinline__ bool share_of(const struct CudaPaged &a, Share &s, in
         unsigned mine = __ballot_sync(ALL, s.item < before + last);
         if (mine) {
             int owner = __ffs(mine) - 1;
-            s.head = h0 + owner;
+            s.head = first + owner;
+            s.pages = __shfl_sync(ALL, counts.pages(first), owner);
             s.n_items = __shfl_sync(ALL, n, owner);
             s.first_item = before + __shfl_sync(ALL, last, owner) - s.n_items;
-            int pages = pages_of(a, s.head), i = s.item - s.first_item;
-            s.begin = (int)((int64_t)pages * i / s.n_items);
-            s.end = (int)((int64_t)pages * (i + 1) / s.n_items);
+            int i = s.item - s.first_item;
+            s.begin = (int)((int64_t)s.pages * i / s.n_items);
+            s.end = (int)((int64_t)s.pages * (i + 1) / s.n_items);
             return true;
         }
         before += __shfl_sync(ALL, last, 31);
     }
     return false;
+}
+
+/* The refs come from memory while the shares are reckoned: each block fetches some lines of the table into L2. */
+__device__ __forceinline__ void refs_prefetch(const struct CudaPaged &a)
+{
+    const int per_line = 128 / sizeof(struct CudaPageRef);
+    int lines = (a.max_refs + per_line - 1) / per_line, all = lines * a.n_kv_heads;
+    for (int i = blockIdx.x + threadIdx.x * gridDim.x; i < all; i += gridDim.x * blockDim.x) {
+        const void *line = a.refs + (int64_t)(i / lines) * a.ref_stride + i % lines * per_line;
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+    }
 }
 
 /* ==== The tokens of a tile ==== */
@@ -174,7 +197,7 @@ __device__ __forceinline__ int tokens_before(const struct CudaPaged &a, const He
 /* Lane l has rows l / 4 and l / 4 + 8, there columns l % 4 * 2 and the next one of each 8. */
 template <class T> struct Sums {
     float o[T::D / 8][4];
-    float top[2]; /* reference point, base 2 */
+    float low[2]; /* the reference point, base 2, negated; huge before the first key */
     float sum[2]; /* this lane's share */
 };
 
@@ -209,15 +232,14 @@ __device__ __forceinline__ void raise(Sums<T> &r, const float (&s)[T::KEYS / 8][
 #pragma unroll
         for (int n = 0; n < T::KEYS / 8; n++)
             most[h] = fmaxf(most[h], fmaxf(s[n][2 * h], s[n][2 * h + 1]));
-        most[h] *= scale2;
-        far |= most[h] - r.top[h] > RISE;
+        far |= fmaf(most[h], scale2, r.low[h]) > RISE;
     }
     if (!__any_sync(ALL, far)) return;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        float top = fmaxf(r.top[h], quad_max(most[h]));
-        float shrink = top == -INFINITY ? 1 : exp2_fast(r.top[h] - top);
-        r.top[h] = top;
+        float low = fminf(r.low[h], -quad_max(most[h]) * scale2);
+        float shrink = exp2_fast(low - r.low[h]);
+        r.low[h] = low;
         r.sum[h] *= shrink;
 #pragma unroll
         for (int n = 0; n < T::D / 8; n++) {
@@ -256,15 +278,14 @@ __device__ __forceinline__ void products_pv(Sums<T> &r, const float (&s)[T::KEYS
                                             uint32_t v, float scale2, int lane)
 {
     LaneRow<T::D> at = lane_row_a<T::D>(lane);
-    float low[2] = {r.top[0] == -INFINITY ? 0 : -r.top[0], r.top[1] == -INFINITY ? 0 : -r.top[1]};
 #pragma unroll
     for (int k = 0; k < T::KEYS / 16; k++) {
         uint32_t p[4];
 #pragma unroll
         for (int c = 0; c < 4; c++) {
             const float *x = &s[2 * k + (c >> 1)][(c & 1) * 2];
-            float p0 = exp2_fast(fmaf(x[0], scale2, low[c & 1]));
-            float p1 = exp2_fast(fmaf(x[1], scale2, low[c & 1]));
+            float p0 = exp2_fast(fmaf(x[0], scale2, r.low[c & 1]));
+            float p1 = exp2_fast(fmaf(x[1], scale2, r.low[c & 1]));
             r.sum[c & 1] += p0 + p1;
             p[c] = pack_bf16(p0, p1);
         }
@@ -293,11 +314,6 @@ struct Joined {
         sum += its_sum * weight;
     }
 };
-
-__device__ __forceinline__ float weight_of(float top, float most)
-{
-    return top == -INFINITY ? 0 : exp2_fast(top - most);
-}
 
 __device__ __forceinline__ void write_out(const struct CudaPaged &a, int head_dim, int head,
                                           int row, int column, const Joined &j)
@@ -339,7 +355,7 @@ __device__ __forceinline__ void sums_to_shared(const Sums<T> &r, float4 *o, floa
     for (int h = 0; h < 2; h++) {
         int row = warp * 16 + h * 8 + lane / 4;
         float sum = quad_sum(r.sum[h]);
-        if (lane % 4 == 0) ml[row] = make_float2(r.top[h], sum);
+        if (lane % 4 == 0) ml[row] = make_float2(-r.low[h], sum);
 #pragma unroll
         for (int n = 0; n < T::D / 8; n++) {
             int chunk = sums_chunk(row, n * 2 + (lane >> 1 & 1));
@@ -358,14 +374,14 @@ __device__ __forceinline__ void join_warps(const struct CudaPaged &a, const Shar
     Scratch s = scratch_of(a, T::D, rows);
     for (int i = threadIdx.x; i < rows * CHUNKS; i += T::THREADS) {
         int row = i / CHUNKS, chunk = i % CHUNKS;
-        float most = -INFINITY;
+        float most = -NO_KEY;
 #pragma unroll
         for (int w = 0; w < T::WK; w++) most = fmaxf(most, ml[row + w * T::ROWS].x);
         Joined j = {};
 #pragma unroll
         for (int w = 0; w < T::WK; w++) {
             int at = row + w * T::ROWS;
-            j.add(o[at * CHUNKS + sums_chunk(at, chunk)], ml[at].y, weight_of(ml[at].x, most));
+            j.add(o[at * CHUNKS + sums_chunk(at, chunk)], ml[at].y, exp2_fast(ml[at].x - most));
         }
         if (share.n_items == 1) {
             write_out(a, T::D, share.head, row, chunk * 4, j);
@@ -393,32 +409,69 @@ __device__ __forceinline__ bool is_last(const struct CudaPaged &a, const Share &
     return last;
 }
 
+/* Items `first`, first + step, ... of a row's 4 columns. Several loads are under way at a time: this is all that the
+ * head's last block does after its own share. */
+__device__ __forceinline__ float join_some(Joined &j, const Scratch &s, const Share &share,
+                                           int64_t rows, int row, int chunk, int chunks, int first,
+                                           int step)
+{
+    constexpr int AT_ONCE = 8;
+    float top = -NO_KEY;
+    for (; first < share.n_items; first += AT_ONCE * step) {
+        float4 o[AT_ONCE];
+        float2 ml[AT_ONCE];
+        float most = top;
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) {
+            int i = first + u * step;
+            int64_t from = (share.first_item + min(i, share.n_items - 1)) * rows + row;
+            ml[u] = __ldcg(s.ml + from);
+            o[u] = __ldcg(s.o + from * chunks + chunk);
+            if (i >= share.n_items) ml[u] = make_float2(-NO_KEY, 0), o[u] = make_float4(0, 0, 0, 0);
+        }
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) most = fmaxf(most, ml[u].x);
+        Joined next = {};
+        next.add(j.o, j.sum, exp2_fast(top - most));
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; u++) next.add(o[u], ml[u].y, exp2_fast(ml[u].x - most));
+        j = next;
+        top = most;
+    }
+    return top;
+}
+
+/* By as many groups of threads as there are for the rows, each with every so many-th item. */
 template <class T>
 __device__ __forceinline__ void join_items(const struct CudaPaged &a, const Share &share, int rows,
-                                           float *tops)
+                                           float4 *o, float2 *ml)
 {
     constexpr int CHUNKS = T::D / 4;
     Scratch s = scratch_of(a, T::D, rows);
-    int lane = threadIdx.x % 32;
-    for (int row = threadIdx.x / 32; row < rows; row += T::WARPS) {
-        float most = -INFINITY;
-        for (int i = lane; i < share.n_items; i += 32)
-            most = fmaxf(most, __ldcg(s.ml + (int64_t)(share.first_item + i) * rows + row).x);
-        for (int d = 16; d; d /= 2) most = fmaxf(most, __shfl_xor_sync(ALL, most, d));
-        if (lane == 0) tops[row] = most;
-    }
-    __syncthreads();
-    for (int at = threadIdx.x; at < rows * CHUNKS; at += T::THREADS) {
-        int row = at / CHUNKS, chunk = at % CHUNKS;
+    int places = rows * CHUNKS, groups = max(T::THREADS / places, 1);
+    for (int at = threadIdx.x; at < places * groups; at += T::THREADS) {
+        int row = at % places / CHUNKS, chunk = at % CHUNKS;
         Joined j = {};
-#pragma unroll 8
-        for (int i = 0; i < share.n_items; i++) {
-            int64_t from = (int64_t)(share.first_item + i) * rows + row;
-            float2 ml = __ldcg(s.ml + from);
-            j.add(__ldcg(s.o + from * CHUNKS + chunk), ml.y, weight_of(ml.x, tops[row]));
+        float top = join_some(j, s, share, rows, row, chunk, CHUNKS, at / places, groups);
+        if (groups == 1) {
+            write_out(a, T::D, share.head, row, chunk * 4, j);
+        } else {
+            o[at] = j.o;
+            ml[at] = make_float2(top, j.sum);
         }
-        write_out(a, T::D, share.head, row, chunk * 4, j);
     }
+    if (groups == 1) return;
+    __syncthreads();
+    int at = threadIdx.x;
+    if (at >= places) return;
+    float most = -NO_KEY;
+    for (int g = 0; g < groups; g++) most = fmaxf(most, ml[at + g * places].x);
+    Joined j = {};
+    for (int g = 0; g < groups; g++) {
+        float2 x = ml[at + g * places];
+        j.add(o[at + g * places], x.y, exp2_fast(x.x - most));
+    }
+    write_out(a, T::D, share.head, at / CHUNKS, at % CHUNKS * 4, j);
 }
 
 /* ==== The kernel ==== */
@@ -441,11 +494,12 @@ __global__
 __launch_bounds__(T::THREADS,
                   T::BLOCKS) void paged_attention_kernel(const __grid_constant__ struct CudaPaged a)
 {
-    extern __shared__ __align__(128) char shared[];
+    extern __shared__ __align__(1024) char shared[];
     int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     Share share;
+    refs_prefetch(a);
     if (!share_of(a, share, lane)) return;
-    int n_refs = pages_of(a, share.head);
+    int n_refs = share.pages;
     if (a.k && share.item == share.first_item + share.n_items - 1) share.end++;
     HeadPages pages = {a.refs + (int64_t)share.head * a.ref_stride, n_refs, share.head, share.end};
     int n = (share.end - share.begin + T::PP - 1) / T::PP;
@@ -468,7 +522,7 @@ __launch_bounds__(T::THREADS,
     }
 
     Sums<T> sums = {};
-    sums.top[0] = sums.top[1] = -INFINITY;
+    sums.low[0] = sums.low[1] = NO_KEY;
     float scale2 = a.scale * LOG2_E, group_part = 1.0f / group;
     int row = warp % T::WM * 16, token = warp / T::WM * T::KEYS; /* of the tile */
     uint32_t q = q_tile + row * (T::D * 2);
@@ -503,7 +557,7 @@ __launch_bounds__(T::THREADS,
     sums_to_shared<T>(sums, o, ml, warp, lane);
     __syncthreads();
     join_warps<T>(a, share, rows, o, ml);
-    if (share.n_items > 1 && is_last(a, share)) join_items<T>(a, share, rows, (float *)shared);
+    if (share.n_items > 1 && is_last(a, share)) join_items<T>(a, share, rows, o, ml);
 }
 
 int cuda_paged_splits(int n_kv_heads, int max_refs, int n_sm)

@@ -29,7 +29,9 @@ __global__ void pool_kernel(const __grid_constant__ struct CudaSelect a)
     int reach = a.pool > 1 ? min((a.pool - 1) / 2, n) : 0;
     int end = min(i + reach, n - 1);
     float most = -INFINITY;
-    for (int j = max(i - reach, 0); j <= end; j++) most = fmaxf(most, mass[j]); /* passes NaN by */
+#pragma unroll 4
+    for (int j = max(i - reach, 0); j <= end; j++)
+        most = fmaxf(most, __ldg(mass + j)); /* not NaN */
     a.pooled[line + i] = most;
 }
 
@@ -70,8 +72,9 @@ __device__ struct Kth kth_key(const float *value, int n, int k)
         const uint32_t digit = (1u << bits) - 1;
         count[2 * threadIdx.x] = count[2 * threadIdx.x + 1] = 0;
         __syncthreads();
+#pragma unroll 8
         for (int i = threadIdx.x; i < n; i += THREADS) {
-            uint32_t key = order_key(value[i]);
+            uint32_t key = order_key(__ldg(value + i));
             if ((key & mask) == prefix) atomicAdd(&count[key >> shift & digit], 1);
         }
         __syncthreads();
@@ -100,8 +103,9 @@ __device__ void write_top(const float *value, int n, struct Kth kth, int *keep)
     int run = (n + THREADS - 1) / THREADS * 32, begin = min(warp * run, n),
         end = min(begin + run, n);
     int above = 0, equal = 0;
+#pragma unroll 8
     for (int i = begin + lane; i < end; i += 32) {
-        uint32_t key = order_key(value[i]);
+        uint32_t key = order_key(__ldg(value + i));
         above += key > kth.key;
         equal += key == kth.key;
     }
@@ -110,8 +114,9 @@ __device__ void write_top(const float *value, int n, struct Kth kth, int *keep)
     above = __shfl_sync(0xffffffffu, above, 0);
     equal = __shfl_sync(0xffffffffu, equal, 0);
     uint32_t before = (1u << lane) - 1;
+#pragma unroll 8
     for (int i = begin; i < end; i += 32) {
-        uint32_t key = i + lane < end ? order_key(value[i + lane]) : 0;
+        uint32_t key = i + lane < end ? order_key(__ldg(value + i + lane)) : 0;
         uint32_t is_above = __ballot_sync(0xffffffffu, i + lane < end && key > kth.key);
         uint32_t is_equal = __ballot_sync(0xffffffffu, i + lane < end && key == kth.key);
         int n_above = above + __popc(is_above & before),
