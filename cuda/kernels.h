@@ -135,7 +135,8 @@ cudaError_t cuda_gemm(struct GemmPlan *p, const struct CudaGemm *g, cudaStream_t
 cudaError_t cuda_quantize_fp8(const bf16 *x, int n_rows, int cols, void *out, float *scale,
                               cudaStream_t s);
 
-/* y[r] = W [rows, cols] . x[r] for 1 to 4 rows of x; W in `type` (enum DType of src/quant.h, GGUF blocks, or DT_BF16). */
+/* y[r] = W [rows, cols] . x[r] for 1 to 4 rows of x; W in `type` (enum DType of src/quant.h, GGUF blocks, or DT_BF16).
+ * W may be read while the work queued before still runs, so that work must not write it. */
 struct CudaMatvec {
     int type, rows, cols, n_rows;
     const void *w;
