@@ -54,6 +54,10 @@ static int attend_pages(struct Device *d, const struct AttnArgs *a)
     p.bias = a->bias;
     p.n_splits = d->s.n_splits;
     p.part = d->s.part;
+    if (d->step.recording) {
+        p.turn = turn_of(d, &d->step.rope);
+        p.slots = d->s.slots + d->step.noted;
+    }
     CUDA_TRY(cuda_paged_attention(&p, d->stream));
     return PC_OK;
 }
@@ -124,6 +128,8 @@ int cuda_attend(struct Device *d, const struct AttnArgs *a)
     bool few = a->n_seqs == 1 && rows <= PAGED_ROWS;
     bool votes =
         d->shape.mass_keys && a->seq_begin[1] > 1; /* attn_mass will want the packed keys */
+    if (d->step.recording && !(few && a->seq_begin[1] == 1))
+        return err_set(PC_EINTERNAL, "a recorded step has one row");
     return few && !votes ? attend_pages(d, a) : attend_packed(d, a);
 }
 
@@ -177,7 +183,7 @@ int cuda_keep(struct Device *d, const struct AttnArgs *a, const struct KeepArgs 
 
 /* ==== Pages ==== */
 
-int upload_writes(struct Device *d, const struct KvWrite *writes, int n)
+static int upload_writes(struct Device *d, const struct KvWrite *writes, int n)
 {
     void *staged;
     TRY(dev_stage(d, (size_t)n * sizeof(struct DevWrite), &staged));
@@ -203,9 +209,8 @@ int cuda_kv_write(struct Device *d, const struct PagePool *pool, const struct Kv
                   int n)
 {
     struct PagesArgs p = pages_of(d, pool);
-    if (d->recording) {
-        CUDA_TRY(pages_write(&p, d->s.writes + d->noted, n, d->stream));
-        d->noted += n;
+    if (d->step.recording) {
+        d->step.noted += n; /* the attention before did it */
         return PC_OK;
     }
     for (int at = 0; at < n; at += WRITES) {

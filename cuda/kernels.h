@@ -154,7 +154,7 @@ cudaError_t cuda_quantize_fp8(const bf16 *x, int n_rows, int cols, void *out, fl
                               cudaStream_t s);
 
 /* y[r] = W [rows, cols] . x[r] for 1 to 4 rows of x; W in `type` (enum DType of src/quant.h, GGUF blocks, or DT_BF16).
- * W may be read while the work queued before still runs, so that work must not write it. */
+ * W and norm may be read while the work queued before still runs, so that work must not write them. */
 struct CudaMatvec {
     int type, rows, cols, n_rows;
     const void *w;
