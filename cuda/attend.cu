@@ -118,6 +118,7 @@ static int attend_packed(struct Device *d, const struct AttnArgs *a)
 
 int cuda_attend(struct Device *d, const struct AttnArgs *a)
 {
+    Range range("attention");
     const struct ModelConfig *m = &d->model->cfg;
     int rows = a->seq_begin[a->n_seqs] * (m->n_heads / m->n_kv_heads);
     if (a->far) return err_set(PC_EDEVICE, "self-extend and streaming-llm need --backend cpu");
@@ -142,6 +143,7 @@ static int queue_mass(struct Device *d, const struct AttnArgs *a, int obs_rows)
 
 int cuda_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *mass, int stride)
 {
+    Range range("attention mass");
     size_t width = (size_t)d->shape.mass_keys * sizeof(float);
     if (a->seq_begin[a->n_seqs] == 1)
         TRY(attend_packed(d, a)); /* the pages were read where they lie */
@@ -155,6 +157,7 @@ int cuda_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *m
 
 int cuda_keep(struct Device *d, const struct AttnArgs *a, const struct KeepArgs *k)
 {
+    Range range("choose tokens");
     struct CudaSelect s = {};
     TRY(queue_mass(d, a, k->obs_rows));
     TRY(dev_upload(d, d->s.lens, k->n, (size_t)a->n_seqs * sizeof(int)));
@@ -202,6 +205,7 @@ int upload_writes(struct Device *d, const struct KvWrite *writes, int n)
 int cuda_kv_write(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
                   int n)
 {
+    Range range("write pages");
     struct PagesArgs p = pages_of(d, pool);
     if (d->recording) {
         CUDA_TRY(pages_write(&p, d->s.writes + d->noted, n, d->stream));
@@ -219,6 +223,7 @@ int cuda_kv_write(struct Device *d, const struct PagePool *pool, const struct Kv
 int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from, int n,
                  const uint32_t *to)
 {
+    Range range("pack pages");
     struct PagesArgs p = pages_of(d, pool);
     uint32_t *list = (uint32_t *)d->s.writes;
     const int run =

@@ -169,6 +169,7 @@ static int upload_table(struct Device *d, const struct HeadTable *past)
 
 int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope, float *x)
 {
+    Range range("batch begins");
     const struct ModelConfig *m = &d->model->cfg;
     int n = b->seq_begin[b->n_seqs], half = m->rope_dim / 2;
     if (n > d->shape.rows || b->n_seqs > d->shape.seqs)
@@ -205,6 +206,7 @@ int cuda_turns(struct Device *d, const struct Rope *rope, const int *by, int n, 
 /* In runs that fit the scratch: a run's rows come from behind all that was written before. */
 int cuda_compact(struct Device *d, void *x, size_t row_bytes, const int *idx, int n)
 {
+    Range range("compact rows");
     int run = (int)(d->s.wide_bytes / row_bytes);
     TRY(dev_upload(d, d->s.rows, idx, (size_t)n * sizeof(int)));
     for (int at = 0; at < n; at += run) {
@@ -218,6 +220,7 @@ int cuda_compact(struct Device *d, void *x, size_t row_bytes, const int *idx, in
 
 int cuda_rope(struct Device *d, const struct RopeArgs *a)
 {
+    Range range("rotation");
     const struct ModelConfig *m = &d->model->cfg;
     struct HeadsArgs h = {};
     h.angles = d->s.angles;

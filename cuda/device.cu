@@ -221,10 +221,18 @@ static void cuda_limits(const struct Device *d, struct DeviceLimits *out)
         size_t left = d->limit > d->weight_bytes ? d->limit - d->weight_bytes : 0;
         if (left < free_bytes) free_bytes = left;
     }
+    int sm_khz = 0, memory_khz = 0, bus_bits = 0;
+    cudaDeviceGetAttribute(&sm_khz, cudaDevAttrClockRate, 0);
+    cudaDeviceGetAttribute(&memory_khz, cudaDevAttrMemoryClockRate, 0);
+    cudaDeviceGetAttribute(&bus_bits, cudaDevAttrGlobalMemoryBusWidth, 0);
+    /* bf16 products and sums of one multiprocessor in a cycle, dense */
+    double per_cycle = (d->capability >= 90 ? 4096 : 2048) * (d->fp8 ? 2 : 1);
     *out = (struct DeviceLimits){.memory = free_bytes,
                                  .own_memory = true,
                                  .wave_rows = wave_rows(&d->model->cfg),
-                                 .segment_rows = SEGMENT_ROWS};
+                                 .segment_rows = SEGMENT_ROWS,
+                                 .flops = per_cycle * d->n_sm * sm_khz * 1e3,
+                                 .bandwidth = 2e3 * memory_khz * bus_bits / 8};
 }
 
 /* ==== Transfers ==== */

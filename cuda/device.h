@@ -12,6 +12,8 @@ extern "C" {
 }
 #include "kernels.h"
 
+#include <nvtx3/nvToolsExt.h>
+
 /* A weight as the device holds it: blocks of the file's type (f32 and f16 files as bf16), or e4m3 with scales. */
 struct DevWeight {
     const struct Weight *host;
@@ -107,6 +109,12 @@ int cuda_fail(cudaError_t e, const char *what);
         cudaError_t cuda_error_ = (x);                                                             \
         if (cuda_error_ != cudaSuccess) return cuda_fail(cuda_error_, #x);                         \
     } while (0)
+
+/* A named range in a profiler's timeline, as long as the object lives. */
+struct Range {
+    explicit Range(const char *name) { nvtxRangePushA(name); }
+    ~Range() { nvtxRangePop(); }
+};
 
 /* device.cu: memory that counts. NULL with the error text set. */
 void *dev_alloc(struct Device *d, size_t bytes);

@@ -110,6 +110,7 @@ static int norm_rows(struct Device *d, const float *x, int n_rows, const float *
 int cuda_norm_linear(struct Device *d, const float *x, int n_rows, const float *norm,
                      const struct LinearOp *ops, int n_ops)
 {
+    Range range("queries, keys, values");
     TRY(norm_rows(d, x, n_rows, norm, NULL));
     for (int i = 0; i < n_ops; i++) {
         struct Product p = {
@@ -122,6 +123,7 @@ int cuda_norm_linear(struct Device *d, const float *x, int n_rows, const float *
 
 int cuda_linear_add(struct Device *d, const void *a, int n_rows, const struct LinearOp *op)
 {
+    Range range("attention output");
     struct Product p = {(const bf16 *)a,
                         n_rows,
                         dev_weight(d, op->w),
@@ -170,6 +172,7 @@ static int few_gated(struct Device *d, const bf16 *rows, int n, const struct Dev
 
 int cuda_ffn_add(struct Device *d, float *x, int n_rows, const struct FfnWeights *f)
 {
+    Range range("feed-forward");
     const struct DevWeight *gate = dev_weight(d, f->gate), *up = dev_weight(d, f->up),
                            *down = dev_weight(d, f->down);
     int dim = d->model->cfg.dim;
@@ -206,6 +209,7 @@ static int head(struct Device *d, const float *x, const int *idx, int n, bool fe
 
 int cuda_logits(struct Device *d, const float *x, const int *idx, int n, float *out)
 {
+    Range range("logits");
     size_t vocab = (size_t)d->model->output.rows;
     if (d->recording) return head(d, x, NULL, 1, true);
     for (int i = 0; i < n; i += d->shape.head_rows) {
@@ -221,6 +225,7 @@ int cuda_logits(struct Device *d, const float *x, const int *idx, int n, float *
  * depend on how many rows are left. */
 int cuda_nll(struct Device *d, const float *x, const int *idx, const int *target, int n, float *out)
 {
+    Range range("log-likelihood");
     int vocab = d->model->output.rows, block = d->shape.head_rows;
     int *rows = d->s.rows, *targets = d->s.rows + block;
     for (int i = 0; i < n; i += block) {

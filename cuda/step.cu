@@ -30,6 +30,7 @@ int cuda_record(struct Device *d, bool on)
 
 int cuda_replay(struct Device *d, const struct KvWrite *writes, int n, float *logits)
 {
+    Range range("decode step");
     if (n != d->noted || n > WRITES)
         return err_set(PC_EINTERNAL, "%d writes for a step that was recorded with %d", n, d->noted);
     TRY(upload_writes(d, writes, n));

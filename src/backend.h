@@ -35,6 +35,8 @@ struct DeviceLimits {
     bool own_memory;  /* has memory of its own, apart from the host's */
     int wave_rows;    /* rows of a wave that keep it busy */
     int segment_rows; /* rows of a segment of plain prefill */
+    double flops,
+        bandwidth; /* peak rates a second of its prefill arithmetic and its memory; 0: not known */
 };
 
 /* The largest batch that will be run. */
