@@ -129,68 +129,72 @@ static size_t cuda_page_bytes(const struct Device *d)
 
 /* ==== Memory ==== */
 
+static struct DevBlock *find_block(const struct Device *d, const void *p)
+{
+    struct DevBlock *b = d->blocks;
+    while (b && b->data != p) b = b->next;
+    return b;
+}
+
 /* Scratch of an earlier run that this one has not asked for yet. */
 static bool give_up_scratch(struct Device *d)
 {
-    for (int i = 0; i < MAX_BLOCKS; i++)
-        if (d->block && d->blocks[i].data == d->block && d->blocks[i].bytes == 0) {
-            cudaGetLastError();
-            dev_free(d, d->block);
-            d->block = NULL;
-            d->block_bytes = 0;
-            return true;
-        }
-    return false;
+    const struct DevBlock *b = d->block ? find_block(d, d->block) : NULL;
+    if (!b || b->bytes) return false;
+    cudaGetLastError();
+    dev_free(d, d->block);
+    d->block = NULL;
+    d->block_bytes = 0;
+    return true;
 }
 
+/* Every block has its record on the host, so what is freed can be counted, and tests make the record fail. */
 void *dev_alloc(struct Device *d, size_t bytes)
 {
-    size_t *block = NULL;
+    double gib = 1 << 30;
     if (d->limit && d->in_use + bytes > d->limit) {
         err_set(
             PC_ENOMEM,
             "%.2f GiB of the GPU are in use and %.2f more are wanted, but --gpu-memory allows %.2f",
-            (double)d->in_use / (1 << 30), (double)bytes / (1 << 30), (double)d->limit / (1 << 30));
+            (double)d->in_use / gib, (double)bytes / gib, (double)d->limit / gib);
         return NULL;
     }
-    cudaError_t e = cudaMalloc(&block, bytes ? bytes : 1);
+    struct DevBlock *b = (struct DevBlock *)mem_alloc(1, sizeof *b);
+    if (!b) return NULL;
+    cudaError_t e = cudaMalloc(&b->data, bytes ? bytes : 1);
     if (e == cudaErrorMemoryAllocation && give_up_scratch(d))
-        e = cudaMalloc(&block, bytes ? bytes : 1);
+        e = cudaMalloc(&b->data, bytes ? bytes : 1);
     if (e != cudaSuccess) {
+        mem_free(b);
         cuda_fail(e, "cudaMalloc");
         return NULL;
     }
-    for (int i = 0; i < MAX_BLOCKS; i++)
-        if (!d->blocks[i].data) {
-            d->blocks[i].data = block;
-            d->blocks[i].bytes = bytes;
-            d->in_use += bytes;
-            if (d->in_use > d->peak) d->peak = d->in_use;
-            return block;
-        }
-    cudaFree(block);
-    err_set(PC_EINTERNAL, "more than %d blocks of GPU memory", MAX_BLOCKS);
-    return NULL;
+    b->bytes = bytes;
+    b->next = d->blocks;
+    d->blocks = b;
+    d->in_use += bytes;
+    if (d->in_use > d->peak) d->peak = d->in_use;
+    return b->data;
 }
 
 void dev_free(struct Device *d, void *p)
 {
-    if (!p) return;
-    for (int i = 0; i < MAX_BLOCKS; i++)
-        if (d->blocks[i].data == p) {
-            d->in_use -= d->blocks[i].bytes;
-            d->blocks[i].data = NULL;
-        }
-    cudaFree(p);
+    for (struct DevBlock **at = &d->blocks; p && *at; at = &(*at)->next) {
+        struct DevBlock *b = *at;
+        if (b->data != p) continue;
+        d->in_use -= b->bytes;
+        *at = b->next;
+        cudaFree(b->data);
+        mem_free(b);
+        return;
+    }
 }
 
 void dev_count(struct Device *d, const void *p, size_t bytes)
 {
-    for (int i = 0; i < MAX_BLOCKS; i++) {
-        if (d->blocks[i].data != p) continue;
-        d->in_use += bytes - d->blocks[i].bytes;
-        d->blocks[i].bytes = bytes;
-    }
+    struct DevBlock *b = find_block(d, p);
+    d->in_use += bytes - b->bytes;
+    b->bytes = bytes;
     if (d->in_use > d->peak) d->peak = d->in_use;
 }
 

@@ -63,11 +63,11 @@ struct Scratch {
 
 enum { PAGED_ROWS = 64 }; /* rows times query heads a KV head that attention over pages takes */
 
-/* Blocks of GPU memory in hand, so that what is freed can be counted. */
-enum { MAX_BLOCKS = 64 };
+/* A block of GPU memory in hand. */
 struct DevBlock {
     void *data;
-    size_t bytes;
+    size_t bytes; /* as counted */
+    struct DevBlock *next;
 };
 
 struct Ring {
@@ -84,7 +84,7 @@ struct Device {
     bool fp8;
     char text[192];
     size_t in_use, peak, weight_bytes, limit; /* limit: bytes of the card we may use; 0: no limit */
-    struct DevBlock blocks[MAX_BLOCKS];
+    struct DevBlock *blocks;
     struct DevWeight *weights; /* [n_weights] by address of host */
     struct DevVector *vectors; /* [n_vectors] likewise */
     int n_weights, n_vectors;
