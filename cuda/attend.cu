@@ -1,7 +1,8 @@
 /* attend.cu - attention, the mass on keys, the choice of tokens, and the KV pages, over the launchers of kernels.h.
  *
  * Few rows of one sequence read the pages where they lie. For many rows past and own keys of each (sequence, KV head)
- * are packed first, which costs a few per cent of the attention and lets its kernels run over plain arrays.
+ * are packed first, which costs a few per cent of the attention and lets its kernels run over plain arrays. So do rows
+ * with far keys, and heads of widths that attention over pages does not have, however few they are.
  */
 #include "device.h"
 
@@ -25,6 +26,11 @@ static float logit_scale(const struct Device *d)
 static size_t first_head(const struct Device *d, int layer)
 {
     return (size_t)layer * d->model->cfg.n_kv_heads;
+}
+
+bool usual_head(int head_dim)
+{
+    return head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256;
 }
 
 /* ==== Few rows ==== */
@@ -60,10 +66,11 @@ static int attend_pages(struct Device *d, const struct AttnArgs *a)
 
 /* ==== Many rows ==== */
 
-/* Keys a head of this batch has at most, in whole tiles. */
+/* Keys a head of this batch has at most, in whole tiles; of a step that is recorded, those of any step to come. */
 static int key_stride(const struct Device *d, const struct AttnArgs *a)
 {
     int past = 0;
+    if (d->recording) return packed_keys(&d->shape);
     for (int h = 0; a->past && h < d->model->cfg.n_kv_heads; h++) {
         int n = a->past->n_tokens[first_head(d, a->layer) + h];
         if (n > past) past = n;
@@ -96,9 +103,8 @@ static struct CudaAttn attention_of(const struct Device *d, const struct AttnArg
     return c;
 }
 
-static int attend_packed(struct Device *d, const struct AttnArgs *a)
+static int pack_keys(struct Device *d, const struct AttnArgs *a, const struct PackedKv *kv)
 {
-    struct CudaAttn c = attention_of(d, a);
     size_t head = first_head(d, a->layer);
     struct GatherArgs g = {};
     g.pages = pages_of(d, a->pool);
@@ -109,10 +115,38 @@ static int attend_packed(struct Device *d, const struct AttnArgs *a)
     g.v = (const bf16 *)a->v;
     g.seq_begin = d->s.seq_begin;
     g.n_seqs = a->n_seqs;
-    g.kv = c.kv;
+    g.kv = *kv;
     CUDA_TRY(pages_gather(&g, d->stream));
-    bool hopper = d->capability == 90 && (c.head_dim == 64 || c.head_dim == 128);
-    CUDA_TRY(hopper ? cuda_attention_sm90a(&c, d->stream) : cuda_attention_sm80(&c, d->stream));
+    return PC_OK;
+}
+
+static struct CudaFar far_of(const struct Device *d, const struct FarKeys *far)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    struct CudaFar f = {};
+    f.window = far->window;
+    f.n = far->n;
+    f.q_turn = far->q_turn;
+    f.k_turn = far->k_turn;
+    f.k = far->k_turn ? d->s.turned_k : NULL;
+    f.rope_dim = m->rope_dim;
+    f.pairs = m->rope_style == ROPE_PAIRS;
+    return f;
+}
+
+static int attend_packed(struct Device *d, const struct AttnArgs *a)
+{
+    struct CudaAttn c = attention_of(d, a);
+    TRY(pack_keys(d, a, &c.kv));
+    if (a->far) {
+        struct CudaFar f = far_of(d, a->far);
+        CUDA_TRY(cuda_attention_any(&c, &f, d->stream));
+    } else if (!usual_head(c.head_dim)) {
+        CUDA_TRY(cuda_attention_any(&c, NULL, d->stream));
+    } else {
+        bool hopper = d->capability == 90 && (c.head_dim == 64 || c.head_dim == 128);
+        CUDA_TRY(hopper ? cuda_attention_sm90a(&c, d->stream) : cuda_attention_sm80(&c, d->stream));
+    }
     return PC_OK;
 }
 
@@ -121,8 +155,7 @@ int cuda_attend(struct Device *d, const struct AttnArgs *a)
     Range range("attention");
     const struct ModelConfig *m = &d->model->cfg;
     int rows = a->seq_begin[a->n_seqs] * (m->n_heads / m->n_kv_heads);
-    if (a->far) return err_set(PC_EDEVICE, "self-extend and streaming-llm need --backend cpu");
-    bool few = a->n_seqs == 1 && rows <= PAGED_ROWS;
+    bool few = a->n_seqs == 1 && rows <= PAGED_ROWS && !a->far && usual_head(m->head_dim);
     bool votes =
         d->shape.mass_keys && a->seq_begin[1] > 1; /* attn_mass will want the packed keys */
     return few && !votes ? attend_pages(d, a) : attend_packed(d, a);
@@ -137,7 +170,8 @@ static int queue_mass(struct Device *d, const struct AttnArgs *a, int obs_rows)
     m.obs_rows = obs_rows;
     m.mass = d->s.mass;
     m.stride = d->shape.mass_keys;
-    CUDA_TRY(cuda_attn_mass(&m, d->stream));
+    CUDA_TRY(usual_head(m.attn.head_dim) ? cuda_attn_mass(&m, d->stream)
+                                         : cuda_attn_mass_any(&m, d->stream));
     return PC_OK;
 }
 

@@ -43,7 +43,13 @@ static size_t wide_weight(const struct Device *d)
 static bool packs(const struct Device *d, const struct BatchShape *b)
 {
     const struct ModelConfig *m = &d->model->cfg;
-    return b->mass_keys || b->seqs > 1 || b->rows * (m->n_heads / m->n_kv_heads) > PAGED_ROWS;
+    return b->mass_keys || b->seqs > 1 || b->far || !usual_head(m->head_dim) ||
+           b->rows * (m->n_heads / m->n_kv_heads) > PAGED_ROWS;
+}
+
+int packed_keys(const struct BatchShape *b)
+{
+    return (b->keys / CUDA_KEY_TILE + 1) * CUDA_KEY_TILE;
 }
 
 static void cut_rows(struct Cut *c, const struct Device *d, const struct BatchShape *b,
@@ -79,9 +85,11 @@ static void cut_attention(struct Cut *c, const struct Device *d, const struct Ba
     int group = m->n_heads / m->n_kv_heads, few = min_int(b->rows, PAGED_ROWS / group);
     size_t seqs = (size_t)b->seqs, kv_heads = (size_t)m->n_kv_heads,
            heads = (size_t)m->n_layers * kv_heads;
-    size_t keys = packs(d, b) ? ((size_t)b->keys / CUDA_KEY_TILE + 1) * CUDA_KEY_TILE : 0;
-    s->k = (bf16 *)cut(c, seqs * kv_heads * keys * m->head_dim * sizeof(bf16));
-    s->v = (bf16 *)cut(c, seqs * kv_heads * keys * m->head_dim * sizeof(bf16));
+    size_t keys = packs(d, b) ? (size_t)packed_keys(b) : 0;
+    size_t packed = seqs * kv_heads * keys * m->head_dim * sizeof(bf16);
+    s->k = (bf16 *)cut(c, packed);
+    s->v = (bf16 *)cut(c, packed);
+    s->turned_k = (bf16 *)cut(c, b->turned_keys ? packed : 0);
     s->lse = (float *)cut(c, b->mass_keys ? sizeof(float) * b->rows * m->n_heads : 0);
     s->mass = (float *)cut(c, seqs * kv_heads * b->mass_keys * sizeof(float));
     s->pooled = (float *)cut(c, seqs * kv_heads * b->mass_keys * sizeof(float));
@@ -188,15 +196,19 @@ int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope,
     return upload_table(d, b->past);
 }
 
+/* The device reads the numbers where they are staged: a session asks for turns before it has reserved scratch. */
 int cuda_turns(struct Device *d, const struct Rope *rope, const int *by, int n, float *out)
 {
+    enum { ROWS = 65536 };
     int half = d->model->cfg.rope_dim / 2;
     TRY(dev_upload(d, d->inv_freq, rope->inv_freq, (size_t)half * sizeof(float)));
-    for (int at = 0; at < n; at += d->shape.rows) {
-        int rows = min_int(n - at, d->shape.rows);
-        TRY(dev_upload(d, d->s.pos, by + at, (size_t)rows * sizeof(int)));
-        CUDA_TRY(rows_angles(d->inv_freq, d->s.pos, rows, half, 1, out + (size_t)at * 2 * half,
-                             d->stream));
+    for (int at = 0; at < n; at += ROWS) {
+        void *staged;
+        int rows = min_int(n - at, ROWS);
+        TRY(dev_stage(d, (size_t)rows * sizeof(int), &staged));
+        memcpy(staged, by + at, (size_t)rows * sizeof(int));
+        CUDA_TRY(rows_angles(d->inv_freq, (const int *)staged, rows, half, 1,
+                             out + (size_t)at * 2 * half, d->stream));
     }
     return PC_OK;
 }

@@ -67,21 +67,28 @@ static int describe_card(struct Device *d)
     return PC_OK;
 }
 
-static int check_shape(const struct ModelConfig *m)
+/* cuBLASLt wants rows of 16 bytes. */
+static int check_shape(const struct ModelConfig *m, bool fp8)
 {
-    bool head = m->head_dim == 64 || m->head_dim == 96 || m->head_dim == 128 || m->head_dim == 256;
-    if (!head || m->dim % 8 || m->hidden_dim % 8)
+    int step = fp8 ? 16 : 8, heads = m->n_heads * m->head_dim;
+    if (m->head_dim % 8 || m->head_dim > 256)
+        return err_set(PC_EDEVICE,
+                       "the cuda backend has heads of up to 256 values, in multiples of 8, this "
+                       "model of %d; use --backend cpu",
+                       m->head_dim);
+    if (m->dim % step || m->hidden_dim % step || heads % step)
         return err_set(
             PC_EDEVICE,
-            "the cuda backend has heads of 64, 96, 128 and 256 values and widths in multiples "
-            "of 8, this model %d, %d and %d; use --backend cpu",
-            m->head_dim, m->dim, m->hidden_dim);
+            "the cuda backend has widths in multiples of %d%s, this model %d, %d and %d; "
+            "use %s",
+            step, fp8 ? " with fp8" : "", m->dim, m->hidden_dim, heads,
+            fp8 ? "--precision bf16" : "--backend cpu");
     return PC_OK;
 }
 
 static int open_parts(struct Device *d)
 {
-    TRY(check_shape(&d->model->cfg));
+    TRY(check_shape(&d->model->cfg, d->fp8));
     TRY(describe_card(d));
     CUDA_TRY(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
     CUDA_TRY(cudaMallocHost(&d->ring.data, RING_BYTES));

@@ -47,6 +47,7 @@ struct Scratch {
     void *fp8;                            /* rows as e4m3 */
     float *fp8_scale;
     bf16 *k, *v;          /* packed keys and values */
+    bf16 *turned_k;       /* the keys as far rows see them */
     float *lse;           /* [n_heads, rows] */
     float *mass, *pooled; /* [seqs, n_kv_heads, mass_keys] */
     int *lens;            /* [seqs] */
@@ -134,6 +135,8 @@ int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope,
 int cuda_turns(struct Device *d, const struct Rope *rope, const int *by, int n, float *out);
 int cuda_compact(struct Device *d, void *x, size_t row_bytes, const int *idx, int n);
 int cuda_rope(struct Device *d, const struct RopeArgs *args);
+/* Room for the packed keys of a head, in whole tiles. */
+int packed_keys(const struct BatchShape *shape);
 /* step.cu */
 int cuda_record(struct Device *d, bool on);
 int cuda_replay(struct Device *d, const struct KvWrite *writes, int n, float *logits);
@@ -220,6 +223,8 @@ int cuda_ffn_add(struct Device *d, float *x, int n_rows, const struct FfnWeights
 int cuda_logits(struct Device *d, const float *x, const int *idx, int n, float *out);
 int cuda_nll(struct Device *d, const float *x, const int *idx, const int *target, int n,
              float *out);
+/* A width of head for which all attention kernels are made; the others take those of attention_any.cu. */
+bool usual_head(int head_dim);
 int cuda_attend(struct Device *d, const struct AttnArgs *a);
 int cuda_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *mass, int stride);
 int cuda_keep(struct Device *d, const struct AttnArgs *a, const struct KeepArgs *k);

@@ -30,8 +30,9 @@ struct CudaPageRef {
 /* Keys and values of n_seqs sequences, head by head: the past that all share (its length may differ from KV head to
  * KV head), then the sequence's own rows. */
 struct PackedKv {
-    bf16 *k, *v;     /* [n_seqs, n_kv_heads, key_stride, head_dim], zeros behind the last key */
-    int key_stride;  /* multiple of CUDA_KEY_TILE */
+    bf16 *k, *v;    /* [n_seqs, n_kv_heads, key_stride, head_dim]; zeros behind the last key, to the
+                      * end of its tile of CUDA_KEY_TILE; nobody reads on from there */
+    int key_stride; /* multiple of CUDA_KEY_TILE */
     const int *past; /* [n_kv_heads] past keys of each head */
 };
 
@@ -59,6 +60,19 @@ cudaError_t
 cuda_attention_sm90a(const struct CudaAttn *a,
                      cudaStream_t s); /* head_dim 64, 128; compute capability 9.0 only */
 
+/* Tokens far behind a row, which sees them from another place than its own: see struct FarKeys of src/backend.h. */
+struct CudaFar {
+    int window; /* row i sees key j as it stands when i - j < window */
+    int n;      /* of the keys behind the window it sees those with j < n, with its query turned */
+    const float *q_turn; /* [n_rows, rope_dim] cosines, then sines */
+    const float *k_turn; /* [keys, rope_dim] turns far keys likewise; NULL: they stay */
+    bf16 *k;             /* room for turned keys, of the shape of kv.k; NULL without k_turn */
+    int rope_dim;
+    bool pairs; /* values 2 i and 2 i + 1 turn together; else i and i + rope_dim / 2 */
+};
+/* Any head_dim that is a multiple of 8, up to 256; no window. far (host memory): NULL for none. */
+cudaError_t cuda_attention_any(const struct CudaAttn *a, const struct CudaFar *far, cudaStream_t s);
+
 /* Sum over the last obs_rows rows of each sequence and over the query heads of each KV head of the softmax on every
  * key, from the logits' log-sum-exp that cuda_attention wrote. */
 struct CudaMass {
@@ -67,7 +81,10 @@ struct CudaMass {
     float *mass; /* [n_seqs, n_kv_heads, stride] f32; entries behind a head's last key are 0 */
     int stride;
 };
-cudaError_t cuda_attn_mass(const struct CudaMass *a, cudaStream_t s);
+cudaError_t cuda_attn_mass(const struct CudaMass *a,
+                           cudaStream_t s); /* head_dim 64, 96, 128, 256 */
+/* The same for the shapes of cuda_attention_any. */
+cudaError_t cuda_attn_mass_any(const struct CudaMass *a, cudaStream_t s);
 
 /* The cap context tokens of each (sequence, KV head) with the largest max-pooled mass, ascending (eviction/kv_evict.c:
  * pooling window `pool` centred, clipped at the ends; of equal values the lower index wins). */
