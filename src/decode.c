@@ -10,14 +10,6 @@
 #include <math.h>
 #include <string.h>
 
-/* prefix_copies = k gives the one shared prefix the weight of k copies: log k on its logits (method.md 1.5). */
-static void weigh_prefix(const struct Session *s, struct Batch *b)
-{
-    if (s->set.prefix_copies <= 1) return;
-    b->n_biased = s->prompt.prefix.n;
-    b->bias = logf((float)s->set.prefix_copies);
-}
-
 static struct Batch tail_batch(struct Session *s, const int *ids, int n, int pos0)
 {
     s->seq_begin[0] = 0;
@@ -32,7 +24,6 @@ static struct Batch tail_batch(struct Session *s, const int *ids, int n, int pos
                       .n_seqs = 1,
                       .pool = &s->kv.pool,
                       .past = &s->merged};
-    weigh_prefix(s, &b);
     return b;
 }
 

@@ -9,6 +9,7 @@
 #include "eviction/kv_evict.h"
 #include "session.h"
 
+#include <math.h>
 #include <string.h>
 
 /* ==== The shared prefix ==== */
@@ -344,6 +345,8 @@ int merge_kept(struct Session *s)
 {
     int *kept = s->rows, n = chunk_queue_kept(&s->queue, kept), longest = 0;
     double limit = gap_limit(s, kept, n);
+    /* prefix_copies = k gives the one shared prefix the weight of k copies (method.md 1.5) */
+    kv_bias(&s->prefix, logf((float)s->set.prefix_copies));
     TRY(kv_move(&s->merged, &s->prefix));
     for (int i = 0; i < n; i++) {
         if (s->out->chunks[kept[i]].score > limit && !is_anchor(s, kept[i])) {
