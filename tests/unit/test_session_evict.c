@@ -461,6 +461,7 @@ static void test_calibration_stage_two(void **state)
         check_stage_two(e, (struct CalibRule){CLASS_MIDDLE, 1, 1, 0, 10, 4, 2}, CAP_OFF);
         check_stage_two(e, (struct CalibRule){CLASS_RECENT, 2, 2, 0, 50, 0, 2}, 80);
         e->settings.prefix_copies = 4;
+        e->settings.chunk_bias = 30;
         check_stage_two(e, (struct CalibRule){CLASS_MIDDLE, 1, 1, 0, 10, 100, 2}, 60);
         engine_close(e);
     }
