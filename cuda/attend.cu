@@ -56,8 +56,6 @@ static int attend_pages(struct Device *d, const struct AttnArgs *a)
     p.n_kv_heads = m->n_kv_heads;
     p.head_dim = m->head_dim;
     p.scale = logit_scale(d);
-    p.n_biased = a->n_biased;
-    p.bias = a->bias;
     p.n_splits = d->s.n_splits;
     p.part = d->s.part;
     CUDA_TRY(cuda_paged_attention(&p, d->stream));
@@ -98,12 +96,14 @@ static struct CudaAttn attention_of(const struct Device *d, const struct AttnArg
     c.n_kv_heads = m->n_kv_heads;
     c.head_dim = m->head_dim;
     c.scale = logit_scale(d);
-    c.n_biased = a->n_biased;
-    c.bias = a->bias;
+    if (d->s.table.biased) {
+        c.key_bias = d->s.key_bias;
+        c.n_biased = c.kv.key_stride; /* zeros behind the past */
+    }
     return c;
 }
 
-static int pack_keys(struct Device *d, const struct AttnArgs *a, const struct PackedKv *kv)
+static int pack_keys(struct Device *d, const struct AttnArgs *a, const struct CudaAttn *c)
 {
     size_t head = first_head(d, a->layer);
     struct GatherArgs g = {};
@@ -115,7 +115,8 @@ static int pack_keys(struct Device *d, const struct AttnArgs *a, const struct Pa
     g.v = (const bf16 *)a->v;
     g.seq_begin = d->s.seq_begin;
     g.n_seqs = a->n_seqs;
-    g.kv = *kv;
+    g.kv = c->kv;
+    g.key_bias = c->n_biased ? d->s.key_bias : NULL;
     CUDA_TRY(pages_gather(&g, d->stream));
     return PC_OK;
 }
@@ -137,11 +138,11 @@ static struct CudaFar far_of(const struct Device *d, const struct FarKeys *far)
 static int attend_packed(struct Device *d, const struct AttnArgs *a)
 {
     struct CudaAttn c = attention_of(d, a);
-    TRY(pack_keys(d, a, &c.kv));
+    TRY(pack_keys(d, a, &c));
     if (a->far) {
         struct CudaFar f = far_of(d, a->far);
         CUDA_TRY(cuda_attention_any(&c, &f, d->stream));
-    } else if (!usual_head(c.head_dim)) {
+    } else if (!usual_head(c.head_dim) || c.n_biased) {
         CUDA_TRY(cuda_attention_any(&c, NULL, d->stream));
     } else {
         bool hopper = d->capability == 90 && (c.head_dim == 64 || c.head_dim == 128);
@@ -254,20 +255,18 @@ int cuda_kv_write(struct Device *d, const struct PagePool *pool, const struct Kv
     return PC_OK;
 }
 
-int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from, int n,
-                 const uint32_t *to)
+int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from,
+                 const uint32_t *to, int n)
 {
     Range range("pack pages");
     struct PagesArgs p = pages_of(d, pool);
     uint32_t *list = (uint32_t *)d->s.writes;
-    const int run =
-        (int)(WRITES * sizeof(struct DevWrite) / sizeof *list) / 2 / PAGE_TOKENS * PAGE_TOKENS;
+    const int run = (int)(WRITES * sizeof(struct DevWrite) / sizeof *list) / 2;
     for (int at = 0; at < n; at += run) {
         int m = n - at < run ? n - at : run;
-        int pages = (m + PAGE_TOKENS - 1) / PAGE_TOKENS;
         TRY(dev_upload(d, list, from + at, (size_t)m * sizeof *list));
-        TRY(dev_upload(d, list + run, to + at / PAGE_TOKENS, (size_t)pages * sizeof *list));
-        CUDA_TRY(pages_pack(&p, list, m, list + run, d->stream));
+        TRY(dev_upload(d, list + run, to + at, (size_t)m * sizeof *list));
+        CUDA_TRY(pages_pack(&p, list, list + run, m, d->stream));
     }
     return PC_OK;
 }

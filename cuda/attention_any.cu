@@ -27,7 +27,8 @@ template <int P_, int RM_, int BN_> struct Shape {
 struct Part {
     bool far;
     int window, limit, n_biased;
-    float bias; /* in units of q.k */
+    const float *bias; /* [n_biased] */
+    float unit;        /* of q.k in a logit */
 
     /* Row i sees the keys from first(i) up to, not including, end(i). */
     __device__ __forceinline__ int first(int i) const
@@ -177,7 +178,7 @@ __device__ __forceinline__ void mask(Logits<T> &s, const Part &p, int i0, int j0
                 for (int c = 0; c < 2; c++) {
                     int j = n * 8 + c;
                     float &x = s[m][n][2 * h + c];
-                    x += j < biased ? p.bias : 0;
+                    if (j < biased) x += p.bias[column + j] * p.unit;
                     x = (j >= first) & (j < end) ? x : -INFINITY;
                 }
         }
@@ -299,7 +300,8 @@ template <class T> struct Walk {
         if (a.last_rows && a.last_rows < len) i0 += len - a.last_rows;
         past = a.kv.past[kv_head];
         last = past + min(i0 + T::BM, len) - 1;
-        both = {false, f.window, f.n, a.n_biased, a.bias / a.scale};
+        const float *bias = a.key_bias + (int64_t)kv_head * a.kv.key_stride;
+        both = {false, f.window, f.n, a.n_biased, bias, 1 / a.scale};
         n_far = f.window ? (part(true).end(last) + T::BN - 1) / T::BN : 0;
         first = both.first(past + i0) / T::BN;
         n = n_far + last / T::BN + 1 - first;
@@ -446,7 +448,8 @@ __launch_bounds__(THREADS) void mass_any_kernel(const __grid_constant__ struct C
                 for (int c = 0; c < 2; c++) {
                     int j = j0 + t * 8 + lane % 4 * 2 + c;
                     float x = fmaf(s[0][t][2 * h + c], a.scale * LOG2_E, low);
-                    if (j < a.n_biased) x += a.bias * LOG2_E;
+                    if (j < a.n_biased)
+                        x += a.key_bias[(int64_t)kv_head * a.kv.key_stride + j] * LOG2_E;
                     if (j <= last) mass[t][c] += exp2_fast(x);
                 }
         }

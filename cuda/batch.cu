@@ -89,6 +89,7 @@ static void cut_attention(struct Cut *c, const struct Device *d, const struct Ba
     size_t packed = seqs * kv_heads * keys * m->head_dim * sizeof(bf16);
     s->k = (bf16 *)cut(c, packed);
     s->v = (bf16 *)cut(c, packed);
+    s->key_bias = (float *)cut(c, kv_heads * keys * sizeof(float));
     s->turned_k = (bf16 *)cut(c, b->turned_keys ? packed : 0);
     s->lse = (float *)cut(c, b->mass_keys ? sizeof(float) * b->rows * m->n_heads : 0);
     s->mass = (float *)cut(c, seqs * kv_heads * b->mass_keys * sizeof(float));
@@ -150,13 +151,17 @@ static int upload_table(struct Device *d, const struct HeadTable *past)
     struct DevTable *t = &d->s.table;
     size_t heads = (size_t)m->n_layers * m->n_kv_heads, size = sizeof *t->refs;
     int most = 0;
+    t->biased = false;
     if (!past) {
         CUDA_TRY(cudaMemsetAsync(t->n_refs, 0, heads * sizeof(int), d->stream));
         CUDA_TRY(cudaMemsetAsync(t->n_tokens, 0, heads * sizeof(int), d->stream));
         return PC_OK;
     }
-    for (size_t h = 0; h < heads; h++)
+    for (size_t h = 0; h < heads; h++) {
+        const struct PageRef *refs = past->refs + h * (size_t)past->stride;
         if (past->n_refs[h] > most) most = past->n_refs[h];
+        for (int i = 0; i < past->n_refs[h]; i++) t->biased |= refs[i].bias != 0;
+    }
     if (most > t->stride)
         return err_set(PC_EINTERNAL, "page table of %d pages a head in room for %d", most,
                        t->stride);

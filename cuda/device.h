@@ -35,6 +35,7 @@ struct DevTable {
     struct CudaPageRef *refs; /* [n_heads, stride] */
     int *n_refs, *n_tokens;   /* [n_heads] */
     int stride;               /* refs of a head, at most */
+    bool biased;              /* some page has a bias */
 };
 
 struct Scratch {
@@ -47,6 +48,7 @@ struct Scratch {
     void *fp8;                            /* rows as e4m3 */
     float *fp8_scale;
     bf16 *k, *v;          /* packed keys and values */
+    float *key_bias;      /* [n_kv_heads, keys] of the past's pages */
     bf16 *turned_k;       /* the keys as far rows see them */
     float *lse;           /* [n_heads, rows] */
     float *mass, *pooled; /* [seqs, n_kv_heads, mass_keys] */
@@ -199,8 +201,8 @@ struct PagesArgs {
 /* Descriptions to d->s.writes. */
 int upload_writes(struct Device *d, const struct KvWrite *writes, int n);
 cudaError_t pages_write(const struct PagesArgs *p, const struct DevWrite *w, int n, cudaStream_t s);
-/* from [n], to [ceil(n / 64)]: see kv_pack of struct Backend. */
-cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, int n, const uint32_t *to,
+/* from [n], to [n]: see kv_pack of struct Backend. */
+cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, const uint32_t *to, int n,
                        cudaStream_t s);
 /* The past's pages and the batch's own rows, head by head, into kv. */
 struct GatherArgs {
@@ -212,6 +214,7 @@ struct GatherArgs {
     const int *seq_begin;
     int n_seqs;
     struct PackedKv kv;
+    float *key_bias; /* [n_kv_heads, key_stride], or NULL */
 };
 cudaError_t pages_gather(const struct GatherArgs *a, cudaStream_t s);
 
@@ -230,8 +233,8 @@ int cuda_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *m
 int cuda_keep(struct Device *d, const struct AttnArgs *a, const struct KeepArgs *k);
 int cuda_kv_write(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
                   int n);
-int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from, int n,
-                 const uint32_t *to);
+int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from,
+                 const uint32_t *to, int n);
 int cuda_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
                  float *k, float *v);
 

@@ -23,6 +23,7 @@ enum {
 /* As struct PageRef of src/backend.h. */
 struct CudaPageRef {
     uint32_t page, len;
+    float bias; /* added to the logits of its tokens */
 };
 
 /* ==== Attention of many rows over packed keys ==== */
@@ -46,8 +47,10 @@ struct CudaAttn {
     int last_rows; /* only the last so many rows of each sequence are wanted; 0: all */
     int n_heads, n_kv_heads, head_dim; /* n_heads a multiple of n_kv_heads */
     float scale;                       /* on the logits: 1 / sqrt(head_dim) */
-    int n_biased;                      /* logits of the first n_biased keys get `bias` added */
-    float bias;
+    /* [n_kv_heads, key_stride] f32 added to the logits of the first n_biased keys; cuda_attention_any and
+     * cuda_attn_mass only: elsewhere n_biased must be 0 */
+    const float *key_bias;
+    int n_biased;
     const int *
         window; /* [n_heads] row i sees key j when j < sinks or i - j < window; 0: all before it; or NULL: 0 for all */
     int sinks;  /* i and j count keys from the head's first past key */
@@ -117,8 +120,6 @@ struct CudaPaged {
     int ref_stride, max_refs;       /* max_refs: the most of any head (sizes the grid) */
     int n_rows, n_heads, n_kv_heads, head_dim;
     float scale;
-    int n_biased;
-    float bias;
     int n_splits; /* work items a head; chosen by cuda_paged_splits */
     float *part;  /* scratch, cuda_paged_scratch bytes, zeroed once by its owner */
 };

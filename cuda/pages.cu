@@ -38,9 +38,9 @@ cudaError_t pages_write(const struct PagesArgs *p, const struct DevWrite *w, int
 
 /* ==== Pages to pages ==== */
 
-/* One block: a page's tokens are all read before it is written, and pages follow each other. */
-static __global__ void pack_kernel(struct PagesArgs p, const uint32_t *from, int n,
-                                   const uint32_t *to)
+/* One block: 64 tokens are all read before one is written, and runs follow each other. */
+static __global__ void pack_kernel(struct PagesArgs p, const uint32_t *from, const uint32_t *to,
+                                   int n)
 {
     extern __shared__ uint4 held[]; /* [64, 2 * per] */
     int per = p.head_dim / CHUNK;
@@ -54,7 +54,8 @@ static __global__ void pack_kernel(struct PagesArgs p, const uint32_t *from, int
         }
         __syncthreads();
         for (int i = threadIdx.x; i < tokens * per; i += blockDim.x) {
-            bf16 *key = (bf16 *)page_key(p, to[first / CUDA_PAGE_TOKENS], i / per);
+            uint32_t at = to[first + i / per];
+            bf16 *key = (bf16 *)page_key(p, at / CUDA_PAGE_TOKENS, at % CUDA_PAGE_TOKENS);
             ((uint4 *)key)[i % per] = held[2 * i];
             ((uint4 *)(key + value_offset(p)))[i % per] = held[2 * i + 1];
         }
@@ -62,14 +63,14 @@ static __global__ void pack_kernel(struct PagesArgs p, const uint32_t *from, int
     }
 }
 
-cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, int n, const uint32_t *to,
+cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, const uint32_t *to, int n,
                        cudaStream_t s)
 {
     size_t bytes = p->page_bytes;
     cudaError_t e =
         cudaFuncSetAttribute(pack_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (e != cudaSuccess) return e;
-    pack_kernel<<<1, 512, bytes, s>>>(*p, from, n, to);
+    pack_kernel<<<1, 512, bytes, s>>>(*p, from, to, n);
     return cudaGetLastError();
 }
 
@@ -106,12 +107,15 @@ static __device__ int find_token(const struct CudaPageRef *refs, int n_refs, int
 
 /* One warp: where tokens [first, first + n) of a head's pages lie. */
 static __device__ void find_tokens(const struct PagesArgs &p, const struct CudaPageRef *refs,
-                                   int n_refs, int first, int n, const bf16 **where)
+                                   int n_refs, int first, int n, const bf16 **where, float *bias)
 {
     int slot, i = find_token(refs, n_refs, first, &slot), lane = threadIdx.x % 32;
     for (int at = 0; at < n; i++, slot = 0) {
         int run = min((int)refs[i].len - slot, n - at);
-        for (int j = lane; j < run; j += 32) where[at + j] = page_key(p, refs[i].page, slot + j);
+        for (int j = lane; j < run; j += 32) {
+            where[at + j] = page_key(p, refs[i].page, slot + j);
+            if (bias) bias[at + j] = refs[i].bias;
+        }
         at += run;
     }
 }
@@ -129,7 +133,9 @@ static __global__ void gather_kernel(struct GatherArgs a)
     if (first / CUDA_KEY_TILE * CUDA_KEY_TILE >= past + rows) return;
     if (threadIdx.x < 32 && first < past)
         find_tokens(a.pages, a.refs + (size_t)head * a.ref_stride, a.n_refs[head], first,
-                    min(past - first, (int)CUDA_PAGE_TOKENS), where);
+                    min(past - first, (int)CUDA_PAGE_TOKENS), where,
+                    a.key_bias && seq == 0 ? a.key_bias + (size_t)head * a.kv.key_stride + first
+                                           : NULL);
     __syncthreads();
     for (int i = threadIdx.x; i < CUDA_PAGE_TOKENS * per; i += blockDim.x) {
         int token = i / per, at = first + token, part = i % per;
@@ -143,6 +149,8 @@ static __global__ void gather_kernel(struct GatherArgs a)
             k = ((const uint4 *)(a.k + src))[part];
             v = ((const uint4 *)(a.v + src))[part];
         }
+        if (a.key_bias && seq == 0 && part == 0 && at >= past)
+            a.key_bias[(size_t)head * a.kv.key_stride + at] = 0;
         ((uint4 *)(a.kv.k + out + (size_t)at * dim))[part] = k;
         ((uint4 *)(a.kv.v + out + (size_t)at * dim))[part] = v;
     }

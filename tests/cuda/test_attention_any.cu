@@ -213,6 +213,10 @@ static void test_case(const Case &c, const char *name)
 {
     Problem p(c);
     Memory<bf16> q(p.q), k(p.k), v(p.v), out(p.q.size()), turned(p.k.size());
+    vector<float> biases((size_t)c.kv_heads * p.stride, 0);
+    for (size_t i = 0; i < biases.size(); i++)
+        biases[i] = (int)(i % p.stride) < c.n_biased ? c.bias : 0;
+    Memory<float> key_bias(biases);
     Memory<int> begin(p.begin), past(p.past);
     Memory<float> lse((size_t)c.heads * p.rows), q_turn(p.q_turn), k_turn(p.k_turn);
     int mass_stride = p.stride + 37;
@@ -232,7 +236,7 @@ static void test_case(const Case &c, const char *name)
     a.head_dim = c.dim;
     a.scale = 1 / sqrtf(c.dim);
     a.n_biased = c.n_biased;
-    a.bias = c.bias;
+    a.key_bias = key_bias.p;
     struct CudaFar f = {
         c.window,   c.n,    q_turn.p, c.k_turn ? k_turn.p : NULL, c.k_turn ? turned.p : NULL,
         c.rope_dim, c.pairs};

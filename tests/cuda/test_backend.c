@@ -170,6 +170,9 @@ static void make_past(struct Side *s, const struct Case *c, const struct Plan *p
             must(kv_flush(&s->kv, &s->writes));
             must(tf_ffn(&s->tf, l, c->past));
         }
+        for (int h = 0; h < s->past.n_heads && c->seqs == 1; h++) /* every second page has a bias */
+            for (int i = 0; i < s->past.n_refs[h]; i += 2)
+                s->past.refs[(size_t)h * s->past.stride + i].bias = 0.5f;
     }
     free(tokens);
     free(pos);
@@ -342,8 +345,6 @@ static struct Batch batch_of(struct Side *s, const struct Case *c, struct Plan *
                           .n_seqs = c->seqs,
                           .pool = &s->kv.pool,
                           .past = &s->past,
-                          .n_biased = c->past / 2,
-                          .bias = 0.5f,
                           .far = c->window ? far : NULL};
 }
 
