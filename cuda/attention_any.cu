@@ -27,8 +27,6 @@ template <int P_, int RM_, int BN_> struct Shape {
 struct Part {
     bool far;
     int window, limit, n_biased;
-    const float *bias; /* [n_biased] */
-    float unit;        /* of q.k in a logit */
 
     /* Row i sees the keys from first(i) up to, not including, end(i). */
     __device__ __forceinline__ int first(int i) const
@@ -51,6 +49,11 @@ struct Part {
     }
 };
 
+__device__ __forceinline__ Part part_of(const struct CudaAttn &a, const struct CudaFar &f, bool far)
+{
+    return {far, f.window, f.n, a.n_biased};
+}
+
 /* ==== Tiles ==== */
 
 /* `rows` rows of `dim` values to a tile of ROWS x P; zeros elsewhere. */
@@ -62,9 +65,11 @@ __device__ __forceinline__ void keys_load(uint32_t to, const bf16 *from, int dim
     for (int i = 0; i < ROWS; i += THREADS / T::LANES) {
         if (i + row >= ROWS) break;
 #pragma unroll
-        for (int c = lane; c < T::P / 8; c += T::LANES)
+        for (int step = 0; step < T::P / 8; step += T::LANES) {
+            int c = step + lane;
             copy_async(to + tile_offset<T::P>(i + row, c), from + (int64_t)(i + row) * dim + c * 8,
                        i + row < rows && c * 8 < dim);
+        }
     }
 }
 
@@ -161,11 +166,13 @@ __device__ __forceinline__ void products_qk(Logits<T> &s, uint32_t q, uint32_t k
     }
 }
 
-/* i0, j0: the warp's first row and the tile's first key. */
+/* bias: of the tile's keys, times `unit` in units of q.k; i0, j0: the warp's first row and the tile's first key. */
 template <class T>
-__device__ __forceinline__ void mask(Logits<T> &s, const Part &p, int i0, int j0, int lane)
+__device__ __forceinline__ void mask(Logits<T> &s, const Part &p, const float *bias, float unit,
+                                     int i0, int j0, int lane)
 {
     int column = j0 + lane % 4 * 2, biased = p.n_biased - column;
+    bias += lane % 4 * 2;
 #pragma unroll
     for (int m = 0; m < T::RM; m++)
 #pragma unroll
@@ -178,7 +185,7 @@ __device__ __forceinline__ void mask(Logits<T> &s, const Part &p, int i0, int j0
                 for (int c = 0; c < 2; c++) {
                     int j = n * 8 + c;
                     float &x = s[m][n][2 * h + c];
-                    if (j < biased) x += p.bias[column + j] * p.unit;
+                    if (j < biased) x += bias[j] * unit;
                     x = (j >= first) & (j < end) ? x : -INFINITY;
                 }
         }
@@ -260,6 +267,7 @@ template <class T>
 __device__ __forceinline__ void sums_store(const Sums<T> &r, const struct CudaAttn &a, char *q,
                                            int row, int n_rows, int head, int lane)
 {
+    int dim = a.head_dim;
     __syncwarp();
 #pragma unroll
     for (int m = 0; m < T::RM; m++)
@@ -276,8 +284,8 @@ __device__ __forceinline__ void sums_store(const Sums<T> &r, const struct CudaAt
         }
     __syncwarp();
     for (int at = lane / T::LANES; at < n_rows; at += 32 / T::LANES) {
-        bf16 *out = a.out + ((int64_t)(row + at) * a.n_heads + head) * a.head_dim;
-        for (int c = lane % T::LANES; c * 8 < a.head_dim; c += T::LANES)
+        bf16 *out = a.out + ((int64_t)(row + at) * a.n_heads + head) * dim;
+        for (int c = lane % T::LANES; c * 8 < dim; c += T::LANES)
             *(uint4 *)(out + c * 8) = *(const uint4 *)(q + tile_offset<T::P>(at, c));
     }
 }
@@ -300,22 +308,14 @@ template <class T> struct Walk {
         if (a.last_rows && a.last_rows < len) i0 += len - a.last_rows;
         past = a.kv.past[kv_head];
         last = past + min(i0 + T::BM, len) - 1;
-        const float *bias = a.key_bias + (int64_t)kv_head * a.kv.key_stride;
-        both = {false, f.window, f.n, a.n_biased, bias, 1 / a.scale};
-        n_far = f.window ? (part(true).end(last) + T::BN - 1) / T::BN : 0;
-        first = both.first(past + i0) / T::BN;
+        n_far = f.window ? (part_of(a, f, true).end(last) + T::BN - 1) / T::BN : 0;
+        first = part_of(a, f, false).first(past + i0) / T::BN;
         n = n_far + last / T::BN + 1 - first;
     }
     /* The first key of tile `it` of the walk. */
     __device__ __forceinline__ int key(int it) const
     {
         return (it < n_far ? it : it - n_far + first) * T::BN;
-    }
-    __device__ __forceinline__ Part part(bool far) const
-    {
-        Part p = both;
-        p.far = far;
-        return p;
     }
 };
 
@@ -332,14 +332,13 @@ __global__ __launch_bounds__(THREADS,
 
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = a.head_dim;
     int64_t set = ((int64_t)seq * a.n_kv_heads + kv_head) * a.kv.key_stride * dim;
-    const bf16 *near_k = a.kv.k + set, *far_k = (f.k ? f.k : a.kv.k) + set, *v = a.kv.v + set;
     uint32_t kv_tiles = shared_address(shared) + T::Q_BYTES;
     auto load = [&](int it) {
         uint32_t to = kv_tiles + it % 2 * (2 * T::KV_BYTES);
-        int key = w.key(it), n = w.part(it < w.n_far).end(w.last) - key;
-        int64_t from = (int64_t)key * dim;
-        keys_load<T, T::BN>(to, (it < w.n_far ? far_k : near_k) + from, dim, n);
-        keys_load<T, T::BN>(to + T::KV_BYTES, v + from, dim, n);
+        int key = w.key(it), n = part_of(a, f, it < w.n_far).end(w.last) - key;
+        int64_t from = set + (int64_t)key * dim;
+        keys_load<T, T::BN>(to, (it < w.n_far && f.k ? f.k : a.kv.k) + from, dim, n);
+        keys_load<T, T::BN>(to + T::KV_BYTES, a.kv.v + from, dim, n);
     };
     load(0);
     copy_commit();
@@ -347,8 +346,7 @@ __global__ __launch_bounds__(THREADS,
     int row = w.i0 + warp * T::WM, n_rows = min(w.len - row, T::WM); /* the warp's */
     char *q = shared + warp * (T::WM * T::P * 2);
     auto query = [&](int at) {
-        return at < n_rows ? a.q + ((int64_t)(w.begin + row + at) * a.n_heads + head) * a.head_dim
-                           : NULL;
+        return at < n_rows ? a.q + ((int64_t)(w.begin + row + at) * a.n_heads + head) * dim : NULL;
     };
     queries_load<T>(q, dim, query);
     if (w.n_far) queries_turn<T>(q, f, f.q_turn + (int64_t)(w.begin + row) * f.rope_dim, n_rows);
@@ -363,13 +361,15 @@ __global__ __launch_bounds__(THREADS,
         if (it + 1 < w.n) load(it + 1);
         copy_commit();
         if (it == w.n_far && it) queries_load<T>(q, dim, query);
-        Part part = w.part(it < w.n_far);
+        Part part = part_of(a, f, it < w.n_far);
         int j = w.key(it);
         if (n_rows <= 0 || part.unseen(i, i + T::WM - 1, j, j + T::BN - 1)) continue;
         uint32_t k_tile = kv_tiles + it % 2 * (2 * T::KV_BYTES);
         Logits<T> s;
         products_qk<T>(s, shared_address(q), k_tile, lane);
-        if (!part.plain(i, i + T::WM - 1, j, j + T::BN - 1)) mask<T>(s, part, i, j, lane);
+        if (!part.plain(i, i + T::WM - 1, j, j + T::BN - 1))
+            mask<T>(s, part, a.key_bias + (int64_t)kv_head * a.kv.key_stride + j, 1 / a.scale, i, j,
+                    lane);
         raise<T>(sums, s, scale2);
         products_pv<T>(sums, s, k_tile + T::KV_BYTES, scale2, lane);
     }
