@@ -378,7 +378,7 @@ static void test_all(void)
             {"window", dim, 4, 4, odd, pasts, 1, 0, {64, 0, 1, 200}, 0},
             {"window and sinks", dim, 4, 4, odd, pasts, 1, 0, {50, 128, 0, 129}, 4},
             {"many sinks", dim, 4, 2, odd, {7, 200}, 1, 0, {33, 100}, 140},
-            {"all", dim, 4, 4, odd, pasts, 3, 150, 40, 1.0f, {70, 130, 0, 255}, 9},
+            {"all", dim, 4, 4, odd, pasts, 3, 150, {70, 130, 0, 255}, 9},
         };
         for (const struct Problem &p : small) test_problem(&p);
         const struct Problem large[] = {
