@@ -339,9 +339,9 @@ cudaError_t cuda_attention_sm80(const struct CudaAttn *a, cudaStream_t s)
     if (a->n_seqs < 1 || a->max_seq_rows < 1) return cudaSuccess;
     switch (a->head_dim) {
     case 64:
-        return launch<AttnShape<64, 2, 64, 4, 2, 2, true>>(a, s);
+        return launch<AttnShape<64, 2, 64, 4, 3, 2, true>>(a, s);
     case 96:
-        return launch<AttnShape<96, 2, 32, 4, 2, 2, true>>(a, s);
+        return launch<AttnShape<96, 2, 64, 4, 2, 2, false>>(a, s);
     case 128:
         return launch<AttnShape<128, 2, 64, 4, 2, 2, false>>(a, s);
     case 256:

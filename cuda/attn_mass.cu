@@ -8,8 +8,6 @@
 #include "kernels.h"
 #include "mma.cuh"
 
-#include <limits.h>
-
 static constexpr int ASKERS = 32;
 
 template <int D_, int KT_, int WARPS_, int BLOCKS_> struct MassShape {
@@ -34,34 +32,16 @@ struct Askers {
     __device__ __forceinline__ int head(int i) const { return first_head + i - row(i) * group; }
 };
 
-/* ASKERS of them: the query, the log-sum-exp (infinite behind the last asker, which makes the weights 0), the last key seen
- * and the first one of the window. */
+/* ASKERS of them with their log-sum-exp. */
 template <int D> struct AskerTile {
     uint4 q[ASKERS][D / 8];
     float lse[ASKERS];
-    int last[ASKERS], first[ASKERS];
 };
 
 /* Chunks of odd rows change halves of a 128-byte line, so that the pieces of two rows lie in all banks. */
 template <int D> __device__ __forceinline__ int tile_chunk(int row, int chunk)
 {
     return D % 64 == 0 ? chunk ^ (row & 1) << 2 : chunk;
-}
-
-template <class T>
-__device__ __forceinline__ void asker_limits(AskerTile<T::D> &tile, const struct CudaAttn &a,
-                                             const Askers &ask, int first, int row)
-{
-    int i = first + row, at = ask.place + ask.row(min(i, ask.n - 1)),
-        head = ask.head(min(i, ask.n - 1));
-    int window = a.window ? a.window[head] : 0;
-    tile.last[row] = at;
-    tile.first[row] = window ? at - window + 1 : INT_MIN;
-    if (i < ask.n)
-        copy_async4(shared_address(&tile.lse[row]),
-                    a.lse + (int64_t)head * a.n_rows + ask.begin + ask.row(i));
-    else
-        tile.lse[row] = INFINITY;
 }
 
 template <class T>
@@ -75,8 +55,10 @@ __device__ __forceinline__ void askers_load(AskerTile<T::D> &tile, const struct 
             a.q + ((int64_t)(ask.begin + ask.row(at)) * a.n_heads + ask.head(at)) * T::D;
         copy_async(shared_address(&tile.q[row][tile_chunk<T::D>(row, chunk)]), q + chunk * 8,
                    first + row < ask.n);
+        if (chunk == 0)
+            copy_async4(shared_address(&tile.lse[row]),
+                        a.lse + (int64_t)ask.head(at) * a.n_rows + ask.begin + ask.row(at));
     }
-    if (threadIdx.x < ASKERS) asker_limits<T>(tile, a, ask, first, threadIdx.x);
 }
 
 template <class T>
@@ -95,34 +77,22 @@ __device__ __forceinline__ void keys_load(Piece (&k)[T::KT][2][T::D / 32], const
         }
 }
 
-/* Biases, and what askers from `row` of the tile on do not see. */
-template <class T>
-__device__ __forceinline__ void mask(float (&x)[T::KT][4], const AskerTile<T::D> &tile, int row,
-                                     const struct CudaAttn &a, int key, int lane)
+/* What to add to the logit, base 2, of asker i on key j. */
+__device__ __forceinline__ float seen(const struct CudaAttn &a, const Askers &ask, int i, int j)
 {
-    float bias = a.bias * LOG2_E;
-#pragma unroll
-    for (int c = 0; c < 2; c++) {
-        int at = row + lane % 4 * 2 + c, last = tile.last[at], first = tile.first[at];
-#pragma unroll
-        for (int t = 0; t < T::KT; t++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                int j = key + t * 16 + h * 8 + lane / 4;
-                float &y = x[t][2 * h + c];
-                y += j < a.n_biased ? bias : 0;
-                y = (j <= last) & ((j >= first) | (j < a.sinks)) ? y : -INFINITY;
-            }
-    }
+    int at = ask.place + ask.row(i), window = a.window ? a.window[ask.head(i)] : 0;
+    if (j > at || (window && j >= a.sinks && at - j >= window)) return -INFINITY;
+    return j < a.n_biased ? a.bias * LOG2_E : 0;
 }
 
-/* 8 askers from `row` of the tile on. */
+/* 8 askers from `row` of the tile on, the first of them number i. */
 template <class T>
 __device__ __forceinline__ void
 add_mass(float (&mass)[T::KT][2], const Piece (&k)[T::KT][2][T::D / 32],
-         const AskerTile<T::D> &tile, int row, const struct CudaAttn &a, int key, int lane)
+         const AskerTile<T::D> &tile, int row, const struct CudaAttn &a, const Askers &ask, int i,
+         int key, int lane)
 {
-    float s[T::KT][4] = {};
+    float scale2 = a.scale * LOG2_E, s[T::KT][4] = {}, low[2];
 #pragma unroll
     for (int d = 0; d < T::D / 32; d++) {
         Piece q;
@@ -137,19 +107,22 @@ add_mass(float (&mass)[T::KT][2], const Piece (&k)[T::KT][2][T::D / 32],
                 mma_bf16(s[t], keys, q.part[h], q.part[h + 1]);
             }
     }
-    float scale2 = a.scale * LOG2_E, lse[2];
-    lse[0] = tile.lse[row + lane % 4 * 2];
-    lse[1] = tile.lse[row + lane % 4 * 2 + 1];
+    i += lane % 4 * 2;
+#pragma unroll
+    for (int c = 0; c < 2; c++)
+        low[c] = i + c < ask.n ? -LOG2_E * tile.lse[row + lane % 4 * 2 + c] : -INFINITY;
+    int first = ask.place + ask.row(i - lane % 4 * 2);
+    bool plain = first >= key + T::KT * 16 - 1 && !a.window && key >= a.n_biased;
 #pragma unroll
     for (int t = 0; t < T::KT; t++)
 #pragma unroll
-        for (int c = 0; c < 4; c++) s[t][c] = fmaf(s[t][c], scale2, -LOG2_E * lse[c & 1]);
-    bool plain = tile.last[row] >= key + T::KT * 16 - 1 && !a.window && key >= a.n_biased;
-    if (!plain) mask<T>(s, tile, row, a, key, lane);
-#pragma unroll
-    for (int t = 0; t < T::KT; t++)
-#pragma unroll
-        for (int c = 0; c < 4; c++) mass[t][c >> 1] += exp2_fast(s[t][c]);
+        for (int c = 0; c < 4; c++) {
+            float x = fmaf(s[t][c], scale2, low[c & 1]);
+            if (!plain)
+                x += seen(a, ask, min(i + (c & 1), ask.n - 1),
+                          key + t * 16 + lane / 4 + (c >> 1) * 8);
+            mass[t][c >> 1] += exp2_fast(x);
+        }
 }
 
 template <class T>
@@ -170,10 +143,8 @@ __device__ __forceinline__ void block_mass(float (&mass)[T::KT][2], const struct
         if (i + ASKERS < ask.n) askers_load<T>(tiles[turn ^ 1], a, ask, i + ASKERS);
         copy_commit();
         if (key >= n_keys) continue;
-        int rows = min(ASKERS, ask.n - i);
-#pragma unroll(T::D > 96 ? 1 : 2)
-        for (int row = 0; row < rows; row += 8)
-            add_mass<T>(mass, k, tiles[turn], row, a, key, lane);
+        for (int row = 0; row < ASKERS && i + row < ask.n; row += 8)
+            add_mass<T>(mass, k, tiles[turn], row, a, ask, i + row, key, lane);
     }
 }
 

@@ -12,9 +12,10 @@ static constexpr int THREADS = 1024, WARPS = THREADS / 32;
 static constexpr int BINS = 2048; /* two a thread */
 static constexpr int POOL_THREADS = 256;
 
-/* A key that compares as an unsigned number just as the values, which are no NaN, compare. */
+/* A key that compares as an unsigned number just as the values compare; NaN is the least. */
 __device__ __forceinline__ uint32_t order_key(float value)
 {
+    if (isnan(value)) return 0;
     uint32_t bits = __float_as_uint(value + 0.0f); /* -0 becomes +0: they must tie */
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
@@ -30,8 +31,8 @@ __global__ void pool_kernel(const __grid_constant__ struct CudaSelect a)
     float most = -INFINITY;
 #pragma unroll 4
     for (int j = max(i - reach, 0); j <= end; j++)
-        most = fmaxf(most, __ldg(mass + j));               /* not NaN */
-    a.pooled[line + i] = __uint_as_float(order_key(most)); /* as bits: scratch */
+        most = fmaxf(most, __ldg(mass + j)); /* not NaN */
+    a.pooled[line + i] = most;
 }
 
 /* Exclusive sum over the block's threads in their order; every thread calls it. */
@@ -55,11 +56,11 @@ __device__ int block_scan(int x, int *scratch)
 
 struct Kth {
     uint32_t key;
-    int n_equal; /* how many that have this key belong to the top */
+    int n_equal; /* how many of the values with this key belong to the top */
 };
 
-/* The k-th largest of n keys, 1 <= k <= n. */
-__device__ struct Kth kth_key(const uint32_t *keys, int n, int k)
+/* The k-th largest key of n values, 1 <= k <= n. */
+__device__ struct Kth kth_key(const float *value, int n, int k)
 {
     __shared__ int count[BINS];
     __shared__ int scratch[WARPS];
@@ -73,7 +74,7 @@ __device__ struct Kth kth_key(const uint32_t *keys, int n, int k)
         __syncthreads();
 #pragma unroll 8
         for (int i = threadIdx.x; i < n; i += THREADS) {
-            uint32_t key = __ldg(keys + i);
+            uint32_t key = order_key(__ldg(value + i));
             if ((key & mask) == prefix) atomicAdd(&count[key >> shift & digit], 1);
         }
         __syncthreads();
@@ -94,8 +95,8 @@ __device__ struct Kth kth_key(const uint32_t *keys, int n, int k)
     return {prefix, k};
 }
 
-/* Each warp has a run of keys: the warps count, the counts are summed up, and the warps write. */
-__device__ void write_top(const uint32_t *keys, int n, struct Kth kth, int *keep)
+/* Each warp has a run of values: the warps count, the counts are summed up, and the warps write. */
+__device__ void write_top(const float *value, int n, struct Kth kth, int *keep)
 {
     __shared__ int scratch[WARPS];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -104,7 +105,7 @@ __device__ void write_top(const uint32_t *keys, int n, struct Kth kth, int *keep
     int above = 0, equal = 0;
 #pragma unroll 8
     for (int i = begin + lane; i < end; i += 32) {
-        uint32_t key = __ldg(keys + i);
+        uint32_t key = order_key(__ldg(value + i));
         above += key > kth.key;
         equal += key == kth.key;
     }
@@ -115,7 +116,7 @@ __device__ void write_top(const uint32_t *keys, int n, struct Kth kth, int *keep
     uint32_t before = (1u << lane) - 1;
 #pragma unroll 8
     for (int i = begin; i < end; i += 32) {
-        uint32_t key = i + lane < end ? __ldg(keys + i + lane) : 0;
+        uint32_t key = i + lane < end ? order_key(__ldg(value + i + lane)) : 0;
         uint32_t is_above = __ballot_sync(0xffffffffu, i + lane < end && key > kth.key);
         uint32_t is_equal = __ballot_sync(0xffffffffu, i + lane < end && key == kth.key);
         int n_above = above + __popc(is_above & before),
@@ -137,8 +138,8 @@ __global__ __launch_bounds__(THREADS,
         for (int i = threadIdx.x; i < n; i += THREADS) keep[i] = i;
         return;
     }
-    const uint32_t *keys = (const uint32_t *)a.pooled + line * a.stride;
-    write_top(keys, n, kth_key(keys, n, a.cap), keep);
+    const float *pooled = a.pooled + line * a.stride;
+    write_top(pooled, n, kth_key(pooled, n, a.cap), keep);
 }
 
 cudaError_t cuda_select(const struct CudaSelect *a, cudaStream_t s)
