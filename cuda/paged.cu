@@ -545,7 +545,8 @@ __launch_bounds__(T::THREADS,
 
 int cuda_paged_splits(int n_kv_heads, int max_refs, int n_sm)
 {
-    int n = 2 * n_sm / (n_kv_heads > 0 ? n_kv_heads : 1);
+    /* One block an SM keeps enough copies under way; more of them only make the joins longer. */
+    int n = n_sm / (n_kv_heads > 0 ? n_kv_heads : 1);
     if (n > max_refs) n = max_refs;
     return n > 1 ? n : 1;
 }
