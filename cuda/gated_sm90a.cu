@@ -1,0 +1,527 @@
+/* gated_sm90a.cu - products of many rows on Hopper whose results are used where they arise: the gate of the
+ * feed-forward, silu(x W_gate^T) * (x W_up^T), and the addition to the residual stream.
+ *
+ * A block's tile is 128 rows of x by 256 rows of weights; of the gated product these are 128 of the gate and the same
+ * 128 of up, so that a thread's accumulators hold both factors of each of its outputs. One thread loads tiles of x and
+ * of the weights through the copy engine into a ring; two warpgroups of 64 rows multiply. Two blocks of a cluster take
+ * tiles below one another: each loads half of the weights for both, which halves what the L2 cache has to deliver.
+ *
+ * The second warpgroup stays a few steps behind the first: while one is in its epilogue, the other's products keep the
+ * tensor cores at work.
+ */
+#include "kernels.h"
+
+#include <atomic>
+#include <cudaTypedefs.h>
+
+#include "sm90a.cuh"
+
+namespace
+{
+
+constexpr int TILE_ROWS = 128, TILE_COLS = 256; /* rows of x, rows of weights */
+constexpr int GROUP_ROWS = 64, GROUPS = 2;      /* rows of a warpgroup */
+constexpr int STEP_BYTES = 128;                 /* of each row of x and the weights a step */
+constexpr int STAGES = 4;
+constexpr int THREADS = 128 * (GROUPS + 1);
+constexpr int LOAD_REGS = 40, MATH_REGS = 232;
+constexpr float LOG2E = 1.4426950408889634f;
+
+enum Kind { GATED, GATED_FP8, ADD };
+
+template <Kind KIND_, int CLUSTER_, int LEAD_, int FORM_> struct Shape {
+    static constexpr Kind KIND = KIND_;
+    static constexpr int CLUSTER = CLUSTER_; /* blocks that share weights */
+    static constexpr int LEAD = LEAD_;       /* steps of the first warpgroup before the second */
+    static constexpr int FORM = FORM_;
+    static constexpr int STEP = KIND == GATED_FP8 ? STEP_BYTES : STEP_BYTES / 2;
+    static constexpr int OUT_COLS = KIND == ADD ? TILE_COLS : TILE_COLS / 2; /* of a tile */
+};
+
+struct Params {
+    CUtensorMap x, w[2], out; /* w: gate and up */
+    int n_rows, n_cols;       /* of the output */
+    int n_steps;              /* of a tile */
+    int row_sets, col_tiles;  /* row_sets: of the rows that a cluster's tiles cover */
+    int section;              /* row sets whose rows share the L2 cache at a time */
+    const float *x_scale, *w_scale[2];
+    float *sum; /* ADD */
+};
+
+constexpr int X_BYTES = TILE_ROWS * STEP_BYTES, W_BYTES = TILE_COLS * STEP_BYTES;
+constexpr int STAGE_BYTES = X_BYTES + W_BYTES;
+constexpr int OUT_BYTES = GROUP_ROWS * 128 * 2; /* of a warpgroup: two boxes of 64 columns */
+
+struct Control {
+    uint64_t full[STAGES], empty[STAGES];
+};
+
+struct Memory {
+    uint8_t *ring, *out;
+    struct Control *c;
+    __device__ explicit Memory(uint8_t *raw)
+    {
+        ring = raw + (-shared_addr(raw) & 1023); /* the swizzle's period */
+        out = ring + STAGES * STAGE_BYTES;
+        c = (struct Control *)(out + GROUPS * OUT_BYTES);
+    }
+    static constexpr int BYTES =
+        STAGES * STAGE_BYTES + GROUPS * OUT_BYTES + (int)sizeof(struct Control) + 1024;
+};
+static_assert(Memory::BYTES <= 227 * 1024, "more shared memory than a block has");
+
+/* Place in the ring. */
+struct Cursor {
+    int stage = 0;
+    uint32_t parity = 0;
+    __device__ __forceinline__ void advance()
+    {
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+/* ==== Tiles ==== */
+
+struct Tile {
+    int row, col; /* first of the block's output */
+};
+
+/* Sections of row sets one after another, in each all columns, in each column the section's rows. */
+template <class S> __device__ __forceinline__ struct Tile find_tile(const struct Params *p, int i)
+{
+    int first = i / (p->section * p->col_tiles) * p->section;
+    int width = min(p->section, p->row_sets - first), rest = i - first * p->col_tiles;
+    int set = first + rest % width;
+    return {(set * S::CLUSTER + (int)(blockIdx.x % S::CLUSTER)) * TILE_ROWS,
+            rest / width * S::OUT_COLS};
+}
+
+/* Calls f(tile) for each tile of this block. */
+template <class S, class F>
+__device__ __forceinline__ void for_tiles(const struct Params *p, const F &f)
+{
+    int n = p->row_sets * p->col_tiles, step = gridDim.x / S::CLUSTER;
+    for (int i = blockIdx.x / S::CLUSTER; i < n; i += step) f(find_tile<S>(p, i));
+}
+
+/* ==== Loading ==== */
+
+/* Half `i` of the tile's weights. */
+template <class S>
+__device__ __forceinline__ void load_weights(const struct Params *p, uint8_t *to, uint64_t *full,
+                                             int step, struct Tile t, int i)
+{
+    const CUtensorMap *map = &p->w[i];
+    int row = S::KIND == ADD ? t.col + i * TILE_COLS / 2 : t.col;
+    to += i * W_BYTES / 2;
+    if (S::CLUSTER == 2)
+        tensor_load_2d_all(to, map, full, step * S::STEP, row, 3);
+    else
+        tensor_load_2d(to, map, full, step * S::STEP, row);
+}
+
+template <class S> __device__ __forceinline__ void load(const struct Params *p, const Memory &m)
+{
+    Cursor at;
+    int rank = S::CLUSTER == 2 ? (int)cluster_rank() : 0;
+    for_tiles<S>(p, [&](struct Tile t) {
+        for (int i = 0; i < p->n_steps; i++, at.advance()) {
+            uint8_t *to = m.ring + at.stage * STAGE_BYTES;
+            uint64_t *full = &m.c->full[at.stage];
+            mbar_wait(&m.c->empty[at.stage], at.parity ^ 1);
+            mbar_arrive_expect(full, STAGE_BYTES);
+            tensor_load_2d(to, &p->x, full, i * S::STEP, t.row);
+            load_weights<S>(p, to + X_BYTES, full, i, t, rank);
+            if (S::CLUSTER == 1) load_weights<S>(p, to + X_BYTES, full, i, t, 1);
+        }
+    });
+}
+
+/* ==== Products ==== */
+
+enum { LEAD_BARRIER = 1, GROUP_BARRIER = 2 }; /* and one more for the second group */
+
+template <class S>
+__device__ __forceinline__ void multiply_step(float (&d)[128], const Memory &m, int stage,
+                                              int group, bool add)
+{
+    const uint8_t *at = m.ring + stage * STAGE_BYTES;
+    uint64_t x = wgmma_desc(at + group * GROUP_ROWS * STEP_BYTES, 16, 1024),
+             w = wgmma_desc(at + X_BYTES, 16, 1024);
+#pragma unroll
+    for (int i = 0; i < STEP_BYTES; i += 32) {
+        if (S::KIND == GATED_FP8)
+            wgmma_64x256_e4m3(d, wgmma_desc_at(x, i), wgmma_desc_at(w, i), add || i > 0);
+        else
+            wgmma_64x256_bf16(d, wgmma_desc_at(x, i), wgmma_desc_at(w, i), add || i > 0);
+    }
+    wgmma_commit();
+}
+
+/* A warp is done with a stage: tells the loaders that write to it. */
+template <class S> __device__ __forceinline__ void release(const Memory &m, int stage)
+{
+    int lane = threadIdx.x % 32;
+    if (S::CLUSTER == 2) {
+        if (lane < 2) mbar_arrive_at(&m.c->empty[stage], lane);
+    } else if (lane == 0)
+        mbar_arrive(&m.c->empty[stage]);
+}
+
+/* d = this warpgroup's rows of the tile. Two steps are queued at a time. */
+template <class S>
+__device__ __forceinline__ void multiply_tile(float (&d)[128], const Memory &m, Cursor *at,
+                                              int group, int n_steps)
+{
+    int last = 0, lead = min(S::LEAD, n_steps);
+    if (S::LEAD > 0 && group == 1) named_sync(LEAD_BARRIER, 256);
+    for (int i = 0; i < n_steps; i++) {
+        mbar_wait(&m.c->full[at->stage], at->parity);
+        pin_registers(d);
+        wgmma_fence();
+        multiply_step<S>(d, m, at->stage, group, i > 0);
+        if (i > 0) {
+            wgmma_wait<1>();
+            release<S>(m, last);
+        }
+        if (S::LEAD > 0 && group == 0 && i == lead - 1) named_arrive(LEAD_BARRIER, 256);
+        last = at->stage;
+        at->advance();
+    }
+    wgmma_wait<0>();
+    pin_registers(d);
+    release<S>(m, last);
+}
+
+/* ==== The gate ==== */
+
+__device__ __forceinline__ float silu_times(float g, float u)
+{
+    return g * u * reciprocal_fast(1 + exp2_fast(-LOG2E * g));
+}
+
+/* Both of a pair with one reciprocal: 1 / a = b / (a b). The bound keeps a b finite; silu is 1e-17 there. */
+__device__ __forceinline__ void silu_pair(float &g0, float &g1, float u0, float u1)
+{
+    float a = 1 + exp2_fast(fminf(-LOG2E * g0, 60)), b = 1 + exp2_fast(fminf(-LOG2E * g1, 60));
+    float r = reciprocal_fast(a * b);
+    g0 = g0 * u0 * (b * r);
+    g1 = g1 * u1 * (a * r);
+}
+
+/* What e4m3 sums are to be multiplied by. */
+__device__ __forceinline__ void scale_gated(float (&d)[128], const struct Params *p, int row,
+                                            int col)
+{
+    float x[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) x[r] = row + 8 * r < p->n_rows ? p->x_scale[row + 8 * r] : 0;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int j = 0; j < 16; j++) {
+            int at = col + 8 * j;
+            float2 w = at < p->n_cols ? *(const float2 *)(p->w_scale[half] + at) : float2{0, 0};
+            float *v = &d[64 * half + 4 * j];
+            v[0] *= x[0] * w.x;
+            v[1] *= x[0] * w.y;
+            v[2] *= x[1] * w.x;
+            v[3] *= x[1] * w.y;
+        }
+}
+
+/* Gate in d[0..63], up in d[64..127]: in rows lane / 4 and + 8 of the warp's 16, two columns of each eight. */
+template <class S>
+__device__ __forceinline__ void write_gated(float (&d)[128], const struct Params *p,
+                                            const Memory &m, struct Tile t, int group)
+{
+    int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
+    uint32_t h[32];
+    t.row += group * GROUP_ROWS;
+    if (S::KIND == GATED_FP8)
+        scale_gated(d, p, t.row + warp * 16 + lane / 4, t.col + lane % 4 * 2);
+#pragma unroll
+    for (int i = 0; i < 32; i++) {
+        float *g = &d[2 * i], *u = &d[64 + 2 * i];
+        if (S::FORM == 1)
+            silu_pair(g[0], g[1], u[0], u[1]);
+        else {
+            g[0] = silu_times(g[0], u[0]);
+            g[1] = silu_times(g[1], u[1]);
+        }
+        h[i] = pack_bf16(g[0], g[1]);
+    }
+    uint8_t *out = m.out + group * OUT_BYTES;
+    uint8_t *row = out + (warp * 16 + lane % 16) * 128;
+    bool issues = threadIdx.x % 128 == 0;
+    if (issues) tensor_store_wait_read();
+    named_sync(GROUP_BARRIER + group, 128);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        int chunk = (i % 4 * 2 + lane / 16) ^ lane % 8;
+        store_matrices(row + i / 4 * (OUT_BYTES / 2) + chunk * 16, h[4 * i], h[4 * i + 1],
+                       h[4 * i + 2], h[4 * i + 3]);
+    }
+    fence_async_shared();
+    named_sync(GROUP_BARRIER + group, 128);
+    if (!issues) return;
+    tensor_store_2d(&p->out, out, t.col, t.row);
+    tensor_store_2d(&p->out, out + OUT_BYTES / 2, t.col + 64, t.row);
+    tensor_store_commit();
+}
+
+/* ==== The addition ==== */
+
+__device__ __forceinline__ void add_at(float *to, float4 v)
+{
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v.x),
+                 "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
+}
+
+/* A lane and its neighbour hold two columns each of two rows: afterwards four of one row each. */
+__device__ __forceinline__ float4 gather_row(const float *v, bool odd)
+{
+    float a = __shfl_xor_sync(~0u, odd ? v[0] : v[2], 1);
+    float b = __shfl_xor_sync(~0u, odd ? v[1] : v[3], 1);
+    return odd ? float4{a, b, v[2], v[3]} : float4{v[0], v[1], a, b};
+}
+
+template <class S>
+__device__ __forceinline__ void write_sum(float (&d)[128], const struct Params *p, struct Tile t,
+                                          int group)
+{
+    constexpr int BATCH = 8;
+    int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
+    bool odd = lane & 1;
+    int row = t.row + group * GROUP_ROWS + warp * 16 + lane / 4 + 8 * odd;
+    int col = t.col + lane % 4 / 2 * 4;
+    float *to = p->sum + (int64_t)row * p->n_cols + col;
+    int n = row < p->n_rows ? (p->n_cols - col + 7) / 8 : 0; /* groups of eight columns */
+#pragma unroll
+    for (int j = 0; j < 32; j += BATCH) {
+        float4 v[BATCH], x[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++)
+            if (S::FORM == 1 && j + i < n) x[i] = *(float4 *)(to + 8 * (j + i));
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) v[i] = gather_row(&d[4 * (j + i)], odd);
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            if (j + i >= n) continue;
+            if (S::FORM == 1)
+                *(float4 *)(to + 8 * (j + i)) = float4{x[i].x + v[i].x, x[i].y + v[i].y,
+                                                       x[i].z + v[i].z, x[i].w + v[i].w};
+            else
+                add_at(to + 8 * (j + i), v[i]);
+        }
+    }
+}
+
+/* ==== Kernel ==== */
+
+template <class S>
+__device__ __forceinline__ void multiply(const struct Params *p, const Memory &m, int group)
+{
+    Cursor at;
+    float d[128];
+    for_tiles<S>(p, [&](struct Tile t) {
+        multiply_tile<S>(d, m, &at, group, p->n_steps);
+        if constexpr (S::KIND == ADD)
+            write_sum<S>(d, p, t, group);
+        else
+            write_gated<S>(d, p, m, t, group);
+    });
+    if (S::KIND != ADD && threadIdx.x % 128 == 0) tensor_store_wait();
+}
+
+template <class S> __device__ void init_barriers(struct Control *c)
+{
+    for (int i = 0; i < STAGES; i++) {
+        mbar_init(&c->full[i], 1);
+        mbar_init(&c->empty[i], 4 * GROUPS * S::CLUSTER); /* one arrival a warp */
+    }
+    mbar_init_fence();
+}
+
+template <class S>
+__global__ void __cluster_dims__(S::CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+    product_sm90a_kernel(const __grid_constant__ struct Params p)
+{
+    extern __shared__ uint8_t raw[];
+    Memory m(raw);
+    if (threadIdx.x == 0) init_barriers<S>(m.c);
+    if (S::CLUSTER == 1)
+        __syncthreads();
+    else
+        cluster_sync();
+    int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
+    if (group == 0) {
+        registers_drop<LOAD_REGS>();
+        if (threadIdx.x == 0) load<S>(&p, m);
+    } else {
+        registers_raise<MATH_REGS>();
+        multiply<S>(&p, m, group - 1);
+    }
+    /* The other block may still arrive at barriers of this one. */
+    __syncwarp();
+    if (S::CLUSTER == 2) cluster_sync();
+}
+
+/* ==== Launch ==== */
+
+PFN_cuTensorMapEncodeTiled_v12000 find_encoder(void)
+{
+    void *f = NULL;
+    cudaDriverEntryPointQueryResult found;
+    cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000,
+                                                     cudaEnableDefault, &found);
+    return e == cudaSuccess && found == cudaDriverEntryPointSuccess
+               ? (PFN_cuTensorMapEncodeTiled_v12000)f
+               : NULL;
+}
+
+/* A matrix of which a box is `box_rows` rows of 128 bytes. */
+bool encode_map(CUtensorMap *map, const void *base, bool bytes, int rows, int cols, int box_rows)
+{
+    static const PFN_cuTensorMapEncodeTiled_v12000 encode = find_encoder();
+    int size = bytes ? 1 : 2;
+    cuuint64_t dims[] = {(cuuint64_t)cols, (cuuint64_t)rows};
+    cuuint64_t strides[] = {(cuuint64_t)cols * size};
+    cuuint32_t box[] = {(cuuint32_t)(STEP_BYTES / size), (cuuint32_t)box_rows};
+    cuuint32_t steps[] = {1, 1};
+    CUtensorMapDataType type =
+        bytes ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    return encode && encode(map, type, 2, (void *)base, dims, strides, box, steps,
+                            CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                            CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+int div_up(int a, int b)
+{
+    return (a + b - 1) / b;
+}
+
+/* Blocks that run at once, whole clusters. */
+template <class S> cudaError_t resident_blocks(int *out)
+{
+    static std::atomic<int> known;
+    int device, n_sm, clusters = 0;
+    if ((*out = known)) return cudaSuccess;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, device);
+    if (e == cudaSuccess)
+        e = cudaFuncSetAttribute(product_sm90a_kernel<S>,
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, Memory::BYTES);
+    if (e != cudaSuccess) return e;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)(n_sm / S::CLUSTER * S::CLUSTER));
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = Memory::BYTES;
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {S::CLUSTER, 1, 1};
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    if (S::CLUSTER > 1)
+        e = cudaOccupancyMaxActiveClusters(&clusters, product_sm90a_kernel<S>, &config);
+    else
+        clusters = n_sm;
+    if (e == cudaSuccess && clusters == 0) e = cudaErrorInvalidConfiguration;
+    if (e == cudaSuccess) known = *out = clusters * S::CLUSTER;
+    return e;
+}
+
+template <class S> cudaError_t launch(struct Params *p, int section, cudaStream_t s)
+{
+    int resident;
+    cudaError_t e = resident_blocks<S>(&resident);
+    if (e != cudaSuccess) return e;
+    p->row_sets = div_up(p->n_rows, TILE_ROWS * S::CLUSTER);
+    p->col_tiles = div_up(p->n_cols, S::OUT_COLS);
+    p->section = section < p->row_sets ? section : p->row_sets;
+    int64_t n = (int64_t)p->row_sets * p->col_tiles * S::CLUSTER;
+    int grid = n < resident ? (int)n : resident;
+    product_sm90a_kernel<S><<<grid, THREADS, Memory::BYTES, s>>>(*p);
+    return cudaGetLastError();
+}
+
+bool valid(const struct CudaGated *g)
+{
+    uintptr_t all = (uintptr_t)g->x | (uintptr_t)g->gate | (uintptr_t)g->up | (uintptr_t)g->out;
+    return g->n_rows > 0 && g->hidden > 0 && g->cols > 0 && g->hidden % 8 == 0 &&
+           g->cols % (g->fp8 ? 16 : 8) == 0 && all % 16 == 0;
+}
+
+template <class S> bool fill_params(struct Params *p, const struct CudaGated *g)
+{
+    p->n_rows = g->n_rows;
+    p->n_cols = g->hidden;
+    p->n_steps = div_up(g->cols, S::STEP);
+    p->x_scale = g->x_scale;
+    p->w_scale[0] = g->gate_scale;
+    p->w_scale[1] = g->up_scale;
+    return encode_map(&p->x, g->x, g->fp8, g->n_rows, g->cols, TILE_ROWS) &&
+           encode_map(&p->w[0], g->gate, g->fp8, g->hidden, g->cols, TILE_COLS / 2) &&
+           encode_map(&p->w[1], g->up, g->fp8, g->hidden, g->cols, TILE_COLS / 2) &&
+           encode_map(&p->out, g->out, false, g->n_rows, g->hidden, GROUP_ROWS);
+}
+
+template <class S> cudaError_t gated(const struct CudaGated *g, int section, cudaStream_t s)
+{
+    struct Params p = {};
+    return fill_params<S>(&p, g) ? launch<S>(&p, section, s) : cudaErrorInvalidValue;
+}
+
+/* g->gate: the weight, g->out: f32 to be added to. */
+template <class S> cudaError_t add(const struct CudaGated *g, int section, cudaStream_t s)
+{
+    struct Params p = {};
+    p.n_rows = g->n_rows;
+    p.n_cols = g->hidden;
+    p.n_steps = div_up(g->cols, S::STEP);
+    p.sum = (float *)g->out;
+    bool ok = encode_map(&p.x, g->x, false, g->n_rows, g->cols, TILE_ROWS) &&
+              encode_map(&p.w[0], g->gate, false, g->hidden, g->cols, TILE_COLS / 2);
+    p.w[1] = p.w[0];
+    return ok ? launch<S>(&p, section, s) : cudaErrorInvalidValue;
+}
+
+} // namespace
+
+#ifdef GATED_VARIANTS
+struct Variant {
+    const char *name;
+    int kind; /* 0 bf16, 1 e4m3, 2 add */
+    cudaError_t (*f)(const struct CudaGated *, int, cudaStream_t);
+};
+extern const struct Variant gated_variants[] = {
+    {"c2 lead0 silu0", 0, gated<Shape<GATED, 2, 0, 0>>},
+    {"c2 lead0 silu1", 0, gated<Shape<GATED, 2, 0, 1>>},
+    {"c2 lead1 silu1", 0, gated<Shape<GATED, 2, 1, 1>>},
+    {"c2 lead2 silu0", 0, gated<Shape<GATED, 2, 2, 0>>},
+    {"c2 lead2 silu1", 0, gated<Shape<GATED, 2, 2, 1>>},
+    {"c2 lead3 silu1", 0, gated<Shape<GATED, 2, 3, 1>>},
+    {"c1 lead2 silu1", 0, gated<Shape<GATED, 1, 2, 1>>},
+    {"fp8 c2 lead0", 1, gated<Shape<GATED_FP8, 2, 0, 1>>},
+    {"fp8 c2 lead2", 1, gated<Shape<GATED_FP8, 2, 2, 1>>},
+    {"fp8 c2 lead3", 1, gated<Shape<GATED_FP8, 2, 3, 1>>},
+    {"add c2 lead0 red", 2, add<Shape<ADD, 2, 0, 0>>},
+    {"add c2 lead2 red", 2, add<Shape<ADD, 2, 2, 0>>},
+    {"add c2 lead2 rmw", 2, add<Shape<ADD, 2, 2, 1>>},
+};
+extern const int n_gated_variants = sizeof gated_variants / sizeof gated_variants[0];
+#endif
+
+constexpr int SECTION = 8; /* 2048 rows of 4096 values: 16 MB of the L2 cache's 50 */
+
+cudaError_t cuda_gated_sm90a(const struct CudaGated *g, cudaStream_t s)
+{
+    if (!valid(g)) return cudaErrorInvalidValue;
+    if (g->fp8) return gated<Shape<GATED_FP8, 2, 2, 1>>(g, SECTION, s);
+    return gated<Shape<GATED, 2, 2, 1>>(g, SECTION, s);
+}

@@ -1,0 +1,475 @@
+/* test_gated.cu - the gated product of Hopper against sums in double.
+ *
+ * Without arguments: tests. "time": milliseconds and TFLOP/s beside cuBLASLt's product and the gate in a kernel of its
+ * own, first calls after a rest and under lasting load.
+ */
+#include <algorithm>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <vector>
+
+#include "../../cuda/device.h"
+
+enum { GUARD = 4096, GUARD_BYTE = 0xa5 };
+
+static int n_passed, n_failed;
+
+static void check(bool ok, const char *what)
+{
+    if (ok) {
+        n_passed++;
+        return;
+    }
+    if (n_failed++ < 30) printf("FAIL %s\n", what);
+}
+
+static void must(cudaError_t e, const char *what)
+{
+    if (e == cudaSuccess) return;
+    printf("%s: %s\n", what, cudaGetErrorString(e));
+    exit(2);
+}
+
+typedef cudaError_t Gated(const struct CudaGated *, int section, cudaStream_t);
+struct Variant {
+    const char *name;
+    int kind; /* 0 bf16, 1 e4m3, 2 add */
+    Gated *f;
+};
+#ifdef GATED_VARIANTS
+extern const struct Variant gated_variants[];
+extern const int n_gated_variants;
+#else
+static cudaError_t gated_default(const struct CudaGated *g, int, cudaStream_t s)
+{
+    return cuda_gated_sm90a(g, s);
+}
+static const struct Variant gated_variants[] = {{"bf16", 0, gated_default},
+                                                {"e4m3", 1, gated_default}};
+static const int n_gated_variants = 2;
+#endif
+
+/* ==== Memory ==== */
+
+/* Device memory filled with NaN, or with what is given, and guarded behind its end. */
+struct Buffer {
+    size_t bytes;
+    uint8_t *p;
+    explicit Buffer(size_t n) : bytes(n)
+    {
+        must(cudaMalloc(&p, n + GUARD), "cudaMalloc");
+        cudaMemset(p, 0xff, n);
+        cudaMemset(p + n, GUARD_BYTE, GUARD);
+    }
+    template <class T> explicit Buffer(const std::vector<T> &v) : Buffer(v.size() * sizeof(T))
+    {
+        put(v);
+    }
+    Buffer(const Buffer &) = delete;
+    ~Buffer() { cudaFree(p); }
+    template <class T> void put(const std::vector<T> &v)
+    {
+        must(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice), "put");
+    }
+    template <class T> std::vector<T> get() const
+    {
+        std::vector<T> v(bytes / sizeof(T));
+        must(cudaMemcpy(v.data(), p, bytes, cudaMemcpyDeviceToHost), "get");
+        return v;
+    }
+    bool intact() const
+    {
+        uint8_t guard[GUARD];
+        must(cudaMemcpy(guard, p + bytes, GUARD, cudaMemcpyDeviceToHost), "guard");
+        for (uint8_t b : guard)
+            if (b != GUARD_BYTE) return false;
+        return true;
+    }
+};
+
+/* ==== Random data ==== */
+
+static uint64_t random_state = 88172645463325252u;
+
+static uint32_t random_u32(void)
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return (uint32_t)(random_state >> 32);
+}
+
+/* About normal. */
+static float random_normal(void)
+{
+    uint64_t a = (uint64_t)random_u32() << 32 | random_u32();
+    int sum = 0;
+    for (int i = 0; i < 8; i++) sum += (int)(a >> 8 * i & 255);
+    return (float)(sum - 1020) / 209;
+}
+
+static float bf16_value(uint16_t h)
+{
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+static float e4m3_value(uint8_t v)
+{
+    __half_raw h = __nv_cvt_fp8_to_halfraw(v, __NV_E4M3);
+    return __half2float(__half(h));
+}
+
+/* A matrix as the device gets it and as numbers, without its scales. */
+struct Matrix {
+    int rows, cols;
+    std::vector<uint8_t> data;
+    std::vector<float> value, scale; /* scale: [rows] */
+};
+
+static Matrix random_matrix(int rows, int cols, float size, bool fp8)
+{
+    Matrix m = {rows, cols, {}, {}, {}};
+    size_t n = (size_t)rows * cols;
+    m.data.resize(fp8 ? n : 2 * n);
+    m.value.resize(n);
+    for (size_t i = 0; i < n; i++) {
+        if (fp8) {
+            m.data[i] = __nv_cvt_float_to_fp8(100 * random_normal(), __NV_SATFINITE, __NV_E4M3);
+            m.value[i] = e4m3_value(m.data[i]);
+        } else {
+            __nv_bfloat16_raw r = __float2bfloat16_rn(size * random_normal());
+            memcpy(&m.data[2 * i], &r.x, 2);
+            m.value[i] = bf16_value(r.x);
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        m.scale.push_back(fp8 ? size / 100 * (0.5f + (float)(random_u32() % 1024) / 1024) : 1);
+    return m;
+}
+
+/* ==== Tests ==== */
+
+static double dot(const Matrix &a, int i, const Matrix &b, int j)
+{
+    const float *x = &a.value[(size_t)i * a.cols], *y = &b.value[(size_t)j * b.cols];
+    double sum = 0;
+    for (int k = 0; k < a.cols; k++) sum += (double)x[k] * y[k];
+    return sum * a.scale[(size_t)i] * b.scale[(size_t)j];
+}
+
+struct Case {
+    Matrix x, gate, up;
+    std::vector<double> g, u;  /* [n_rows, hidden] */
+    std::vector<float> before; /* of the addition */
+};
+
+static Case make_case(int n_rows, int hidden, int cols, bool fp8)
+{
+    float size = 1 / sqrtf((float)cols);
+    Case c = {random_matrix(n_rows, cols, 1, fp8),
+              random_matrix(hidden, cols, 2 * size, fp8),
+              random_matrix(hidden, cols, size, fp8),
+              {},
+              {},
+              {}};
+    for (int i = 0; i < n_rows; i++)
+        for (int j = 0; j < hidden; j++) {
+            c.g.push_back(dot(c.x, i, c.gate, j));
+            c.u.push_back(dot(c.x, i, c.up, j));
+            c.before.push_back(random_normal());
+        }
+    return c;
+}
+
+static struct CudaGated arguments(const Matrix &x, const Matrix &gate, const uint8_t *const data[3],
+                                  const float *const scale[3], void *out, bool fp8)
+{
+    return {x.rows, gate.rows, x.cols,   data[0],  data[1],    data[2],
+            fp8,    scale[0],  scale[1], scale[2], (bf16 *)out};
+}
+
+/* Largest error in units of what is allowed. e4m3 sums keep fewer bits within the tensor cores. */
+static double worst_gated(const Case &c, const std::vector<uint16_t> &out, bool fp8)
+{
+    double worst = 0;
+    for (size_t i = 0; i < out.size(); i++) {
+        double s = c.g[i] / (1 + exp(-c.g[i])), want = s * c.u[i], got = bf16_value(out[i]);
+        double allowed = fabs(want) / 250 + (fp8 ? 1.5e-2 : 2e-5) * (1 + fabs(c.u[i]) + fabs(s));
+        double e = fabs(got - want) / allowed;
+        worst = e <= worst ? worst : e; /* NaN stays */
+    }
+    return worst;
+}
+
+static double worst_add(const Case &c, const std::vector<float> &out)
+{
+    double worst = 0;
+    for (size_t i = 0; i < out.size(); i++) {
+        double e = fabs(out[i] - (c.before[i] + c.g[i])) / 3e-5;
+        worst = e <= worst ? worst : e;
+    }
+    return worst;
+}
+
+static void test_case(const Case &c, const struct Variant &v)
+{
+    bool fp8 = v.kind == 1;
+    const Matrix *all[] = {&c.x, &c.gate, &c.up};
+    Buffer x(c.x.data), gate(c.gate.data), up(c.up.data);
+    Buffer xs(c.x.scale), gs(c.gate.scale), us(c.up.scale);
+    const uint8_t *data[] = {x.p, gate.p, up.p};
+    const float *scale[] = {(float *)xs.p, (float *)gs.p, (float *)us.p};
+    size_t bytes = c.g.size() * (v.kind == 2 ? 4 : 2);
+    std::vector<uint8_t> first;
+    double worst = NAN;
+    bool ok = true;
+    for (int run = 0; run < 2; run++) {
+        Buffer out(bytes);
+        if (v.kind == 2) out.put(c.before);
+        struct CudaGated g = arguments(*all[0], *all[1], data, scale, out.p, fp8);
+        must(v.f(&g, 2, 0), v.name);
+        must(cudaDeviceSynchronize(), v.name);
+        ok &= out.intact();
+        if (run == 1) ok &= first == out.get<uint8_t>();
+        if (run == 1) break;
+        first = out.get<uint8_t>();
+        worst =
+            v.kind == 2 ? worst_add(c, out.get<float>()) : worst_gated(c, out.get<uint16_t>(), fp8);
+    }
+    char what[120];
+    snprintf(what, sizeof what, "%s: %d rows, hidden %d, cols %d: %.2f", v.name, c.x.rows,
+             c.gate.rows, c.x.cols, worst);
+    check(ok && worst <= 1, what);
+}
+
+static void test_bad_arguments(void)
+{
+    Buffer b(65536);
+    struct CudaGated g = {8,    8,    12,   b.p,  b.p,        b.p,
+                          true, NULL, NULL, NULL, (bf16 *)b.p};
+    check(cuda_gated_sm90a(&g, 0) == cudaErrorInvalidValue, "12 cols");
+    g.cols = 24;
+    check(cuda_gated_sm90a(&g, 0) == cudaErrorInvalidValue, "24 cols of e4m3");
+    g.fp8 = false;
+    g.hidden = 12;
+    check(cuda_gated_sm90a(&g, 0) == cudaErrorInvalidValue, "12 hidden");
+    g.hidden = 8;
+    g.n_rows = 0;
+    check(cuda_gated_sm90a(&g, 0) == cudaErrorInvalidValue, "no rows");
+}
+
+static void run_tests(void)
+{
+    test_bad_arguments();
+    for (int n_rows : {1, 127, 300})
+        for (int hidden : {136, 576, 1000})
+            for (int cols : {64, 576, 904}) {
+                Case plain = make_case(n_rows, hidden, cols, false);
+                Case e4m3 = make_case(n_rows, hidden, cols / 16 * 16, true);
+                for (int i = 0; i < n_gated_variants; i++)
+                    test_case(gated_variants[i].kind == 1 ? e4m3 : plain, gated_variants[i]);
+            }
+}
+
+/* ==== Timing ==== */
+
+static cudaStream_t stream;
+static struct GemmPlan *plan;
+
+/* About normal, of standard deviation `size`; one thread fills two values. */
+static __global__ void fill_kernel(uint32_t *p, size_t n, float size)
+{
+    for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
+         i += (size_t)gridDim.x * blockDim.x) {
+        uint64_t z = (i + 1) * 0x9e3779b97f4a7c15u;
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+        int a = 0, b = 0;
+        for (int j = 0; j < 4; j++) a += (int)(z >> 8 * j & 255), b += (int)(z >> 8 * j >> 32 & 255);
+        __nv_bfloat162 h = __floats2bfloat162_rn((a - 510) / 148.f * size, (b - 510) / 148.f * size);
+        p[i] = *(uint32_t *)&h;
+    }
+}
+
+static void fill(Buffer *b, size_t at, size_t bytes, float size)
+{
+    fill_kernel<<<2048, 256>>>((uint32_t *)(b->p + at), bytes / 4, size);
+    must(cudaDeviceSynchronize(), "fill");
+}
+
+static float median(std::vector<float> v)
+{
+    std::sort(v.begin(), v.end());
+    return v[v.size() / 2];
+}
+
+struct Times {
+    float cool, hot; /* ms: of ten calls after a rest, of the last half of n */
+};
+
+template <class F> static struct Times measure(int n, F f)
+{
+    std::vector<cudaEvent_t> e((size_t)n + 1);
+    std::vector<float> ms;
+    for (cudaEvent_t &x : e) cudaEventCreate(&x);
+    f();
+    must(cudaStreamSynchronize(stream), "warm-up");
+    usleep(150000);
+    cudaEventRecord(e[0], stream);
+    for (int i = 0; i < n; i++) {
+        f();
+        cudaEventRecord(e[(size_t)i + 1], stream);
+    }
+    must(cudaStreamSynchronize(stream), "timing");
+    for (int i = 0; i < n; i++) {
+        float t;
+        cudaEventElapsedTime(&t, e[(size_t)i], e[(size_t)i + 1]);
+        ms.push_back(t);
+    }
+    for (cudaEvent_t &x : e) cudaEventDestroy(x);
+    return {median(std::vector<float>(ms.begin() + 2, ms.begin() + 12)),
+            median(std::vector<float>(ms.begin() + n / 2, ms.end()))};
+}
+
+struct Problem {
+    int kind, n_rows, hidden, cols;
+};
+
+static void print_times(const char *name, const struct Problem &p, struct Times t,
+                        const struct Times *base)
+{
+    double flop = 2.0 * p.n_rows * p.hidden * p.cols * (p.kind == 2 ? 1 : 2);
+    printf("  %-18s %7.3f ms %5.0f | %7.3f ms %5.0f", name, t.cool, flop / t.cool * 1e-9, t.hot,
+           flop / t.hot * 1e-9);
+    if (base) printf("  x%.3f x%.3f", base->cool / t.cool, base->hot / t.hot);
+    printf("\n");
+}
+
+/* Largest difference of outputs, in units of what rounding gate and up to bf16 may do. */
+static double difference(const Buffer &a, const Buffer &b, size_t n)
+{
+    std::vector<uint16_t> x(n), y(n);
+    cudaMemcpy(x.data(), a.p, 2 * n, cudaMemcpyDeviceToHost);
+    cudaMemcpy(y.data(), b.p, 2 * n, cudaMemcpyDeviceToHost);
+    double worst = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d =
+            fabs(bf16_value(x[i]) - bf16_value(y[i])) / (0.03 * fabs(bf16_value(y[i])) + 0.02);
+        worst = d <= worst ? worst : d;
+    }
+    return worst;
+}
+
+static void time_problem(const struct Problem &p, std::vector<int> sections, int n)
+{
+    size_t nx = (size_t)p.n_rows * p.cols, nw = (size_t)p.hidden * p.cols,
+           no = (size_t)p.n_rows * p.hidden;
+    Buffer x(2 * nx), w(4 * nw), wide(4 * no), out(4 * no), want(2 * no);
+    Buffer x8(nx), w8(2 * nw), xs((size_t)p.n_rows * 4), ws((size_t)p.hidden * 8);
+    fill(&x, 0, x.bytes, 1);
+    fill(&w, 0, w.bytes, 1 / sqrtf((float)p.cols));
+    must(cuda_quantize_fp8((bf16 *)x.p, p.n_rows, p.cols, x8.p, (float *)xs.p, stream), "quantize");
+    must(cuda_quantize_fp8((bf16 *)w.p, 2 * p.hidden, p.cols, w8.p, (float *)ws.p, stream),
+         "quantize");
+    cudaMemset(out.p, 0, out.bytes);
+    bool fp8 = p.kind == 1, add = p.kind == 2;
+    uint8_t *weights = fp8 ? w8.p : w.p;
+    struct CudaGemm m = {p.n_rows, add ? p.hidden : 2 * p.hidden, p.cols, fp8 ? x8.p : x.p, weights,
+                         fp8,      (float *)xs.p,  (float *)ws.p, NULL,   add ? out.p : wide.p,
+                         add,      add};
+    struct CudaGated g = {p.n_rows,
+                          p.hidden,
+                          p.cols,
+                          m.act,
+                          weights,
+                          weights + nw * (fp8 ? 1 : 2),
+                          fp8,
+                          (float *)xs.p,
+                          (float *)ws.p,
+                          (float *)ws.p + p.hidden,
+                          (bf16 *)out.p};
+    printf("%s %d x (%d, %d): after a rest | under load, TFLOP/s\n",
+           add  ? "add"
+           : fp8 ? "e4m3"
+                : "bf16",
+           p.n_rows, p.hidden, p.cols);
+    auto product = [&] { must(cuda_gemm(plan, &m, stream), "gemm"); };
+    auto both = [&] {
+        product();
+        must(rows_silu((bf16 *)wide.p, (bf16 *)wide.p + p.hidden, 2 * p.hidden, p.n_rows, p.hidden,
+                       (bf16 *)want.p, stream),
+             "silu");
+    };
+    struct Times base = measure(n, product);
+    print_times("cuBLASLt", p, base, NULL);
+    if (!add) {
+        base = measure(n, both);
+        print_times("cuBLASLt + gate", p, base, NULL);
+    }
+    for (int i = 0; i < n_gated_variants; i++) {
+        if (gated_variants[i].kind != p.kind) continue;
+        for (int section : sections) {
+            char name[64];
+            struct Times t =
+                measure(n, [&] { must(gated_variants[i].f(&g, section, stream), "gated"); });
+            snprintf(name, sizeof name, "%s s%d", gated_variants[i].name, section);
+            print_times(name, p, t, &base);
+        }
+        if (add) continue;
+        size_t some = std::min(no, (size_t)20 << 20);
+        double d = difference(out, want, some);
+        if (!(d <= 1)) printf("  FAIL %s: difference %.2f\n", gated_variants[i].name, d);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct cudaDeviceProp prop;
+    int n = 0;
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) {
+        printf("SKIP: no GPU\n");
+        return 0;
+    }
+    must(cudaGetDeviceProperties(&prop, 0), "properties");
+    if (prop.major != 9) {
+        printf("SKIP: no Hopper GPU\n");
+        return 0;
+    }
+    if (argc < 2) {
+        run_tests();
+        printf("%d passed, %d failed\n", n_passed, n_failed);
+        return n_failed > 0;
+    }
+    must(cudaStreamCreate(&stream), "stream");
+    void *workspace;
+    must(cudaMalloc(&workspace, GEMM_WORKSPACE), "workspace");
+    plan = gemm_open(workspace);
+    if (!plan) return 2;
+#ifdef GATED_VARIANTS
+    time_problem({0, 8192, 14336, 4096}, {8, 16}, 100);
+    time_problem({0, 65536, 4864, 896}, {8, 32}, 50);
+    time_problem({0, 131072, 1536, 576}, {8, 32}, 50);
+    time_problem({1, 8192, 14336, 4096}, {8, 16}, 100);
+    time_problem({1, 65536, 4864, 896}, {16}, 50);
+    time_problem({2, 8192, 4096, 4096}, {8}, 200);
+    time_problem({2, 8192, 4096, 14336}, {4, 8}, 100);
+    time_problem({2, 65536, 896, 4864}, {8}, 100);
+    time_problem({2, 65536, 576, 1536}, {8}, 100);
+#else
+    const int shapes[][2] = {{14336, 4096}, {18944, 3584}};
+    for (auto &s : shapes)
+        for (int n_rows : {2100, 8192, 16384}) time_problem({0, n_rows, s[0], s[1]}, {0}, 250);
+    time_problem({0, 65536, 4864, 896}, {0}, 200);
+    time_problem({0, 131072, 1536, 576}, {0}, 200);
+    time_problem({1, 8192, 14336, 4096}, {0}, 200);
+#endif
+    gemm_close(plan);
+    return 0;
+}
