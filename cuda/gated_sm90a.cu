@@ -1,8 +1,7 @@
-/* gated_sm90a.cu - products of many rows on Hopper whose results are used where they arise: the gate of the
- * feed-forward, silu(x W_gate^T) * (x W_up^T), and the addition to the residual stream.
+/* gated_sm90a.cu - the gate of the feed-forward on Hopper, silu(x W_gate^T) * (x W_up^T), in one kernel.
  *
- * A block's tile is 128 rows of x by 256 rows of weights; of the gated product these are 128 of the gate and the same
- * 128 of up, so that a thread's accumulators hold both factors of each of its outputs. One thread loads tiles of x and
+ * A block's tile is 128 rows of x by 256 rows of weights, 128 of the gate and the same 128 of up, so that a thread's
+ * accumulators hold both factors of each of its outputs. One thread loads tiles of x and
  * of the weights through the copy engine into a ring; two warpgroups of 64 rows multiply. Two blocks of a cluster take
  * tiles below one another: each loads half of the weights for both, which halves what the L2 cache has to deliver.
  *
@@ -19,7 +18,7 @@
 namespace
 {
 
-constexpr int TILE_ROWS = 128, TILE_COLS = 256; /* rows of x, rows of weights */
+constexpr int TILE_ROWS = 128, TILE_COLS = 128; /* of the output: as many rows of gate and of up */
 constexpr int GROUP_ROWS = 64, GROUPS = 2;      /* rows of a warpgroup */
 constexpr int STEP_BYTES = 128;                 /* of each row of x and the weights a step */
 constexpr int STAGES = 4;
@@ -27,15 +26,11 @@ constexpr int THREADS = 128 * (GROUPS + 1);
 constexpr int LOAD_REGS = 40, MATH_REGS = 232;
 constexpr float LOG2E = 1.4426950408889634f;
 
-enum Kind { GATED, GATED_FP8, ADD };
-
-template <Kind KIND_, int CLUSTER_, int LEAD_, int FORM_> struct Shape {
-    static constexpr Kind KIND = KIND_;
+template <bool FP8_, int CLUSTER_, int LEAD_> struct Shape {
+    static constexpr bool FP8 = FP8_;
     static constexpr int CLUSTER = CLUSTER_; /* blocks that share weights */
     static constexpr int LEAD = LEAD_;       /* steps of the first warpgroup before the second */
-    static constexpr int FORM = FORM_;
-    static constexpr int STEP = KIND == GATED_FP8 ? STEP_BYTES : STEP_BYTES / 2;
-    static constexpr int OUT_COLS = KIND == ADD ? TILE_COLS : TILE_COLS / 2; /* of a tile */
+    static constexpr int STEP = FP8 ? STEP_BYTES : STEP_BYTES / 2;
 };
 
 struct Params {
@@ -45,15 +40,15 @@ struct Params {
     int row_sets, col_tiles;  /* row_sets: of the rows that a cluster's tiles cover */
     int section;              /* row sets whose rows share the L2 cache at a time */
     const float *x_scale, *w_scale[2];
-    float *sum; /* ADD */
 };
 
 constexpr int X_BYTES = TILE_ROWS * STEP_BYTES, W_BYTES = TILE_COLS * STEP_BYTES;
-constexpr int STAGE_BYTES = X_BYTES + W_BYTES;
-constexpr int OUT_BYTES = GROUP_ROWS * 128 * 2; /* of a warpgroup: two boxes of 64 columns */
+constexpr int STAGE_BYTES = X_BYTES + 2 * W_BYTES;
+constexpr int OUT_BYTES = GROUP_ROWS * TILE_COLS * 2; /* of a warpgroup: two boxes of 64 columns */
 
 struct Control {
     uint64_t full[STAGES], empty[STAGES];
+    float scale[GROUPS][2][TILE_COLS]; /* of the tile's weights, e4m3 */
 };
 
 struct Memory {
@@ -61,12 +56,12 @@ struct Memory {
     struct Control *c;
     __device__ explicit Memory(uint8_t *raw)
     {
-        ring = raw + (-shared_addr(raw) & 1023); /* the swizzle's period */
+        ring = raw;
         out = ring + STAGES * STAGE_BYTES;
         c = (struct Control *)(out + GROUPS * OUT_BYTES);
     }
     static constexpr int BYTES =
-        STAGES * STAGE_BYTES + GROUPS * OUT_BYTES + (int)sizeof(struct Control) + 1024;
+        STAGES * STAGE_BYTES + GROUPS * OUT_BYTES + (int)sizeof(struct Control);
 };
 static_assert(Memory::BYTES <= 227 * 1024, "more shared memory than a block has");
 
@@ -96,7 +91,7 @@ template <class S> __device__ __forceinline__ struct Tile find_tile(const struct
     int width = min(p->section, p->row_sets - first), rest = i - first * p->col_tiles;
     int set = first + rest % width;
     return {(set * S::CLUSTER + (int)(blockIdx.x % S::CLUSTER)) * TILE_ROWS,
-            rest / width * S::OUT_COLS};
+            rest / width * TILE_COLS};
 }
 
 /* Calls f(tile) for each tile of this block. */
@@ -109,18 +104,15 @@ __device__ __forceinline__ void for_tiles(const struct Params *p, const F &f)
 
 /* ==== Loading ==== */
 
-/* Half `i` of the tile's weights. */
+/* The tile's rows of gate (0) or up (1). */
 template <class S>
 __device__ __forceinline__ void load_weights(const struct Params *p, uint8_t *to, uint64_t *full,
-                                             int step, struct Tile t, int i)
+                                             int k, struct Tile t, int i)
 {
-    const CUtensorMap *map = &p->w[i];
-    int row = S::KIND == ADD ? t.col + i * TILE_COLS / 2 : t.col;
-    to += i * W_BYTES / 2;
     if (S::CLUSTER == 2)
-        tensor_load_2d_all(to, map, full, step * S::STEP, row, 3);
+        tensor_load_2d_all(to + i * W_BYTES, &p->w[i], full, k, t.col, 3);
     else
-        tensor_load_2d(to, map, full, step * S::STEP, row);
+        tensor_load_2d(to + i * W_BYTES, &p->w[i], full, k, t.col);
 }
 
 template <class S> __device__ __forceinline__ void load(const struct Params *p, const Memory &m)
@@ -134,8 +126,8 @@ template <class S> __device__ __forceinline__ void load(const struct Params *p, 
             mbar_wait(&m.c->empty[at.stage], at.parity ^ 1);
             mbar_arrive_expect(full, STAGE_BYTES);
             tensor_load_2d(to, &p->x, full, i * S::STEP, t.row);
-            load_weights<S>(p, to + X_BYTES, full, i, t, rank);
-            if (S::CLUSTER == 1) load_weights<S>(p, to + X_BYTES, full, i, t, 1);
+            load_weights<S>(p, to + X_BYTES, full, i * S::STEP, t, rank);
+            if (S::CLUSTER == 1) load_weights<S>(p, to + X_BYTES, full, i * S::STEP, t, 1);
         }
     });
 }
@@ -153,7 +145,7 @@ __device__ __forceinline__ void multiply_step(float (&d)[128], const Memory &m, 
              w = wgmma_desc(at + X_BYTES, 16, 1024);
 #pragma unroll
     for (int i = 0; i < STEP_BYTES; i += 32) {
-        if (S::KIND == GATED_FP8)
+        if (S::FP8)
             wgmma_64x256_e4m3(d, wgmma_desc_at(x, i), wgmma_desc_at(w, i), add || i > 0);
         else
             wgmma_64x256_bf16(d, wgmma_desc_at(x, i), wgmma_desc_at(w, i), add || i > 0);
@@ -171,18 +163,19 @@ template <class S> __device__ __forceinline__ void release(const Memory &m, int 
         mbar_arrive(&m.c->empty[stage]);
 }
 
-/* d = this warpgroup's rows of the tile. Two steps are queued at a time. */
-template <class S>
+/* d = this warpgroup's rows of the tile. Two steps are queued at a time; `meanwhile` runs once while they are. */
+template <class S, class F>
 __device__ __forceinline__ void multiply_tile(float (&d)[128], const Memory &m, Cursor *at,
-                                              int group, int n_steps)
+                                              int group, int n_steps, const F &meanwhile)
 {
-    int last = 0, lead = min(S::LEAD, n_steps);
+    int last = 0, lead = min(S::LEAD, n_steps), second = min(1, n_steps - 1);
     if (S::LEAD > 0 && group == 1) named_sync(LEAD_BARRIER, 256);
     for (int i = 0; i < n_steps; i++) {
         mbar_wait(&m.c->full[at->stage], at->parity);
         pin_registers(d);
         wgmma_fence();
         multiply_step<S>(d, m, at->stage, group, i > 0);
+        if (i == second) meanwhile();
         if (i > 0) {
             wgmma_wait<1>();
             release<S>(m, last);
@@ -192,134 +185,93 @@ __device__ __forceinline__ void multiply_tile(float (&d)[128], const Memory &m, 
         at->advance();
     }
     wgmma_wait<0>();
-    pin_registers(d);
     release<S>(m, last);
+    pin_registers(
+        d); /* behind the release, which would otherwise sink into what is done with them */
 }
 
 /* ==== The gate ==== */
 
-__device__ __forceinline__ float silu_times(float g, float u)
+/* silu(g) * u of a pair, with one reciprocal: 1 / a = b / (a b). The bound keeps a b finite; silu is 1e-17 there. */
+__device__ __forceinline__ uint32_t silu_pair(const float *g, const float *u)
 {
-    return g * u * reciprocal_fast(1 + exp2_fast(-LOG2E * g));
-}
-
-/* Both of a pair with one reciprocal: 1 / a = b / (a b). The bound keeps a b finite; silu is 1e-17 there. */
-__device__ __forceinline__ void silu_pair(float &g0, float &g1, float u0, float u1)
-{
-    float a = 1 + exp2_fast(fminf(-LOG2E * g0, 60)), b = 1 + exp2_fast(fminf(-LOG2E * g1, 60));
+    float a = 1 + exp2_fast(fminf(-LOG2E * g[0], 60)), b = 1 + exp2_fast(fminf(-LOG2E * g[1], 60));
     float r = reciprocal_fast(a * b);
-    g0 = g0 * u0 * (b * r);
-    g1 = g1 * u1 * (a * r);
+    return pack_bf16(g[0] * u[0] * (b * r), g[1] * u[1] * (a * r));
 }
 
-/* What e4m3 sums are to be multiplied by. */
-__device__ __forceinline__ void scale_gated(float (&d)[128], const struct Params *p, int row,
-                                            int col)
-{
-    float x[2];
-#pragma unroll
-    for (int r = 0; r < 2; r++) x[r] = row + 8 * r < p->n_rows ? p->x_scale[row + 8 * r] : 0;
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-#pragma unroll
-        for (int j = 0; j < 16; j++) {
-            int at = col + 8 * j;
-            float2 w = at < p->n_cols ? *(const float2 *)(p->w_scale[half] + at) : float2{0, 0};
-            float *v = &d[64 * half + 4 * j];
-            v[0] *= x[0] * w.x;
-            v[1] *= x[0] * w.y;
-            v[2] *= x[1] * w.x;
-            v[3] *= x[1] * w.y;
-        }
-}
+/* Of a warpgroup: a thread has rows lane / 4 and + 8 of its warp's 16, and two columns of each eight. */
+template <class S> struct Gate {
+    const struct Params *p;
+    const Memory &m;
+    int group;
+    uint32_t h[32]; /* of the tile before, until the first products of the next are under way */
+    struct Tile tile;
+    bool pending;
 
-/* Gate in d[0..63], up in d[64..127]: in rows lane / 4 and + 8 of the warp's 16, two columns of each eight. */
-template <class S>
-__device__ __forceinline__ void write_gated(float (&d)[128], const struct Params *p,
-                                            const Memory &m, struct Tile t, int group)
-{
-    int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
-    uint32_t h[32];
-    t.row += group * GROUP_ROWS;
-    if (S::KIND == GATED_FP8)
-        scale_gated(d, p, t.row + warp * 16 + lane / 4, t.col + lane % 4 * 2);
-#pragma unroll
-    for (int i = 0; i < 32; i++) {
-        float *g = &d[2 * i], *u = &d[64 + 2 * i];
-        if (S::FORM == 1)
-            silu_pair(g[0], g[1], u[0], u[1]);
-        else {
-            g[0] = silu_times(g[0], u[0]);
-            g[1] = silu_times(g[1], u[1]);
-        }
-        h[i] = pack_bf16(g[0], g[1]);
-    }
-    uint8_t *out = m.out + group * OUT_BYTES;
-    uint8_t *row = out + (warp * 16 + lane % 16) * 128;
-    bool issues = threadIdx.x % 128 == 0;
-    if (issues) tensor_store_wait_read();
-    named_sync(GROUP_BARRIER + group, 128);
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        int chunk = (i % 4 * 2 + lane / 16) ^ lane % 8;
-        store_matrices(row + i / 4 * (OUT_BYTES / 2) + chunk * 16, h[4 * i], h[4 * i + 1],
-                       h[4 * i + 2], h[4 * i + 3]);
-    }
-    fence_async_shared();
-    named_sync(GROUP_BARRIER + group, 128);
-    if (!issues) return;
-    tensor_store_2d(&p->out, out, t.col, t.row);
-    tensor_store_2d(&p->out, out + OUT_BYTES / 2, t.col + 64, t.row);
-    tensor_store_commit();
-}
+    __device__ __forceinline__ void sync() { named_sync(GROUP_BARRIER + group, 128); }
 
-/* ==== The addition ==== */
-
-__device__ __forceinline__ void add_at(float *to, float4 v)
-{
-    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(v.x),
-                 "f"(v.y), "f"(v.z), "f"(v.w)
-                 : "memory");
-}
-
-/* A lane and its neighbour hold two columns each of two rows: afterwards four of one row each. */
-__device__ __forceinline__ float4 gather_row(const float *v, bool odd)
-{
-    float a = __shfl_xor_sync(~0u, odd ? v[0] : v[2], 1);
-    float b = __shfl_xor_sync(~0u, odd ? v[1] : v[3], 1);
-    return odd ? float4{a, b, v[2], v[3]} : float4{v[0], v[1], a, b};
-}
-
-template <class S>
-__device__ __forceinline__ void write_sum(float (&d)[128], const struct Params *p, struct Tile t,
-                                          int group)
-{
-    constexpr int BATCH = 8;
-    int lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
-    bool odd = lane & 1;
-    int row = t.row + group * GROUP_ROWS + warp * 16 + lane / 4 + 8 * odd;
-    int col = t.col + lane % 4 / 2 * 4;
-    float *to = p->sum + (int64_t)row * p->n_cols + col;
-    int n = row < p->n_rows ? (p->n_cols - col + 7) / 8 : 0; /* groups of eight columns */
+    /* What e4m3 sums are to be multiplied by. */
+    __device__ __forceinline__ void scale(float (&d)[128])
+    {
+        const float *w = m.c->scale[group][0] + threadIdx.x % 4 * 2;
+        int row = tile.row + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+        float x[2];
 #pragma unroll
-    for (int j = 0; j < 32; j += BATCH) {
-        float4 v[BATCH], x[BATCH];
+        for (int r = 0; r < 2; r++) x[r] = row + 8 * r < p->n_rows ? p->x_scale[row + 8 * r] : 0;
 #pragma unroll
-        for (int i = 0; i < BATCH; i++)
-            if (S::FORM == 1 && j + i < n) x[i] = *(float4 *)(to + 8 * (j + i));
-#pragma unroll
-        for (int i = 0; i < BATCH; i++) v[i] = gather_row(&d[4 * (j + i)], odd);
-#pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            if (j + i >= n) continue;
-            if (S::FORM == 1)
-                *(float4 *)(to + 8 * (j + i)) = float4{x[i].x + v[i].x, x[i].y + v[i].y,
-                                                       x[i].z + v[i].z, x[i].w + v[i].w};
-            else
-                add_at(to + 8 * (j + i), v[i]);
+        for (int j = 0; j < 32; j++) {
+            float2 f = *(const float2 *)(w + 8 * j);
+            d[4 * j] *= x[0] * f.x;
+            d[4 * j + 1] *= x[0] * f.y;
+            d[4 * j + 2] *= x[1] * f.x;
+            d[4 * j + 3] *= x[1] * f.y;
         }
     }
-}
+
+    /* Gate in d[0..63], up in d[64..127]. */
+    __device__ __forceinline__ void take(float (&d)[128], struct Tile t)
+    {
+        tile = {t.row + group * GROUP_ROWS, t.col};
+        pending = true;
+        if (S::FP8) scale(d);
+#pragma unroll
+        for (int i = 0; i < 32; i++) h[i] = silu_pair(&d[2 * i], &d[64 + 2 * i]);
+    }
+
+    __device__ __forceinline__ void put_shared(uint8_t *out)
+    {
+        int lane = threadIdx.x % 32;
+        uint8_t *row = out + (threadIdx.x % 128 / 32 * 16 + lane % 16) * 128;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            int chunk = (i % 4 * 2 + lane / 16) ^ lane % 8;
+            store_matrices(row + i / 4 * (OUT_BYTES / 2) + chunk * 16, h[4 * i], h[4 * i + 1],
+                           h[4 * i + 2], h[4 * i + 3]);
+        }
+    }
+
+    /* Writes the tile before, and fetches the scales of the one that is under way. */
+    __device__ __forceinline__ void write(int col)
+    {
+        uint8_t *out = m.out + group * OUT_BYTES;
+        bool issues = threadIdx.x % 128 == 0;
+        if (issues) tensor_store_wait_read();
+        sync();
+        if (pending) put_shared(out);
+        if (S::FP8 && col >= 0) {
+            int i = threadIdx.x % 128, at = min(col + i, p->n_cols - 1);
+            m.c->scale[group][0][i] = p->w_scale[0][at];
+            m.c->scale[group][1][i] = p->w_scale[1][at];
+        }
+        fence_async_shared();
+        sync();
+        if (!pending || !issues) return;
+        tensor_store_2d(&p->out, out, tile.col, tile.row);
+        tensor_store_2d(&p->out, out + OUT_BYTES / 2, tile.col + 64, tile.row);
+        tensor_store_commit();
+    }
+};
 
 /* ==== Kernel ==== */
 
@@ -328,14 +280,13 @@ __device__ __forceinline__ void multiply(const struct Params *p, const Memory &m
 {
     Cursor at;
     float d[128];
+    Gate<S> gate = {p, m, group, {}, {}, false};
     for_tiles<S>(p, [&](struct Tile t) {
-        multiply_tile<S>(d, m, &at, group, p->n_steps);
-        if constexpr (S::KIND == ADD)
-            write_sum<S>(d, p, t, group);
-        else
-            write_gated<S>(d, p, m, t, group);
+        multiply_tile<S>(d, m, &at, group, p->n_steps, [&] { gate.write(t.col); });
+        gate.take(d, t);
     });
-    if (S::KIND != ADD && threadIdx.x % 128 == 0) tensor_store_wait();
+    gate.write(-1);
+    if (threadIdx.x % 128 == 0) tensor_store_wait();
 }
 
 template <class S> __device__ void init_barriers(struct Control *c)
@@ -349,10 +300,11 @@ template <class S> __device__ void init_barriers(struct Control *c)
 
 template <class S>
 __global__ void __cluster_dims__(S::CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
-    product_sm90a_kernel(const __grid_constant__ struct Params p)
+    gated_sm90a_kernel(const __grid_constant__ struct Params p)
 {
-    extern __shared__ uint8_t raw[];
+    extern __shared__ __align__(1024) uint8_t raw[]; /* the swizzle's period */
     Memory m(raw);
+    if (shared_addr(raw) % 1024 != 0) __trap();
     if (threadIdx.x == 0) init_barriers<S>(m.c);
     if (S::CLUSTER == 1)
         __syncthreads();
@@ -415,8 +367,8 @@ template <class S> cudaError_t resident_blocks(int *out)
     cudaError_t e = cudaGetDevice(&device);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, device);
     if (e == cudaSuccess)
-        e = cudaFuncSetAttribute(product_sm90a_kernel<S>,
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, Memory::BYTES);
+        e = cudaFuncSetAttribute(gated_sm90a_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 Memory::BYTES);
     if (e != cudaSuccess) return e;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3((unsigned)(n_sm / S::CLUSTER * S::CLUSTER));
@@ -428,7 +380,7 @@ template <class S> cudaError_t resident_blocks(int *out)
     config.attrs = &cluster;
     config.numAttrs = 1;
     if (S::CLUSTER > 1)
-        e = cudaOccupancyMaxActiveClusters(&clusters, product_sm90a_kernel<S>, &config);
+        e = cudaOccupancyMaxActiveClusters(&clusters, gated_sm90a_kernel<S>, &config);
     else
         clusters = n_sm;
     if (e == cudaSuccess && clusters == 0) e = cudaErrorInvalidConfiguration;
@@ -442,11 +394,11 @@ template <class S> cudaError_t launch(struct Params *p, int section, cudaStream_
     cudaError_t e = resident_blocks<S>(&resident);
     if (e != cudaSuccess) return e;
     p->row_sets = div_up(p->n_rows, TILE_ROWS * S::CLUSTER);
-    p->col_tiles = div_up(p->n_cols, S::OUT_COLS);
-    p->section = section < p->row_sets ? section : p->row_sets;
+    p->col_tiles = div_up(p->n_cols, TILE_COLS);
+    p->section = div_up(p->row_sets, div_up(p->row_sets, section)); /* all of about one size */
     int64_t n = (int64_t)p->row_sets * p->col_tiles * S::CLUSTER;
     int grid = n < resident ? (int)n : resident;
-    product_sm90a_kernel<S><<<grid, THREADS, Memory::BYTES, s>>>(*p);
+    gated_sm90a_kernel<S><<<grid, THREADS, Memory::BYTES, s>>>(*p);
     return cudaGetLastError();
 }
 
@@ -466,8 +418,8 @@ template <class S> bool fill_params(struct Params *p, const struct CudaGated *g)
     p->w_scale[0] = g->gate_scale;
     p->w_scale[1] = g->up_scale;
     return encode_map(&p->x, g->x, g->fp8, g->n_rows, g->cols, TILE_ROWS) &&
-           encode_map(&p->w[0], g->gate, g->fp8, g->hidden, g->cols, TILE_COLS / 2) &&
-           encode_map(&p->w[1], g->up, g->fp8, g->hidden, g->cols, TILE_COLS / 2) &&
+           encode_map(&p->w[0], g->gate, g->fp8, g->hidden, g->cols, TILE_COLS) &&
+           encode_map(&p->w[1], g->up, g->fp8, g->hidden, g->cols, TILE_COLS) &&
            encode_map(&p->out, g->out, false, g->n_rows, g->hidden, GROUP_ROWS);
 }
 
@@ -477,42 +429,18 @@ template <class S> cudaError_t gated(const struct CudaGated *g, int section, cud
     return fill_params<S>(&p, g) ? launch<S>(&p, section, s) : cudaErrorInvalidValue;
 }
 
-/* g->gate: the weight, g->out: f32 to be added to. */
-template <class S> cudaError_t add(const struct CudaGated *g, int section, cudaStream_t s)
-{
-    struct Params p = {};
-    p.n_rows = g->n_rows;
-    p.n_cols = g->hidden;
-    p.n_steps = div_up(g->cols, S::STEP);
-    p.sum = (float *)g->out;
-    bool ok = encode_map(&p.x, g->x, false, g->n_rows, g->cols, TILE_ROWS) &&
-              encode_map(&p.w[0], g->gate, false, g->hidden, g->cols, TILE_COLS / 2);
-    p.w[1] = p.w[0];
-    return ok ? launch<S>(&p, section, s) : cudaErrorInvalidValue;
-}
-
 } // namespace
 
 #ifdef GATED_VARIANTS
 struct Variant {
     const char *name;
-    int kind; /* 0 bf16, 1 e4m3, 2 add */
+    bool fp8;
     cudaError_t (*f)(const struct CudaGated *, int, cudaStream_t);
 };
 extern const struct Variant gated_variants[] = {
-    {"c2 lead0 silu0", 0, gated<Shape<GATED, 2, 0, 0>>},
-    {"c2 lead0 silu1", 0, gated<Shape<GATED, 2, 0, 1>>},
-    {"c2 lead1 silu1", 0, gated<Shape<GATED, 2, 1, 1>>},
-    {"c2 lead2 silu0", 0, gated<Shape<GATED, 2, 2, 0>>},
-    {"c2 lead2 silu1", 0, gated<Shape<GATED, 2, 2, 1>>},
-    {"c2 lead3 silu1", 0, gated<Shape<GATED, 2, 3, 1>>},
-    {"c1 lead2 silu1", 0, gated<Shape<GATED, 1, 2, 1>>},
-    {"fp8 c2 lead0", 1, gated<Shape<GATED_FP8, 2, 0, 1>>},
-    {"fp8 c2 lead2", 1, gated<Shape<GATED_FP8, 2, 2, 1>>},
-    {"fp8 c2 lead3", 1, gated<Shape<GATED_FP8, 2, 3, 1>>},
-    {"add c2 lead0 red", 2, add<Shape<ADD, 2, 0, 0>>},
-    {"add c2 lead2 red", 2, add<Shape<ADD, 2, 2, 0>>},
-    {"add c2 lead2 rmw", 2, add<Shape<ADD, 2, 2, 1>>},
+    {"lead0", false, gated<Shape<false, 2, 0>>},   {"lead1", false, gated<Shape<false, 2, 1>>},
+    {"lead2", false, gated<Shape<false, 2, 2>>},   {"fp8 lead0", true, gated<Shape<true, 2, 0>>},
+    {"fp8 lead1", true, gated<Shape<true, 2, 1>>},
 };
 extern const int n_gated_variants = sizeof gated_variants / sizeof gated_variants[0];
 #endif
@@ -522,6 +450,6 @@ constexpr int SECTION = 8; /* 2048 rows of 4096 values: 16 MB of the L2 cache's 
 cudaError_t cuda_gated_sm90a(const struct CudaGated *g, cudaStream_t s)
 {
     if (!valid(g)) return cudaErrorInvalidValue;
-    if (g->fp8) return gated<Shape<GATED_FP8, 2, 2, 1>>(g, SECTION, s);
-    return gated<Shape<GATED, 2, 2, 1>>(g, SECTION, s);
+    if (g->fp8) return gated<Shape<true, 2, 0>>(g, SECTION, s);
+    return gated<Shape<false, 2, 0>>(g, SECTION, s);
 }

@@ -76,8 +76,7 @@ __device__ static __forceinline__ void mbar_arrive_at(uint64_t *bar, int rank)
 {
     asm volatile("{\n.reg .b32 there;\n"
                  "mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(
-                     shared_addr(bar)),
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_addr(bar)),
                  "r"(rank)
                  : "memory");
 }
@@ -119,10 +118,10 @@ __device__ static __forceinline__ void tensor_load_2d_all(void *dst, const CUten
 __device__ static __forceinline__ void tensor_store_2d(const CUtensorMap *map, const void *src,
                                                        int c0, int c1)
 {
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(
-                     map),
-                 "r"(shared_addr(src)), "r"(c0), "r"(c1)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+        "r"(shared_addr(src)), "r"(c0), "r"(c1)
+        : "memory");
 }
 
 __device__ static __forceinline__ void tensor_store_commit(void)
@@ -152,10 +151,10 @@ __device__ static __forceinline__ void fence_async_shared(void)
 __device__ static __forceinline__ void store_matrices(void *row, uint32_t a, uint32_t b, uint32_t c,
                                                       uint32_t d)
 {
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                     shared_addr(row)),
-                 "r"(a), "r"(b), "r"(c), "r"(d)
-                 : "memory");
+    asm volatile(
+        "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_addr(row)),
+        "r"(a), "r"(b), "r"(c), "r"(d)
+        : "memory");
 }
 
 __device__ static __forceinline__ void tensor_load_4d(void *dst, const CUtensorMap *map,
