@@ -1,12 +1,10 @@
 /* gated_sm90a.cu - the gate of the feed-forward on Hopper, silu(x W_gate^T) * (x W_up^T), in one kernel.
  *
  * A block's tile is 128 rows of x by 256 rows of weights, 128 of the gate and the same 128 of up, so that a thread's
- * accumulators hold both factors of each of its outputs. One thread loads tiles of x and
- * of the weights through the copy engine into a ring; two warpgroups of 64 rows multiply. Two blocks of a cluster take
- * tiles below one another: each loads half of the weights for both, which halves what the L2 cache has to deliver.
- *
- * The second warpgroup stays a few steps behind the first: while one is in its epilogue, the other's products keep the
- * tensor cores at work.
+ * accumulators hold both factors of each of its outputs. One thread loads tiles of x and of the weights through the
+ * copy engine into a ring; two warpgroups multiply 64 rows each. Two blocks of a cluster take tiles below one another
+ * and share the weights, or beside one another and share x: each loads half of it for both, so that the L2 cache has
+ * less to deliver. The results of a tile are stored while the products of the next are under way.
  */
 #include "kernels.h"
 
@@ -26,18 +24,19 @@ constexpr int THREADS = 128 * (GROUPS + 1);
 constexpr int LOAD_REGS = 40, MATH_REGS = 232;
 constexpr float LOG2E = 1.4426950408889634f;
 
-template <bool FP8_, int CLUSTER_, int LEAD_> struct Shape {
-    static constexpr bool FP8 = FP8_;
-    static constexpr int CLUSTER = CLUSTER_; /* blocks that share weights */
-    static constexpr int LEAD = LEAD_;       /* steps of the first warpgroup before the second */
-    static constexpr int STEP = FP8 ? STEP_BYTES : STEP_BYTES / 2;
+/* ROWS: whether the blocks of a cluster share rows of x, or else the weights. */
+template <bool FP8_, bool ROWS_> struct Shape {
+    static constexpr bool FP8 = FP8_, ROWS = ROWS_;
+    static constexpr int STEP = FP8 ? STEP_BYTES : STEP_BYTES / 2;    /* of k */
+    static constexpr int SET_ROWS = ROWS ? TILE_ROWS : 2 * TILE_ROWS; /* of a cluster's tiles */
+    static constexpr int SET_COLS = ROWS ? 2 * TILE_COLS : TILE_COLS;
 };
 
 struct Params {
     CUtensorMap x, w[2], out; /* w: gate and up */
     int n_rows, n_cols;       /* of the output */
     int n_steps;              /* of a tile */
-    int row_sets, col_tiles;  /* row_sets: of the rows that a cluster's tiles cover */
+    int row_sets, col_sets;   /* a set is what the two tiles of a cluster cover */
     int section;              /* row sets whose rows share the L2 cache at a time */
     const float *x_scale, *w_scale[2];
 };
@@ -87,54 +86,60 @@ struct Tile {
 /* Sections of row sets one after another, in each all columns, in each column the section's rows. */
 template <class S> __device__ __forceinline__ struct Tile find_tile(const struct Params *p, int i)
 {
-    int first = i / (p->section * p->col_tiles) * p->section;
-    int width = min(p->section, p->row_sets - first), rest = i - first * p->col_tiles;
-    int set = first + rest % width;
-    return {(set * S::CLUSTER + (int)(blockIdx.x % S::CLUSTER)) * TILE_ROWS,
-            rest / width * TILE_COLS};
+    int first = i / (p->section * p->col_sets) * p->section, rank = blockIdx.x % 2;
+    int width = min(p->section, p->row_sets - first), rest = i - first * p->col_sets;
+    struct Tile t = {(first + rest % width) * S::SET_ROWS, rest / width * S::SET_COLS};
+    if (S::ROWS)
+        t.col += rank * TILE_COLS;
+    else
+        t.row += rank * TILE_ROWS;
+    return t;
 }
 
 /* Calls f(tile) for each tile of this block. */
 template <class S, class F>
 __device__ __forceinline__ void for_tiles(const struct Params *p, const F &f)
 {
-    int n = p->row_sets * p->col_tiles, step = gridDim.x / S::CLUSTER;
-    for (int i = blockIdx.x / S::CLUSTER; i < n; i += step) f(find_tile<S>(p, i));
+    int n = p->row_sets * p->col_sets, step = gridDim.x / 2;
+    for (int i = blockIdx.x / 2; i < n; i += step) f(find_tile<S>(p, i));
 }
 
 /* ==== Loading ==== */
 
-/* The tile's rows of gate (0) or up (1). */
+enum { BOTH_BLOCKS = 3 };
+
+/* A step's part of x and of the weights; this block's half of what the cluster shares. */
 template <class S>
-__device__ __forceinline__ void load_weights(const struct Params *p, uint8_t *to, uint64_t *full,
-                                             int k, struct Tile t, int i)
+__device__ __forceinline__ void load_step(const struct Params *p, uint8_t *to, uint64_t *full,
+                                          int k, struct Tile t, int rank)
 {
-    if (S::CLUSTER == 2)
-        tensor_load_2d_all(to + i * W_BYTES, &p->w[i], full, k, t.col, 3);
-    else
-        tensor_load_2d(to + i * W_BYTES, &p->w[i], full, k, t.col);
+    uint8_t *w = to + X_BYTES;
+    if (S::ROWS) {
+        tensor_load_2d_all(to + rank * X_BYTES / 2, &p->x, full, k, t.row + rank * TILE_ROWS / 2,
+                           BOTH_BLOCKS);
+        tensor_load_2d(w, &p->w[0], full, k, t.col);
+        tensor_load_2d(w + W_BYTES, &p->w[1], full, k, t.col);
+    } else {
+        tensor_load_2d(to, &p->x, full, k, t.row);
+        tensor_load_2d_all(w + rank * W_BYTES, &p->w[rank], full, k, t.col, BOTH_BLOCKS);
+    }
 }
 
 template <class S> __device__ __forceinline__ void load(const struct Params *p, const Memory &m)
 {
     Cursor at;
-    int rank = S::CLUSTER == 2 ? (int)cluster_rank() : 0;
+    int rank = (int)cluster_rank();
     for_tiles<S>(p, [&](struct Tile t) {
         for (int i = 0; i < p->n_steps; i++, at.advance()) {
-            uint8_t *to = m.ring + at.stage * STAGE_BYTES;
             uint64_t *full = &m.c->full[at.stage];
             mbar_wait(&m.c->empty[at.stage], at.parity ^ 1);
             mbar_arrive_expect(full, STAGE_BYTES);
-            tensor_load_2d(to, &p->x, full, i * S::STEP, t.row);
-            load_weights<S>(p, to + X_BYTES, full, i * S::STEP, t, rank);
-            if (S::CLUSTER == 1) load_weights<S>(p, to + X_BYTES, full, i * S::STEP, t, 1);
+            load_step<S>(p, m.ring + at.stage * STAGE_BYTES, full, i * S::STEP, t, rank);
         }
     });
 }
 
 /* ==== Products ==== */
-
-enum { LEAD_BARRIER = 1, GROUP_BARRIER = 2 }; /* and one more for the second group */
 
 template <class S>
 __device__ __forceinline__ void multiply_step(float (&d)[128], const Memory &m, int stage,
@@ -153,14 +158,11 @@ __device__ __forceinline__ void multiply_step(float (&d)[128], const Memory &m, 
     wgmma_commit();
 }
 
-/* A warp is done with a stage: tells the loaders that write to it. */
-template <class S> __device__ __forceinline__ void release(const Memory &m, int stage)
+/* A warp is done with a stage: tells the loaders of both blocks. */
+__device__ __forceinline__ void release(const Memory &m, int stage)
 {
     int lane = threadIdx.x % 32;
-    if (S::CLUSTER == 2) {
-        if (lane < 2) mbar_arrive_at(&m.c->empty[stage], lane);
-    } else if (lane == 0)
-        mbar_arrive(&m.c->empty[stage]);
+    if (lane < 2) mbar_arrive_at(&m.c->empty[stage], lane);
 }
 
 /* d = this warpgroup's rows of the tile. Two steps are queued at a time; `meanwhile` runs once while they are. */
@@ -168,8 +170,7 @@ template <class S, class F>
 __device__ __forceinline__ void multiply_tile(float (&d)[128], const Memory &m, Cursor *at,
                                               int group, int n_steps, const F &meanwhile)
 {
-    int last = 0, lead = min(S::LEAD, n_steps), second = min(1, n_steps - 1);
-    if (S::LEAD > 0 && group == 1) named_sync(LEAD_BARRIER, 256);
+    int last = 0, second = min(1, n_steps - 1);
     for (int i = 0; i < n_steps; i++) {
         mbar_wait(&m.c->full[at->stage], at->parity);
         pin_registers(d);
@@ -178,14 +179,13 @@ __device__ __forceinline__ void multiply_tile(float (&d)[128], const Memory &m, 
         if (i == second) meanwhile();
         if (i > 0) {
             wgmma_wait<1>();
-            release<S>(m, last);
+            release(m, last);
         }
-        if (S::LEAD > 0 && group == 0 && i == lead - 1) named_arrive(LEAD_BARRIER, 256);
         last = at->stage;
         at->advance();
     }
     wgmma_wait<0>();
-    release<S>(m, last);
+    release(m, last);
     pin_registers(
         d); /* behind the release, which would otherwise sink into what is done with them */
 }
@@ -209,7 +209,7 @@ template <class S> struct Gate {
     struct Tile tile;
     bool pending;
 
-    __device__ __forceinline__ void sync() { named_sync(GROUP_BARRIER + group, 128); }
+    __device__ __forceinline__ void sync() { named_sync(1 + group, 128); }
 
     /* What e4m3 sums are to be multiplied by. */
     __device__ __forceinline__ void scale(float (&d)[128])
@@ -289,27 +289,24 @@ __device__ __forceinline__ void multiply(const struct Params *p, const Memory &m
     if (threadIdx.x % 128 == 0) tensor_store_wait();
 }
 
-template <class S> __device__ void init_barriers(struct Control *c)
+__device__ void init_barriers(struct Control *c)
 {
     for (int i = 0; i < STAGES; i++) {
         mbar_init(&c->full[i], 1);
-        mbar_init(&c->empty[i], 4 * GROUPS * S::CLUSTER); /* one arrival a warp */
+        mbar_init(&c->empty[i], 2 * GROUPS * 4); /* one arrival a warp of both blocks */
     }
     mbar_init_fence();
 }
 
 template <class S>
-__global__ void __cluster_dims__(S::CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1)
     gated_sm90a_kernel(const __grid_constant__ struct Params p)
 {
     extern __shared__ __align__(1024) uint8_t raw[]; /* the swizzle's period */
     Memory m(raw);
     if (shared_addr(raw) % 1024 != 0) __trap();
-    if (threadIdx.x == 0) init_barriers<S>(m.c);
-    if (S::CLUSTER == 1)
-        __syncthreads();
-    else
-        cluster_sync();
+    if (threadIdx.x == 0) init_barriers(m.c);
+    cluster_sync();
     int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (group == 0) {
         registers_drop<LOAD_REGS>();
@@ -320,7 +317,7 @@ __global__ void __cluster_dims__(S::CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
     }
     /* The other block may still arrive at barriers of this one. */
     __syncwarp();
-    if (S::CLUSTER == 2) cluster_sync();
+    cluster_sync();
 }
 
 /* ==== Launch ==== */
@@ -358,11 +355,11 @@ int div_up(int a, int b)
     return (a + b - 1) / b;
 }
 
-/* Blocks that run at once, whole clusters. */
-template <class S> cudaError_t resident_blocks(int *out)
+/* Clusters that run at once. */
+template <class S> cudaError_t resident_clusters(int *out)
 {
     static std::atomic<int> known;
-    int device, n_sm, clusters = 0;
+    int device, n_sm;
     if ((*out = known)) return cudaSuccess;
     cudaError_t e = cudaGetDevice(&device);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, device);
@@ -370,35 +367,50 @@ template <class S> cudaError_t resident_blocks(int *out)
         e = cudaFuncSetAttribute(gated_sm90a_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  Memory::BYTES);
     if (e != cudaSuccess) return e;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((unsigned)(n_sm / S::CLUSTER * S::CLUSTER));
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = Memory::BYTES;
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {S::CLUSTER, 1, 1};
+    cluster.val.clusterDim = {2, 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)(n_sm / 2 * 2));
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = Memory::BYTES;
     config.attrs = &cluster;
     config.numAttrs = 1;
-    if (S::CLUSTER > 1)
-        e = cudaOccupancyMaxActiveClusters(&clusters, gated_sm90a_kernel<S>, &config);
-    else
-        clusters = n_sm;
-    if (e == cudaSuccess && clusters == 0) e = cudaErrorInvalidConfiguration;
-    if (e == cudaSuccess) known = *out = clusters * S::CLUSTER;
+    e = cudaOccupancyMaxActiveClusters(out, gated_sm90a_kernel<S>, &config);
+    if (e == cudaSuccess && *out == 0) e = cudaErrorInvalidConfiguration;
+    if (e == cudaSuccess) known = *out;
     return e;
 }
 
-template <class S> cudaError_t launch(struct Params *p, int section, cudaStream_t s)
+template <class S> bool fill_params(struct Params *p, const struct CudaGated *g, int section_rows)
 {
+    p->n_rows = g->n_rows;
+    p->n_cols = g->hidden;
+    p->n_steps = div_up(g->cols, S::STEP);
+    p->row_sets = div_up(g->n_rows, S::SET_ROWS);
+    p->col_sets = div_up(g->hidden, S::SET_COLS);
+    int sections = div_up(p->row_sets, section_rows / S::SET_ROWS);
+    p->section = div_up(p->row_sets, sections); /* all of about one size */
+    p->x_scale = g->x_scale;
+    p->w_scale[0] = g->gate_scale;
+    p->w_scale[1] = g->up_scale;
+    return encode_map(&p->x, g->x, g->fp8, g->n_rows, g->cols,
+                      S::ROWS ? TILE_ROWS / 2 : TILE_ROWS) &&
+           encode_map(&p->w[0], g->gate, g->fp8, g->hidden, g->cols, TILE_COLS) &&
+           encode_map(&p->w[1], g->up, g->fp8, g->hidden, g->cols, TILE_COLS) &&
+           encode_map(&p->out, g->out, false, g->n_rows, g->hidden, GROUP_ROWS);
+}
+
+template <class S> cudaError_t launch(const struct CudaGated *g, int section_rows, cudaStream_t s)
+{
+    struct Params p = {};
     int resident;
-    cudaError_t e = resident_blocks<S>(&resident);
+    cudaError_t e = resident_clusters<S>(&resident);
     if (e != cudaSuccess) return e;
-    p->row_sets = div_up(p->n_rows, TILE_ROWS * S::CLUSTER);
-    p->col_tiles = div_up(p->n_cols, TILE_COLS);
-    p->section = div_up(p->row_sets, div_up(p->row_sets, section)); /* all of about one size */
-    int64_t n = (int64_t)p->row_sets * p->col_tiles * S::CLUSTER;
-    int grid = n < resident ? (int)n : resident;
-    gated_sm90a_kernel<S><<<grid, THREADS, Memory::BYTES, s>>>(*p);
+    if (!fill_params<S>(&p, g, section_rows)) return cudaErrorInvalidValue;
+    int64_t n = (int64_t)p.row_sets * p.col_sets;
+    int grid = 2 * (n < resident ? (int)n : resident);
+    gated_sm90a_kernel<S><<<grid, THREADS, Memory::BYTES, s>>>(p);
     return cudaGetLastError();
 }
 
@@ -407,26 +419,6 @@ bool valid(const struct CudaGated *g)
     uintptr_t all = (uintptr_t)g->x | (uintptr_t)g->gate | (uintptr_t)g->up | (uintptr_t)g->out;
     return g->n_rows > 0 && g->hidden > 0 && g->cols > 0 && g->hidden % 8 == 0 &&
            g->cols % (g->fp8 ? 16 : 8) == 0 && all % 16 == 0;
-}
-
-template <class S> bool fill_params(struct Params *p, const struct CudaGated *g)
-{
-    p->n_rows = g->n_rows;
-    p->n_cols = g->hidden;
-    p->n_steps = div_up(g->cols, S::STEP);
-    p->x_scale = g->x_scale;
-    p->w_scale[0] = g->gate_scale;
-    p->w_scale[1] = g->up_scale;
-    return encode_map(&p->x, g->x, g->fp8, g->n_rows, g->cols, TILE_ROWS) &&
-           encode_map(&p->w[0], g->gate, g->fp8, g->hidden, g->cols, TILE_COLS) &&
-           encode_map(&p->w[1], g->up, g->fp8, g->hidden, g->cols, TILE_COLS) &&
-           encode_map(&p->out, g->out, false, g->n_rows, g->hidden, GROUP_ROWS);
-}
-
-template <class S> cudaError_t gated(const struct CudaGated *g, int section, cudaStream_t s)
-{
-    struct Params p = {};
-    return fill_params<S>(&p, g) ? launch<S>(&p, section, s) : cudaErrorInvalidValue;
 }
 
 } // namespace
@@ -438,18 +430,19 @@ struct Variant {
     cudaError_t (*f)(const struct CudaGated *, int, cudaStream_t);
 };
 extern const struct Variant gated_variants[] = {
-    {"lead0", false, gated<Shape<false, 2, 0>>},   {"lead1", false, gated<Shape<false, 2, 1>>},
-    {"lead2", false, gated<Shape<false, 2, 2>>},   {"fp8 lead0", true, gated<Shape<true, 2, 0>>},
-    {"fp8 lead1", true, gated<Shape<true, 2, 1>>},
+    {"w", false, launch<Shape<false, false>>},
+    {"r", false, launch<Shape<false, true>>},
+    {"fp8 w", true, launch<Shape<true, false>>},
+    {"fp8 r", true, launch<Shape<true, true>>},
 };
 extern const int n_gated_variants = sizeof gated_variants / sizeof gated_variants[0];
 #endif
 
-constexpr int SECTION = 8; /* 2048 rows of 4096 values: 16 MB of the L2 cache's 50 */
+constexpr int SECTION_ROWS = 2048; /* of 4096 values: 16 MB of the L2 cache's 50 */
 
 cudaError_t cuda_gated_sm90a(const struct CudaGated *g, cudaStream_t s)
 {
     if (!valid(g)) return cudaErrorInvalidValue;
-    if (g->fp8) return gated<Shape<true, 2, 0>>(g, SECTION, s);
-    return gated<Shape<false, 2, 0>>(g, SECTION, s);
+    if (g->fp8) return launch<Shape<true, false>>(g, SECTION_ROWS, s);
+    return launch<Shape<false, false>>(g, SECTION_ROWS, s);
 }

@@ -220,7 +220,7 @@ static void test_case(const Case &c, const struct Variant &v)
     for (int run = 0; run < 2; run++) {
         Buffer out(bytes);
         struct CudaGated g = arguments(*all[0], *all[1], data, scale, out.p, v.fp8);
-        must(v.f(&g, 2, 0), v.name);
+        must(v.f(&g, 256, 0), v.name);
         must(cudaDeviceSynchronize(), v.name);
         ok &= out.intact();
         if (run == 1) ok &= first == out.get<uint8_t>();
@@ -249,8 +249,35 @@ static void test_bad_arguments(void)
     check(cuda_gated_sm90a(&g, 0) == cudaErrorInvalidValue, "no rows");
 }
 
+/* Of e4m3, relative to exact sums of the same operands, root mean square; rounding to bf16 alone makes 0.0017. */
+static void test_sums(int cols)
+{
+    Case c = make_case(64, 256, cols, true);
+    Buffer x(c.x.data), gate(c.gate.data), up(c.up.data), out(c.g.size() * 2);
+    Buffer xs(c.x.scale), gs(c.gate.scale), us(c.up.scale);
+    const uint8_t *data[] = {x.p, gate.p, up.p};
+    const float *scale[] = {(float *)xs.p, (float *)gs.p, (float *)us.p};
+    struct CudaGated g = arguments(c.x, c.gate, data, scale, out.p, true);
+    must(cuda_gated_sm90a(&g, 0), "sums");
+    must(cudaDeviceSynchronize(), "sums");
+    std::vector<uint16_t> got = out.get<uint16_t>();
+    double d = 0, s = 0, along = 0;
+    for (size_t i = 0; i < got.size(); i++) {
+        double want = c.g[i] / (1 + exp(-c.g[i])) * c.u[i], v = bf16_value(got[i]);
+        d += (v - want) * (v - want);
+        along += v * want;
+        s += want * want;
+    }
+    char what[120];
+    snprintf(what, sizeof what, "e4m3 sums of %d: error %.5f, shrink %.5f", cols, sqrt(d / s),
+             1 - along / s);
+    printf("%s\n", what);
+    check(sqrt(d / s) < 0.02, what);
+}
+
 static void run_tests(void)
 {
+    for (int cols : {896, 4096, 8192}) test_sums(cols);
     test_bad_arguments();
     for (int n_rows : {1, 127, 300})
         for (int hidden : {136, 576, 1000})
@@ -268,11 +295,11 @@ static cudaStream_t stream;
 static struct GemmPlan *plan;
 
 /* About normal, of standard deviation `size`; one thread fills two values. */
-static __global__ void fill_kernel(uint32_t *p, size_t n, float size)
+static __global__ void fill_kernel(uint32_t *p, size_t n, float size, uint64_t seed)
 {
     for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < n;
          i += (size_t)gridDim.x * blockDim.x) {
-        uint64_t z = (i + 1) * 0x9e3779b97f4a7c15u;
+        uint64_t z = (seed + i) * 0x9e3779b97f4a7c15u;
         z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
         z = (z ^ z >> 27) * 0x94d049bb133111ebu;
         int a = 0, b = 0;
@@ -284,9 +311,9 @@ static __global__ void fill_kernel(uint32_t *p, size_t n, float size)
     }
 }
 
-static void fill(Buffer *b, size_t at, size_t bytes, float size)
+static void fill(Buffer *b, float size, uint64_t seed)
 {
-    fill_kernel<<<2048, 256>>>((uint32_t *)(b->p + at), bytes / 4, size);
+    fill_kernel<<<2048, 256>>>((uint32_t *)b->p, b->bytes / 4, size, seed);
     must(cudaDeviceSynchronize(), "fill");
 }
 
@@ -326,11 +353,11 @@ static float timed(const struct Entry &e, int n)
 /* Under load the card slows down with its temperature: all entries take turns, block by block. */
 static void measure(std::vector<Entry> &all)
 {
-    enum { ROUNDS = 6, BLOCK_MS = 80 };
+    enum { ROUNDS = 5, BLOCK_MS = 40 };
     for (Entry &e : all) {
         std::vector<float> ms;
         timed(e, 2);
-        usleep(100000);
+        usleep(60000);
         for (int i = 0; i < 12; i++) ms.push_back(timed(e, 1));
         e.t.cool = median(std::vector<float>(ms.begin() + 2, ms.end()));
     }
@@ -381,8 +408,8 @@ static void time_problem(const struct Problem &p, std::vector<int> sections)
            no = (size_t)p.n_rows * p.hidden;
     Buffer x(2 * nx), w(4 * nw), wide(4 * no), out(2 * no), want(2 * no);
     Buffer x8(nx), w8(2 * nw), xs((size_t)p.n_rows * 4), ws((size_t)p.hidden * 8);
-    fill(&x, 0, x.bytes, 1);
-    fill(&w, 0, w.bytes, 1 / sqrtf((float)p.cols));
+    fill(&x, 1, 1);
+    fill(&w, 1 / sqrtf((float)p.cols), (uint64_t)1 << 40);
     must(cuda_quantize_fp8((bf16 *)x.p, p.n_rows, p.cols, x8.p, (float *)xs.p, stream), "quantize");
     must(cuda_quantize_fp8((bf16 *)w.p, 2 * p.hidden, p.cols, w8.p, (float *)ws.p, stream),
          "quantize");
@@ -420,7 +447,7 @@ static void time_problem(const struct Problem &p, std::vector<int> sections)
     size_t some = std::min(no, (size_t)10 << 20);
     std::vector<float> theirs = values(want, some), ours = values(out, some);
     double e = error(ours, theirs);
-    if (!(e < (p.fp8 ? 5e-3 : 4e-3))) printf(" FAIL: ");
+    if (!(e < (p.fp8 ? 2e-2 : 4e-3))) printf(" FAIL: ");
     printf(" error to cuBLASLt's %.5f", e);
     if (p.fp8) {
         g.fp8 = false;
@@ -460,15 +487,16 @@ int main(int argc, char **argv)
     plan = gemm_open(workspace);
     if (!plan) return 2;
 #ifdef GATED_VARIANTS
-    time_problem({false, 8192, 14336, 4096}, {4, 8, 16});
-    time_problem({false, 2100, 14336, 4096}, {4, 8, 16});
-    time_problem({false, 8192, 18944, 3584}, {8, 16});
-    time_problem({false, 65536, 4864, 896}, {8});
-    time_problem({false, 8192, 4864, 896}, {4, 8, 16});
-    time_problem({false, 131072, 1536, 576}, {4, 8});
-    time_problem({false, 8192, 1536, 576}, {4, 8});
-    time_problem({true, 8192, 14336, 4096}, {8, 16});
-    time_problem({true, 65536, 4864, 896}, {8});
+    time_problem({false, 8192, 14336, 4096}, {2048, 3072});
+    time_problem({false, 8192, 18944, 3584}, {2048, 3072});
+    time_problem({false, 2100, 14336, 4096}, {2048, 3072});
+    time_problem({false, 65536, 4864, 896}, {2048});
+    time_problem({false, 131072, 1536, 576}, {2048});
+    for (int n : {8, 64, 256, 400, 512, 1024, 4096}) time_problem({false, n, 14336, 4096}, {3072});
+    for (int n : {64, 512, 2048}) time_problem({false, n, 4864, 896}, {3072});
+    for (int n : {64, 512, 2048}) time_problem({false, n, 1536, 576}, {3072});
+    time_problem({true, 8192, 14336, 4096}, {2048, 3072});
+    for (int n : {8, 512, 2100}) time_problem({true, n, 14336, 4096}, {3072});
 #else
     const int shapes[][2] = {{14336, 4096}, {18944, 3584}};
     for (auto &s : shapes)
