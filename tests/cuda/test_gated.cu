@@ -462,7 +462,7 @@ static void time_problem(const struct Problem &p, std::vector<int> sections)
     printf("\n");
 }
 
-int main(int argc, char **argv)
+int main(int argc, char **)
 {
     struct cudaDeviceProp prop;
     int n = 0;
