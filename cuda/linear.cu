@@ -154,7 +154,8 @@ static int gated(struct Device *d, const bf16 *rows, int n, const struct DevWeig
 }
 
 /* Whether Hopper's kernel takes it, with weights in bf16. Where its tiles fill the card it is 1.05 to 1.6 times as fast as
- * cuBLASLt and rows_silu, at 0.87 of that (2100 rows of Llama 3 8B) 0.94 to 0.97 times; even is at about 0.91. */
+ * cuBLASLt and rows_silu; where they fill 0.87 of it (2100 rows of Llama 3 8B), 0.94 to 0.97 times. From these,
+ * break-even is reckoned at 0.91. */
 static bool fuses(const struct Device *d, int n, const struct DevWeight *gate,
                   const struct DevWeight *up)
 {
