@@ -2,9 +2,9 @@
  *
  * A block's tile is 128 rows of x by 256 rows of weights, 128 of the gate and the same 128 of up, so that a thread's
  * accumulators hold both factors of each of its outputs. One thread loads tiles of x and of the weights through the
- * copy engine into a ring; two warpgroups multiply 64 rows each. Two blocks of a cluster take tiles below one another
- * and share the weights, or beside one another and share x: each loads half of it for both, so that the L2 cache has
- * less to deliver. The results of a tile are stored while the products of the next are under way.
+ * copy engine into a ring; two warpgroups multiply 64 rows each. Two blocks of a cluster take tiles below one another:
+ * each loads half of the weights for both, so that the L2 cache has less to deliver. The results of a tile are stored
+ * while the products of the next are under way.
  */
 #include "kernels.h"
 
@@ -17,26 +17,26 @@ namespace
 {
 
 constexpr int TILE_ROWS = 128, TILE_COLS = 128; /* of the output: as many rows of gate and of up */
+constexpr int SET_ROWS = 2 * TILE_ROWS;         /* of a cluster */
 constexpr int GROUP_ROWS = 64, GROUPS = 2;      /* rows of a warpgroup */
 constexpr int STEP_BYTES = 128;                 /* of each row of x and the weights a step */
 constexpr int STAGES = 4;
+constexpr int SECTION_ROWS =
+    2048; /* whose tiles follow one another: of 4096 values, 16 MB of the L2 cache's 50 */
 constexpr int THREADS = 128 * (GROUPS + 1);
 constexpr int LOAD_REGS = 40, MATH_REGS = 232;
 constexpr float LOG2E = 1.4426950408889634f;
 
-/* ROWS: whether the blocks of a cluster share rows of x, or else the weights. */
-template <bool FP8_, bool ROWS_> struct Shape {
-    static constexpr bool FP8 = FP8_, ROWS = ROWS_;
-    static constexpr int STEP = FP8 ? STEP_BYTES : STEP_BYTES / 2;    /* of k */
-    static constexpr int SET_ROWS = ROWS ? TILE_ROWS : 2 * TILE_ROWS; /* of a cluster's tiles */
-    static constexpr int SET_COLS = ROWS ? 2 * TILE_COLS : TILE_COLS;
+template <bool FP8_> struct Shape {
+    static constexpr bool FP8 = FP8_;
+    static constexpr int STEP = FP8 ? STEP_BYTES : STEP_BYTES / 2; /* of k */
 };
 
 struct Params {
     CUtensorMap x, w[2], out; /* w: gate and up */
     int n_rows, n_cols;       /* of the output */
     int n_steps;              /* of a tile */
-    int row_sets, col_sets;   /* a set is what the two tiles of a cluster cover */
+    int row_sets, col_tiles;  /* a set is the rows of the two tiles of a cluster */
     int section;              /* row sets whose rows share the L2 cache at a time */
     const float *x_scale, *w_scale[2];
 };
@@ -84,57 +84,42 @@ struct Tile {
 };
 
 /* Sections of row sets one after another, in each all columns, in each column the section's rows. */
-template <class S> __device__ __forceinline__ struct Tile find_tile(const struct Params *p, int i)
+__device__ __forceinline__ struct Tile find_tile(const struct Params *p, int i)
 {
-    int first = i / (p->section * p->col_sets) * p->section, rank = blockIdx.x % 2;
-    int width = min(p->section, p->row_sets - first), rest = i - first * p->col_sets;
-    struct Tile t = {(first + rest % width) * S::SET_ROWS, rest / width * S::SET_COLS};
-    if (S::ROWS)
-        t.col += rank * TILE_COLS;
-    else
-        t.row += rank * TILE_ROWS;
-    return t;
+    int first = i / (p->section * p->col_tiles) * p->section, rank = blockIdx.x % 2;
+    int width = min(p->section, p->row_sets - first), rest = i - first * p->col_tiles;
+    return {(first + rest % width) * SET_ROWS + rank * TILE_ROWS, rest / width * TILE_COLS};
 }
 
 /* Calls f(tile) for each tile of this block. */
-template <class S, class F>
-__device__ __forceinline__ void for_tiles(const struct Params *p, const F &f)
+template <class F> __device__ __forceinline__ void for_tiles(const struct Params *p, const F &f)
 {
-    int n = p->row_sets * p->col_sets, step = gridDim.x / 2;
-    for (int i = blockIdx.x / 2; i < n; i += step) f(find_tile<S>(p, i));
+    int n = p->row_sets * p->col_tiles, step = gridDim.x / 2;
+    for (int i = blockIdx.x / 2; i < n; i += step) f(find_tile(p, i));
 }
 
 /* ==== Loading ==== */
 
 enum { BOTH_BLOCKS = 3 };
 
-/* A step's part of x and of the weights; this block's half of what the cluster shares. */
-template <class S>
+/* A step's part of x, and of the weights this block's half: gate or up. */
 __device__ __forceinline__ void load_step(const struct Params *p, uint8_t *to, uint64_t *full,
                                           int k, struct Tile t, int rank)
 {
-    uint8_t *w = to + X_BYTES;
-    if (S::ROWS) {
-        tensor_load_2d_all(to + rank * X_BYTES / 2, &p->x, full, k, t.row + rank * TILE_ROWS / 2,
-                           BOTH_BLOCKS);
-        tensor_load_2d(w, &p->w[0], full, k, t.col);
-        tensor_load_2d(w + W_BYTES, &p->w[1], full, k, t.col);
-    } else {
-        tensor_load_2d(to, &p->x, full, k, t.row);
-        tensor_load_2d_all(w + rank * W_BYTES, &p->w[rank], full, k, t.col, BOTH_BLOCKS);
-    }
+    tensor_load_2d(to, &p->x, full, k, t.row);
+    tensor_load_2d_all(to + X_BYTES + rank * W_BYTES, &p->w[rank], full, k, t.col, BOTH_BLOCKS);
 }
 
 template <class S> __device__ __forceinline__ void load(const struct Params *p, const Memory &m)
 {
     Cursor at;
     int rank = (int)cluster_rank();
-    for_tiles<S>(p, [&](struct Tile t) {
+    for_tiles(p, [&](struct Tile t) {
         for (int i = 0; i < p->n_steps; i++, at.advance()) {
             uint64_t *full = &m.c->full[at.stage];
             mbar_wait(&m.c->empty[at.stage], at.parity ^ 1);
             mbar_arrive_expect(full, STAGE_BYTES);
-            load_step<S>(p, m.ring + at.stage * STAGE_BYTES, full, i * S::STEP, t, rank);
+            load_step(p, m.ring + at.stage * STAGE_BYTES, full, i * S::STEP, t, rank);
         }
     });
 }
@@ -281,7 +266,7 @@ __device__ __forceinline__ void multiply(const struct Params *p, const Memory &m
     Cursor at;
     float d[128];
     Gate<S> gate = {p, m, group, {}, {}, false};
-    for_tiles<S>(p, [&](struct Tile t) {
+    for_tiles(p, [&](struct Tile t) {
         multiply_tile<S>(d, m, &at, group, p->n_steps, [&] { gate.write(t.col); });
         gate.take(d, t);
     });
@@ -382,33 +367,32 @@ template <class S> cudaError_t resident_clusters(int *out)
     return e;
 }
 
-template <class S> bool fill_params(struct Params *p, const struct CudaGated *g, int section_rows)
+template <class S> bool fill_params(struct Params *p, const struct CudaGated *g)
 {
     p->n_rows = g->n_rows;
     p->n_cols = g->hidden;
     p->n_steps = div_up(g->cols, S::STEP);
-    p->row_sets = div_up(g->n_rows, S::SET_ROWS);
-    p->col_sets = div_up(g->hidden, S::SET_COLS);
-    int sections = div_up(p->row_sets, section_rows / S::SET_ROWS);
+    p->row_sets = div_up(g->n_rows, SET_ROWS);
+    p->col_tiles = div_up(g->hidden, TILE_COLS);
+    int sections = div_up(p->row_sets, SECTION_ROWS / SET_ROWS);
     p->section = div_up(p->row_sets, sections); /* all of about one size */
     p->x_scale = g->x_scale;
     p->w_scale[0] = g->gate_scale;
     p->w_scale[1] = g->up_scale;
-    return encode_map(&p->x, g->x, g->fp8, g->n_rows, g->cols,
-                      S::ROWS ? TILE_ROWS / 2 : TILE_ROWS) &&
+    return encode_map(&p->x, g->x, g->fp8, g->n_rows, g->cols, TILE_ROWS) &&
            encode_map(&p->w[0], g->gate, g->fp8, g->hidden, g->cols, TILE_COLS) &&
            encode_map(&p->w[1], g->up, g->fp8, g->hidden, g->cols, TILE_COLS) &&
            encode_map(&p->out, g->out, false, g->n_rows, g->hidden, GROUP_ROWS);
 }
 
-template <class S> cudaError_t launch(const struct CudaGated *g, int section_rows, cudaStream_t s)
+template <class S> cudaError_t launch(const struct CudaGated *g, cudaStream_t s)
 {
     struct Params p = {};
     int resident;
     cudaError_t e = resident_clusters<S>(&resident);
     if (e != cudaSuccess) return e;
-    if (!fill_params<S>(&p, g, section_rows)) return cudaErrorInvalidValue;
-    int64_t n = (int64_t)p.row_sets * p.col_sets;
+    if (!fill_params<S>(&p, g)) return cudaErrorInvalidValue;
+    int64_t n = (int64_t)p.row_sets * p.col_tiles;
     int grid = 2 * (n < resident ? (int)n : resident);
     gated_sm90a_kernel<S><<<grid, THREADS, Memory::BYTES, s>>>(p);
     return cudaGetLastError();
@@ -423,26 +407,16 @@ bool valid(const struct CudaGated *g)
 
 } // namespace
 
-#ifdef GATED_VARIANTS
-struct Variant {
-    const char *name;
-    bool fp8;
-    cudaError_t (*f)(const struct CudaGated *, int, cudaStream_t);
-};
-extern const struct Variant gated_variants[] = {
-    {"w", false, launch<Shape<false, false>>},
-    {"r", false, launch<Shape<false, true>>},
-    {"fp8 w", true, launch<Shape<true, false>>},
-    {"fp8 r", true, launch<Shape<true, true>>},
-};
-extern const int n_gated_variants = sizeof gated_variants / sizeof gated_variants[0];
-#endif
-
-constexpr int SECTION_ROWS = 2048; /* of 4096 values: 16 MB of the L2 cache's 50 */
+double cuda_gated_fill(int n_rows, int hidden, int n_sm)
+{
+    int clusters = n_sm / 2;
+    int64_t n = (int64_t)div_up(n_rows, SET_ROWS) * div_up(hidden, TILE_COLS);
+    int64_t rounds = (n + clusters - 1) / clusters;
+    return (double)n_rows * hidden / ((double)rounds * clusters * SET_ROWS * TILE_COLS);
+}
 
 cudaError_t cuda_gated_sm90a(const struct CudaGated *g, cudaStream_t s)
 {
     if (!valid(g)) return cudaErrorInvalidValue;
-    if (g->fp8) return launch<Shape<true, false>>(g, SECTION_ROWS, s);
-    return launch<Shape<false, false>>(g, SECTION_ROWS, s);
+    return g->fp8 ? launch<Shape<true>>(g, s) : launch<Shape<false>>(g, s);
 }

@@ -160,6 +160,9 @@ struct CudaGated {
     bf16 *out;
 };
 cudaError_t cuda_gated_sm90a(const struct CudaGated *g, cudaStream_t s);
+/* Share of the products it makes on a card of n_sm multiprocessors that are wanted: 1 when whole rounds of whole tiles
+ * make up the output. */
+double cuda_gated_fill(int n_rows, int hidden, int n_sm);
 
 /* Rows of x to e4m3 with one scale a row (largest magnitude to 448). */
 cudaError_t cuda_quantize_fp8(const bf16 *x, int n_rows, int cols, void *out, float *scale,
