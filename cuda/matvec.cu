@@ -3,8 +3,6 @@
  * A warp computes two output rows at a time in steps of 1024 columns, 32 columns a lane. The bytes of the next steps are
  * on their way into the warp's ring in shared memory, by 16-byte copies whatever the size of a block, while the lanes
  * take the present ones apart. x waits in shared memory in the order in which a lane meets its weights.
- *
- * Where rows are few, the warps of a pair of rows are several and share its columns.
  */
 #include "kernels.h"
 #include "lanes.cuh"
@@ -13,9 +11,8 @@ enum {
     PAIR = 2,      /* output rows of a warp at a time */
     WARPS = 16,    /* of a CTA; fewer where x leaves no room for their rings */
     MIN_WARPS = 4, /* where several rows of x could go in parts instead */
-    MAX_SPLIT = 4, /* warps of a pair */
     MAX_X_ROWS = 4,
-    STATIC_SHARED = 1024,
+    CTA_SHARED = 1024, /* the system's part of a CTA's shared memory */
 };
 
 /* ==== x in shared memory ====
@@ -91,7 +88,6 @@ struct MatvecArgs {
     int64_t row_bytes;
     int n_steps, n_chunks; /* of a row; a chunk is a lane's part of a step */
     bool ragged;           /* the matrix is no multiple of 16 bytes */
-    int split;             /* warps of a pair, at most its items */
     uint32_t x_at, x_row;  /* where x begins in shared memory, and the bytes of a row */
 };
 
@@ -230,14 +226,11 @@ __device__ static float silu(float g)
     return g / (1 + expf(-g));
 }
 
-/* A warp's place: which of the `split` warps of a pair it is, in a CTA's group of them. */
-struct Place {
-    int lane, warp, split, part, group;
-};
-
-/* Sums of the lanes, in a fixed tree. */
-template <int N_X> __device__ static void add_lanes(float (*acc)[N_X])
+/* Adds the lanes' sums in a fixed tree and stores them. */
+template <int N_X, bool SILU>
+__device__ static void finish(const struct CudaMatvec &m, int pair, float (*acc)[N_X])
 {
+    int lane = threadIdx.x % WARP;
 #pragma unroll
     for (int r = 0; r < PAIR; r++)
 #pragma unroll
@@ -245,31 +238,6 @@ template <int N_X> __device__ static void add_lanes(float (*acc)[N_X])
 #pragma unroll
             for (int d = WARP / 2; d > 0; d >>= 1) acc[r][n] += __shfl_xor_sync(~0u, acc[r][n], d);
         }
-}
-
-/* The first warp of a pair gets the sums of all, in their order. Two buffers take turns, so one barrier a pair will do.
- * Barrier 0 is __syncthreads'. */
-template <int N_X> __device__ static void add_parts(const Place &p, int turn, float (*acc)[N_X])
-{
-    __shared__ float parts[2][WARPS][PAIR * N_X];
-    if (p.split == 1) return;
-#pragma unroll
-    for (int r = 0; r < PAIR; r++)
-#pragma unroll
-        for (int n = 0; n < N_X; n++)
-            if (p.lane == r * N_X + n) parts[turn][p.warp][p.lane] = acc[r][n];
-    asm volatile("bar.sync %0, %1;" ::"r"(1 + p.group), "r"(p.split * WARP) : "memory");
-    if (p.part != 0) return;
-    for (int k = 1; k < p.split; k++)
-#pragma unroll
-        for (int r = 0; r < PAIR; r++)
-#pragma unroll
-            for (int n = 0; n < N_X; n++) acc[r][n] += parts[turn][p.warp + k][r * N_X + n];
-}
-
-template <int N_X, bool SILU>
-__device__ static void store_pair(const struct CudaMatvec &m, int lane, int pair, float (*acc)[N_X])
-{
 #pragma unroll
     for (int n = 0; n < N_X; n++) {
         if (n >= m.n_rows) break;
@@ -303,32 +271,21 @@ __device__ static void wait_for_inputs(void)
 #endif
 }
 
-/* Warps wanted on a multiprocessor; lanes with much in registers leave room for half as many. */
-template <class L, int N_X> struct Wanted {
-    enum { CTAS = N_X == 1 && sizeof(L) <= 100 ? 2 : 1, SM_WARPS = CTAS * WARPS };
-};
-
 template <class L, int N_X, bool SILU>
-__global__ void __launch_bounds__(WARPS *WARP, Wanted<L, N_X>::CTAS)
-    matvec_kernel(const MatvecArgs a)
+__global__ void __launch_bounds__(WARPS *WARP, N_X == 1 ? 2 : 1) matvec_kernel(const MatvecArgs a)
 {
-    int warps = blockDim.x / WARP, split = a.split;
-    Place p = {(int)threadIdx.x % WARP, (int)threadIdx.x / WARP, split, 0, 0};
-    p.part = p.warp % split;
-    p.group = p.warp / split;
-    int groups = warps / split, all_groups = gridDim.x * groups;
+    int warps = blockDim.x / WARP, warp = threadIdx.x / WARP, all_warps = gridDim.x * warps;
     int n_items = (a.n_steps + L::ITEM_STEPS - 1) / L::ITEM_STEPS;
-    int first_item = p.part * n_items / split, end_item = (p.part + 1) * n_items / split;
     int n_pairs = SILU ? a.m.rows : (a.m.rows + PAIR - 1) / PAIR;
-    uint32_t ring = p.warp * Ring<L>::BYTES;
+    uint32_t ring = warp * Ring<L>::BYTES;
     /* The pair and item fetched next, and the ones multiplied next. */
-    int fetch_pair = blockIdx.x * groups + p.group, fetch_at = first_item, pair = fetch_pair;
+    int fetch_pair = blockIdx.x * warps + warp, fetch_at = 0, pair = fetch_pair;
     auto fetch_next = [&](int stage) {
         if (fetch_pair < n_pairs) {
             fetch_item<L, SILU>(a, fetch_pair, fetch_at, ring + stage * Ring<L>::STAGE);
-            if (++fetch_at == end_item) {
-                fetch_at = first_item;
-                fetch_pair += all_groups;
+            if (++fetch_at == n_items) {
+                fetch_at = 0;
+                fetch_pair += all_warps;
             }
         }
         asm volatile("cp.async.commit_group;" ::: "memory");
@@ -339,11 +296,11 @@ __global__ void __launch_bounds__(WARPS *WARP, Wanted<L, N_X>::CTAS)
     stage_x<L, N_X>(a);
     __syncthreads();
     int stage = 0;
-    for (int turn = 0; pair < n_pairs; pair += all_groups, turn ^= 1) {
+    for (; pair < n_pairs; pair += all_warps) {
         float acc[PAIR][N_X];
         for (int r = 0; r < PAIR; r++)
             for (int n = 0; n < N_X; n++) acc[r][n] = 0;
-        for (int item = first_item; item < end_item; item++) {
+        for (int item = 0; item < n_items; item++) {
             asm volatile("cp.async.wait_group %0;" ::"n"(L::STAGES - 1) : "memory");
             __syncwarp();
             add_item<L, N_X, SILU>(a, pair, item, ring + stage * Ring<L>::STAGE, acc);
@@ -351,9 +308,7 @@ __global__ void __launch_bounds__(WARPS *WARP, Wanted<L, N_X>::CTAS)
             fetch_next(stage);
             stage = stage + 1 == L::STAGES ? 0 : stage + 1;
         }
-        add_lanes<N_X>(acc);
-        add_parts<N_X>(p, turn, acc);
-        if (p.part == 0) store_pair<N_X, SILU>(a.m, p.lane, pair, acc);
+        finish<N_X, SILU>(a.m, pair, acc);
     }
 }
 
@@ -390,19 +345,8 @@ struct Matvec {
     template <class L, int N_X> static int warps_beside(int x_bytes, int shared_cta)
     {
         int warps = WARPS, least = N_X == 1 ? 1 : MIN_WARPS;
-        while (warps >= least && warps * Ring<L>::BYTES + x_bytes + STATIC_SHARED > shared_cta)
-            warps /= 2;
+        while (warps >= least && warps * Ring<L>::BYTES + x_bytes > shared_cta) warps /= 2;
         return warps >= least ? warps : 0;
-    }
-
-    /* Enough warps for all multiprocessors. */
-    template <class L> static int split_of(int n_pairs, int n_steps, int warps, int n_sm)
-    {
-        int split = 1, n_items = (n_steps + L::ITEM_STEPS - 1) / L::ITEM_STEPS;
-        while (split < MAX_SPLIT && split < warps && 2 * split <= n_items &&
-               2 * split * n_pairs <= 2 * WARPS * n_sm)
-            split *= 2;
-        return split;
     }
 
     template <class L, int N_X, bool SILU> cudaError_t launch(MatvecArgs a) const
@@ -412,14 +356,12 @@ struct Matvec {
         int x_bytes = (int)a.x_row * N_X, warps = warps_beside<L, N_X>(x_bytes, d.shared_cta);
         if (warps == 0) return cudaErrorInvalidValue;
         int n_pairs = SILU ? a.m.rows : (a.m.rows + PAIR - 1) / PAIR;
-        a.split = split_of<L>(n_pairs, a.n_steps, warps, d.n_sm);
         /* Small CTAs where large ones would leave multiprocessors without any. */
-        while (warps > MIN_WARPS && n_pairs * a.split / warps < d.n_sm * 3 / 4) warps /= 2;
-        int bytes = warps * Ring<L>::BYTES + x_bytes,
-            ctas = (n_pairs * a.split + warps - 1) / warps;
+        while (warps > MIN_WARPS && n_pairs / warps < d.n_sm * 3 / 4) warps /= 2;
+        int bytes = warps * Ring<L>::BYTES + x_bytes, ctas = (n_pairs + warps - 1) / warps;
         a.x_at = (uint32_t)(warps * Ring<L>::BYTES);
-        int resident = d.shared_sm / (bytes + STATIC_SHARED + 1024);
-        int most = Wanted<L, N_X>::SM_WARPS / warps;
+        int resident = d.shared_sm / (bytes + CTA_SHARED);
+        int most = (N_X == 1 ? 2 : 1) * WARPS / warps;
         if (resident < 1) resident = 1;
         if (resident > most) resident = most;
         if (ctas > d.n_sm * resident) ctas = d.n_sm * resident;
