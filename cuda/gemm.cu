@@ -84,10 +84,11 @@ static bool set_bias(cublasLtMatmulDesc_t op, const struct CudaGemm *g, const vo
            set_pointer(op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
 }
 
-/* Fast accumulation is a quarter faster; its error is a tenth of what rounding to e4m3 costs, or less. */
+/* Fast accumulation is a quarter faster; its error is a tenth of what rounding to e4m3 costs, or less. With a bias not
+ * all shapes have it. */
 static bool set_fp8(cublasLtMatmulDesc_t op, const struct CudaGemm *g)
 {
-    int8_t fast = 1;
+    int8_t fast = g->bias == NULL;
     return cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast,
                                           sizeof fast) == CUBLAS_STATUS_SUCCESS &&
            set_int(op, CUBLASLT_MATMUL_DESC_A_SCALE_MODE,
