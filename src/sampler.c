@@ -70,26 +70,50 @@ void sampler_close(struct Sampler *s)
 
 /* ==== Drawing ==== */
 
+/* As an integer that grows with the float: NaN lies outside of the infinities. */
+static int32_t float_order(float f)
+{
+    int32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits ^ (bits >> 31 & INT32_MAX);
+}
+
+/* The greatest of n, 0 where one is NaN or infinity; in integers, since the order of floats' maxima is not free. */
+static bool greatest(const float *logits, int n, float *out)
+{
+    int32_t most = INT32_MIN, least = INT32_MAX;
+#pragma omp simd reduction(max : most) reduction(min : least)
+    for (int i = 0; i < n; i++) {
+        int32_t order = float_order(logits[i]);
+        most = order > most ? order : most;
+        least = order < least ? order : least;
+    }
+    if (most >= float_order(INFINITY) || least < float_order(-INFINITY)) return false;
+    most ^= most >> 31 & INT32_MAX;
+    memcpy(out, &most, sizeof most);
+    return true;
+}
+
 int sampler_argmax(const float *logits, int n, int *id)
 {
-    int best = 0;
-    for (int i = 0; i < n; i++) {
-        if (isnan(logits[i]) || logits[i] == INFINITY)
-            return err_set(PC_EINTERNAL,
-                           "the logit of token %d is %g; the model's output is broken", i,
-                           (double)logits[i]);
-        if (logits[i] > logits[best]) best = i;
-    }
-    if (n < 1 || logits[best] == -INFINITY)
+    float most = -INFINITY;
+    int at = 0;
+    bool good = greatest(logits, n, &most);
+    while (!good && !isnan(logits[at]) && logits[at] != INFINITY) at++;
+    if (!good)
+        return err_set(PC_EINTERNAL, "the logit of token %d is %g; the model's output is broken",
+                       at, (double)logits[at]);
+    if (n < 1 || most == -INFINITY)
         return err_set(PC_EINTERNAL, "no token of %d is possible; the model's output is broken", n);
-    *id = best;
+    while (logits[at] != most) at++;
+    *id = at;
     return PC_OK;
 }
 
 /* e^x for x <= 0, from exactly rounded operations only: x = k ln 2 + r, then Taylor's series of e^r
  * for |r| <= ln 2 / 2, whose remainder is below 2e-17. Every product that is added to goes through
  * fma(), so that no compiler can choose how it is rounded. */
-static double exp_portable(double x)
+static inline double exp_portable(double x)
 {
     static const double series[] = {
         1.0 / 87178291200.0,
@@ -108,17 +132,37 @@ static double exp_portable(double x)
         1.0,
         1.0,
     };
-    if (!(x >= -700)) return 0; /* a share that no draw can hit */
-    double scaled = x * 0x1.71547652b82fep+0;
-    double k = floor(scaled + 0.5);
-    double r = fma(-k, 0x1.62e42fefa39efp-1, x);
+    /* Below -700 lies a share that no draw can hit: 0. By integers, which leave the loop around without branches. */
+    const int64_t farthest = INT64_C(0x4085e00000000000); /* the bits of 700 */
+    int64_t size;
+    memcpy(&size, &x, sizeof size);
+    size &= INT64_MAX;
+    int64_t shown = size > farthest ? 0 : -1;
+    size = (size > farthest ? farthest : size) | INT64_MIN;
+    double kept;
+    memcpy(&kept, &size, sizeof kept);
+    double whole = kept * 0x1.71547652b82fep+0 + 0x1.8p52, k = whole - 0x1.8p52; /* rounded */
+    double r = fma(-k, 0x1.62e42fefa39efp-1, kept);
     r = fma(-k, 0x1.abc9e3b39803fp-56, r); /* what ln 2 has beyond a double */
     double sum = series[0];
+#pragma GCC unroll 16
     for (size_t i = 1; i < sizeof series / sizeof series[0]; i++) sum = fma(sum, r, series[i]);
-    uint64_t bits = (uint64_t)((int64_t)k + 1023) << 52; /* 2^k, which is normal here */
+    uint64_t bits; /* the low ones of `whole` are those of k; 2^k is normal here */
+    memcpy(&bits, &whole, sizeof bits);
+    bits = (bits + 1023) << 52 & (uint64_t)shown;
     double power;
     memcpy(&power, &bits, sizeof power);
     return sum * power;
+}
+
+/* weight[i] = e^((logit - most) / temperature); their sum. */
+static double weigh(double *weight, const float *logits, int n, double most, double temperature)
+{
+    double total = 0;
+#pragma omp simd
+    for (int i = 0; i < n; i++) weight[i] = exp_portable(((double)logits[i] - most) / temperature);
+    for (int i = 0; i < n; i++) total += weight[i];
+    return total;
 }
 
 static bool comes_first(const double *weight, int a, int b)
@@ -194,12 +238,8 @@ int sampler_next(struct Sampler *s, const float *logits, int *id)
     TRY(sampler_argmax(logits, s->vocab_size, &best));
     *id = best;
     if (s->config.temperature <= 0) return PC_OK;
-    double total = 0;
-    for (int i = 0; i < s->vocab_size; i++) {
-        double below = (double)logits[i] - (double)logits[best];
-        s->weight[i] = exp_portable(below / (double)s->config.temperature);
-        total += s->weight[i];
-    }
+    double total = weigh(s->weight, logits, s->vocab_size, (double)logits[best],
+                         (double)s->config.temperature);
     double uniform = next_uniform(s->state);
     *id = s->config.top_p < 1 ? draw_nucleus(s, total, uniform) : draw_all(s, total, uniform);
     return PC_OK;
