@@ -124,7 +124,8 @@ NVCC = $(CUDA_FOLDER)/bin/nvcc
 CUDA_DIR := build/cuda$(DIR:build/cpu%=%)
 CUDA_OBJECTS := $(patsubst cuda/%.cu,$(CUDA_DIR)/%.o,$(wildcard cuda/*.cu))
 CUDA_PROGRAMS := $(CUDA_DIR)/pcomp $(CUDA_DIR)/pcomp-eval
-CUDA_TESTS := $(patsubst tests/cuda/%,$(CUDA_DIR)/tests/%,$(basename $(wildcard tests/cuda/test_*.cu tests/cuda/test_*.c)))
+CUDA_TESTS := $(patsubst tests/cuda/%,$(CUDA_DIR)/tests/%,$(basename $(wildcard tests/cuda/test_*.cu tests/cuda/test_*.c))) \
+  $(CUDA_DIR)/tests/test_golden
 HOPPER := -gencode=arch=compute_90a,code=sm_90a
 GENCODE := -gencode=arch=compute_80,code=[sm_80,compute_80] $(HOPPER)
 NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Isrc -I. -Xcompiler -Wall,-Wextra,-Wno-missing-field-initializers -Werror all-warnings -MMD -MP
@@ -153,6 +154,13 @@ $(CUDA_DIR)/tests/%: tests/cuda/%.cu $(CUDA_OBJECTS)
 $(CUDA_DIR)/tests/%: $(DIR)/tests/cuda/%.o $(OBJECTS) $(CUDA_OBJECTS)
 	@mkdir -p $(@D)
 	$(LINK) -o $@ $^ $(LIBS) $(CUDA_LIBS)
+
+$(CUDA_DIR)/tests/test_golden: $(DIR)/tests/unit/test_golden.o $(OBJECTS) $(CUDA_OBJECTS)
+	@mkdir -p $(@D)
+	$(LINK) -o $@ $^ $(LIBS) $(CUDA_LIBS) -lcmocka
+
+test-cuda: cuda-tests ## tests of the CUDA backend; without a GPU they skip
+	@tests/run.sh $(CUDA_DIR) cuda
 
 # ==== Set-up ====
 
@@ -251,7 +259,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "  %-9s %s\n", $$1, $$2}'
 
 FORCE:
-.PHONY: all cuda cuda-tests check-tools deps model models book jieba demo test test-programs asan fuzz fuzz-programs \
+.PHONY: all cuda cuda-tests test-cuda check-tools deps model models book jieba demo test test-programs asan fuzz fuzz-programs \
   bench lint format install clean help FORCE
 .SECONDARY:
 .DEFAULT_GOAL := all

@@ -1,7 +1,8 @@
 /* attend.cu - attention, the mass on keys, the choice of tokens, and the KV pages, over the launchers of kernels.h.
  *
  * Few rows of one sequence read the pages where they lie. For many rows past and own keys of each (sequence, KV head)
- * are packed first, which costs a few per cent of the attention and lets its kernels run over plain arrays.
+ * are packed first, which costs a few per cent of the attention and lets its kernels run over plain arrays. So do rows
+ * with far keys, and heads of widths that attention over pages does not have, however few they are.
  */
 #include "device.h"
 
@@ -27,6 +28,11 @@ static size_t first_head(const struct Device *d, int layer)
     return (size_t)layer * d->model->cfg.n_kv_heads;
 }
 
+bool usual_head(int head_dim)
+{
+    return head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256;
+}
+
 /* ==== Few rows ==== */
 
 static int attend_pages(struct Device *d, const struct AttnArgs *a)
@@ -50,8 +56,6 @@ static int attend_pages(struct Device *d, const struct AttnArgs *a)
     p.n_kv_heads = m->n_kv_heads;
     p.head_dim = m->head_dim;
     p.scale = logit_scale(d);
-    p.n_biased = a->n_biased;
-    p.bias = a->bias;
     p.n_splits = d->s.n_splits;
     p.part = d->s.part;
     if (d->step.recording) {
@@ -95,14 +99,15 @@ static struct CudaAttn attention_of(const struct Device *d, const struct AttnArg
     c.n_kv_heads = m->n_kv_heads;
     c.head_dim = m->head_dim;
     c.scale = logit_scale(d);
-    c.n_biased = a->n_biased;
-    c.bias = a->bias;
+    if (d->s.table.biased) {
+        c.key_bias = d->s.key_bias;
+        c.n_biased = c.kv.key_stride; /* zeros behind the past */
+    }
     return c;
 }
 
-static int attend_packed(struct Device *d, const struct AttnArgs *a)
+static int pack_keys(struct Device *d, const struct AttnArgs *a, const struct CudaAttn *c)
 {
-    struct CudaAttn c = attention_of(d, a);
     size_t head = first_head(d, a->layer);
     struct GatherArgs g = {};
     g.pages = pages_of(d, a->pool);
@@ -113,19 +118,48 @@ static int attend_packed(struct Device *d, const struct AttnArgs *a)
     g.v = (const bf16 *)a->v;
     g.seq_begin = d->s.seq_begin;
     g.n_seqs = a->n_seqs;
-    g.kv = c.kv;
+    g.kv = c->kv;
+    g.key_bias = c->n_biased ? d->s.key_bias : NULL;
     CUDA_TRY(pages_gather(&g, d->stream));
-    bool hopper = d->capability == 90 && (c.head_dim == 64 || c.head_dim == 128);
-    CUDA_TRY(hopper ? cuda_attention_sm90a(&c, d->stream) : cuda_attention_sm80(&c, d->stream));
+    return PC_OK;
+}
+
+static struct CudaFar far_of(const struct Device *d, const struct FarKeys *far)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    struct CudaFar f = {};
+    f.window = far->window;
+    f.n = far->n;
+    f.q_turn = far->q_turn;
+    f.k_turn = far->k_turn;
+    f.k = far->k_turn ? d->s.turned_k : NULL;
+    f.rope_dim = m->rope_dim;
+    f.pairs = m->rope_style == ROPE_PAIRS;
+    return f;
+}
+
+static int attend_packed(struct Device *d, const struct AttnArgs *a)
+{
+    struct CudaAttn c = attention_of(d, a);
+    TRY(pack_keys(d, a, &c));
+    if (a->far) {
+        struct CudaFar f = far_of(d, a->far);
+        CUDA_TRY(cuda_attention_any(&c, &f, d->stream));
+    } else if (!usual_head(c.head_dim) || c.n_biased) {
+        CUDA_TRY(cuda_attention_any(&c, NULL, d->stream));
+    } else {
+        bool hopper = d->capability == 90 && (c.head_dim == 64 || c.head_dim == 128);
+        CUDA_TRY(hopper ? cuda_attention_sm90a(&c, d->stream) : cuda_attention_sm80(&c, d->stream));
+    }
     return PC_OK;
 }
 
 int cuda_attend(struct Device *d, const struct AttnArgs *a)
 {
+    Range range("attention");
     const struct ModelConfig *m = &d->model->cfg;
     int rows = a->seq_begin[a->n_seqs] * (m->n_heads / m->n_kv_heads);
-    if (a->far) return err_set(PC_EDEVICE, "self-extend and streaming-llm need --backend cpu");
-    bool few = a->n_seqs == 1 && rows <= PAGED_ROWS;
+    bool few = a->n_seqs == 1 && rows <= PAGED_ROWS && !a->far && usual_head(m->head_dim);
     bool votes =
         d->shape.mass_keys && a->seq_begin[1] > 1; /* attn_mass will want the packed keys */
     if (d->step.recording && !(few && a->seq_begin[1] == 1))
@@ -142,12 +176,14 @@ static int queue_mass(struct Device *d, const struct AttnArgs *a, int obs_rows)
     m.obs_rows = obs_rows;
     m.mass = d->s.mass;
     m.stride = d->shape.mass_keys;
-    CUDA_TRY(cuda_attn_mass(&m, d->stream));
+    CUDA_TRY(usual_head(m.attn.head_dim) ? cuda_attn_mass(&m, d->stream)
+                                         : cuda_attn_mass_any(&m, d->stream));
     return PC_OK;
 }
 
 int cuda_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *mass, int stride)
 {
+    Range range("attention mass");
     size_t width = (size_t)d->shape.mass_keys * sizeof(float);
     if (a->seq_begin[a->n_seqs] == 1)
         TRY(attend_packed(d, a)); /* the pages were read where they lie */
@@ -161,6 +197,7 @@ int cuda_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *m
 
 int cuda_keep(struct Device *d, const struct AttnArgs *a, const struct KeepArgs *k)
 {
+    Range range("choose tokens");
     struct CudaSelect s = {};
     TRY(queue_mass(d, a, k->obs_rows));
     TRY(dev_upload(d, d->s.lens, k->n, (size_t)a->n_seqs * sizeof(int)));
@@ -208,6 +245,7 @@ static int upload_writes(struct Device *d, const struct KvWrite *writes, int n)
 int cuda_kv_write(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
                   int n)
 {
+    Range range("write pages");
     struct PagesArgs p = pages_of(d, pool);
     if (d->step.recording) {
         d->step.noted += n; /* the attention before did it */
@@ -221,19 +259,18 @@ int cuda_kv_write(struct Device *d, const struct PagePool *pool, const struct Kv
     return PC_OK;
 }
 
-int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from, int n,
-                 const uint32_t *to)
+int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from,
+                 const uint32_t *to, int n)
 {
+    Range range("pack pages");
     struct PagesArgs p = pages_of(d, pool);
     uint32_t *list = (uint32_t *)d->s.writes;
-    const int run =
-        (int)(WRITES * sizeof(struct DevWrite) / sizeof *list) / 2 / PAGE_TOKENS * PAGE_TOKENS;
+    const int run = (int)(WRITES * sizeof(struct DevWrite) / sizeof *list) / 2;
     for (int at = 0; at < n; at += run) {
         int m = n - at < run ? n - at : run;
-        int pages = (m + PAGE_TOKENS - 1) / PAGE_TOKENS;
         TRY(dev_upload(d, list, from + at, (size_t)m * sizeof *list));
-        TRY(dev_upload(d, list + run, to + at / PAGE_TOKENS, (size_t)pages * sizeof *list));
-        CUDA_TRY(pages_pack(&p, list, m, list + run, d->stream));
+        TRY(dev_upload(d, list + run, to + at, (size_t)m * sizeof *list));
+        CUDA_TRY(pages_pack(&p, list, list + run, m, d->stream));
     }
     return PC_OK;
 }

@@ -29,11 +29,11 @@ struct AttnShape {
 };
 
 /* Row i sees the keys j <= i, with a window those with j < sinks or i - j < window. Both count from the head's first past
- * key. Whether rows from i0 to i1 see all keys from j0 to j1 and none has a bias: */
+ * key. Whether rows from i0 to i1 see all keys from j0 to j1: */
 __device__ __forceinline__ bool is_plain(const struct CudaAttn &a, int window, int i0, int i1,
                                          int j0, int j1)
 {
-    return j1 <= i0 && j0 >= a.n_biased && (window == 0 || j1 < a.sinks || i1 - j0 < window);
+    return j1 <= i0 && (window == 0 || j1 < a.sinks || i1 - j0 < window);
 }
 
 /* The tiles that a block visits, by their first keys: from 0 up to `gap`, then from `behind` up to `end`. */
@@ -136,8 +136,7 @@ template <class T>
 __device__ __forceinline__ void mask(float (&s)[T::RM][T::BN / 8][4], const struct CudaAttn &a,
                                      int window, int i0, int j0, int lane)
 {
-    int column = j0 + lane % 4 * 2, biased = a.n_biased - column, sinks = a.sinks - column;
-    float bias = a.bias / a.scale;
+    int column = j0 + lane % 4 * 2, sinks = a.sinks - column;
 #pragma unroll
     for (int m = 0; m < T::RM; m++)
 #pragma unroll
@@ -150,7 +149,6 @@ __device__ __forceinline__ void mask(float (&s)[T::RM][T::BN / 8][4], const stru
                 for (int c = 0; c < 2; c++) {
                     int j = n * 8 + c;
                     float &x = s[m][n][2 * h + c];
-                    x += j < biased ? bias : 0;
                     x = (j <= last) & ((j >= first) | (j < sinks)) ? x : -INFINITY;
                 }
         }

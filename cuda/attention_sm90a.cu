@@ -240,8 +240,7 @@ template <class S> __device__ void load(const struct Params *p, Memory<S> m)
 /* What a thread's two rows see. */
 struct Sight {
     int end[2], low[2]; /* keys in [low, end), or below sinks */
-    int sinks, n_biased;
-    float bias;              /* in units of the unscaled logits */
+    int sinks;
     int mask_low, mask_high; /* key tiles in [mask_low, mask_high) are seen whole by all 64 rows */
     int column;              /* the first of the thread's columns of a tile */
 };
@@ -257,10 +256,8 @@ __device__ __forceinline__ struct Sight find_sight(const struct CudaAttn *a, con
         v.low[r] = t.window > 0 ? v.end[r] - t.window : 0;
     }
     v.sinks = a->sinks;
-    v.n_biased = a->n_biased;
-    v.bias = a->n_biased > 0 ? a->bias / a->scale : 0;
     int low = t.window > 0 ? t.past + first + GROUP_ROWS - t.window : 0;
-    v.mask_low = div_up(max(low, a->n_biased), KEYS);
+    v.mask_low = div_up(max(low, 0), KEYS);
     v.mask_high = (t.past + first + 1) / KEYS;
     v.column = threadIdx.x % 4 * 2;
     return v;
@@ -273,8 +270,7 @@ __device__ __forceinline__ void mask_logits(float (&s)[KEYS / 2], const struct S
     for (int i = 0; i < KEYS / 2; i++) {
         int j = key + i / 4 * 8 + i % 2, r = i / 2 % 2;
         bool seen = j < v.end[r] && (j >= v.low[r] || j < v.sinks);
-        float x = j < v.n_biased ? s[i] + v.bias : s[i];
-        s[i] = seen ? x : -INFINITY;
+        s[i] = seen ? s[i] : -INFINITY;
     }
 }
 

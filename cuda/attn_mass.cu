@@ -82,7 +82,9 @@ __device__ __forceinline__ float seen(const struct CudaAttn &a, const Askers &as
 {
     int at = ask.place + ask.row(i), window = a.window ? a.window[ask.head(i)] : 0;
     if (j > at || (window && j >= a.sinks && at - j >= window)) return -INFINITY;
-    return j < a.n_biased ? a.bias * LOG2_E : 0;
+    if (j >= a.n_biased) return 0;
+    int kv_head = ask.head(i) / (a.n_heads / a.n_kv_heads);
+    return a.key_bias[(int64_t)kv_head * a.kv.key_stride + j] * LOG2_E;
 }
 
 /* 8 askers from `row` of the tile on, the first of them number i. */

@@ -43,7 +43,13 @@ static size_t wide_weight(const struct Device *d)
 static bool packs(const struct Device *d, const struct BatchShape *b)
 {
     const struct ModelConfig *m = &d->model->cfg;
-    return b->mass_keys || b->seqs > 1 || b->rows * (m->n_heads / m->n_kv_heads) > PAGED_ROWS;
+    return b->mass_keys || b->seqs > 1 || b->far || !usual_head(m->head_dim) ||
+           b->rows * (m->n_heads / m->n_kv_heads) > PAGED_ROWS;
+}
+
+static int packed_keys(const struct BatchShape *b)
+{
+    return (b->keys / CUDA_KEY_TILE + 1) * CUDA_KEY_TILE;
 }
 
 static void cut_rows(struct Cut *c, const struct Device *d, const struct BatchShape *b,
@@ -79,9 +85,12 @@ static void cut_attention(struct Cut *c, const struct Device *d, const struct Ba
     int group = m->n_heads / m->n_kv_heads, few = min_int(b->rows, PAGED_ROWS / group);
     size_t seqs = (size_t)b->seqs, kv_heads = (size_t)m->n_kv_heads,
            heads = (size_t)m->n_layers * kv_heads;
-    size_t keys = packs(d, b) ? ((size_t)b->keys / CUDA_KEY_TILE + 1) * CUDA_KEY_TILE : 0;
-    s->k = (bf16 *)cut(c, seqs * kv_heads * keys * m->head_dim * sizeof(bf16));
-    s->v = (bf16 *)cut(c, seqs * kv_heads * keys * m->head_dim * sizeof(bf16));
+    size_t keys = packs(d, b) ? (size_t)packed_keys(b) : 0;
+    size_t packed = seqs * kv_heads * keys * m->head_dim * sizeof(bf16);
+    s->k = (bf16 *)cut(c, packed);
+    s->v = (bf16 *)cut(c, packed);
+    s->key_bias = (float *)cut(c, kv_heads * keys * sizeof(float));
+    s->turned_k = (bf16 *)cut(c, b->turned_keys ? packed : 0);
     s->lse = (float *)cut(c, b->mass_keys ? sizeof(float) * b->rows * m->n_heads : 0);
     s->mass = (float *)cut(c, seqs * kv_heads * b->mass_keys * sizeof(float));
     s->pooled = (float *)cut(c, seqs * kv_heads * b->mass_keys * sizeof(float));
@@ -145,13 +154,17 @@ static int upload_table(struct Device *d, const struct HeadTable *past)
     struct DevTable *t = &d->s.table;
     size_t heads = (size_t)m->n_layers * m->n_kv_heads, size = sizeof *t->refs;
     int most = 0;
+    t->biased = false;
     if (!past) {
         CUDA_TRY(cudaMemsetAsync(t->n_refs, 0, heads * sizeof(int), d->stream));
         CUDA_TRY(cudaMemsetAsync(t->n_tokens, 0, heads * sizeof(int), d->stream));
         return PC_OK;
     }
-    for (size_t h = 0; h < heads; h++)
+    for (size_t h = 0; h < heads; h++) {
+        const struct PageRef *refs = past->refs + h * (size_t)past->stride;
         if (past->n_refs[h] > most) most = past->n_refs[h];
+        for (int i = 0; i < past->n_refs[h]; i++) t->biased |= refs[i].bias != 0;
+    }
     if (most > t->stride)
         return err_set(PC_EINTERNAL, "page table of %d pages a head in room for %d", most,
                        t->stride);
@@ -198,6 +211,7 @@ static int begin_next(struct Device *d, const struct HeadTable *past)
 
 int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope, float *x)
 {
+    Range range("batch begins");
     int n = b->seq_begin[b->n_seqs], half = d->model->cfg.rope_dim / 2;
     if (n > d->shape.rows || b->n_seqs > d->shape.seqs)
         return err_set(PC_EINTERNAL, "batch of %d rows, %d sequences in room for %d, %d", n,
@@ -222,15 +236,19 @@ int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope,
     return upload_table(d, b->past);
 }
 
+/* The device reads the numbers where they are staged: a session asks for turns before it has reserved scratch. */
 int cuda_turns(struct Device *d, const struct Rope *rope, const int *by, int n, float *out)
 {
+    enum { ROWS = 65536 };
     int half = d->model->cfg.rope_dim / 2;
     TRY(dev_upload(d, d->inv_freq, rope->inv_freq, (size_t)half * sizeof(float)));
-    for (int at = 0; at < n; at += d->shape.rows) {
-        int rows = min_int(n - at, d->shape.rows);
-        TRY(dev_upload(d, d->s.pos, by + at, (size_t)rows * sizeof(int)));
-        CUDA_TRY(
-            rows_angles(d->inv_freq, d->s.pos, rows, half, out + (size_t)at * 2 * half, d->stream));
+    for (int at = 0; at < n; at += ROWS) {
+        void *staged;
+        int rows = min_int(n - at, ROWS);
+        TRY(dev_stage(d, (size_t)rows * sizeof(int), &staged));
+        memcpy(staged, by + at, (size_t)rows * sizeof(int));
+        CUDA_TRY(rows_angles(d->inv_freq, (const int *)staged, rows, half,
+                             out + (size_t)at * 2 * half, d->stream));
     }
     return PC_OK;
 }
@@ -240,6 +258,7 @@ int cuda_turns(struct Device *d, const struct Rope *rope, const int *by, int n, 
 /* In runs that fit the scratch: a run's rows come from behind all that was written before. */
 int cuda_compact(struct Device *d, void *x, size_t row_bytes, const int *idx, int n)
 {
+    Range range("compact rows");
     int run = (int)(d->s.wide_bytes / row_bytes);
     TRY(dev_upload(d, d->s.rows, idx, (size_t)n * sizeof(int)));
     for (int at = 0; at < n; at += run) {
@@ -267,6 +286,7 @@ struct CudaTurn turn_of(struct Device *d, const struct RopeArgs *a)
 /* In a recorded step the attention that follows does it. */
 int cuda_rope(struct Device *d, const struct RopeArgs *a)
 {
+    Range range("rotation");
     const struct ModelConfig *m = &d->model->cfg;
     struct HeadsArgs h = {};
     d->step.rope = *a;

@@ -68,21 +68,28 @@ static int describe_card(struct Device *d)
     return PC_OK;
 }
 
-static int check_shape(const struct ModelConfig *m)
+/* cuBLASLt wants rows of 16 bytes. */
+static int check_shape(const struct ModelConfig *m, bool fp8)
 {
-    bool head = m->head_dim == 64 || m->head_dim == 96 || m->head_dim == 128 || m->head_dim == 256;
-    if (!head || m->dim % 8 || m->hidden_dim % 8)
+    int step = fp8 ? 16 : 8, heads = m->n_heads * m->head_dim;
+    if (m->head_dim % 8 || m->head_dim > 256)
+        return err_set(PC_EDEVICE,
+                       "the cuda backend has heads of up to 256 values, in multiples of 8, this "
+                       "model of %d; use --backend cpu",
+                       m->head_dim);
+    if (m->dim % step || m->hidden_dim % step || heads % step)
         return err_set(
             PC_EDEVICE,
-            "the cuda backend has heads of 64, 96, 128 and 256 values and widths in multiples "
-            "of 8, this model %d, %d and %d; use --backend cpu",
-            m->head_dim, m->dim, m->hidden_dim);
+            "the cuda backend has widths in multiples of %d%s, this model %d, %d and %d; "
+            "use %s",
+            step, fp8 ? " with fp8" : "", m->dim, m->hidden_dim, heads,
+            fp8 ? "--precision bf16" : "--backend cpu");
     return PC_OK;
 }
 
 static int open_parts(struct Device *d)
 {
-    TRY(check_shape(&d->model->cfg));
+    TRY(check_shape(&d->model->cfg, d->fp8));
     TRY(describe_card(d));
     CUDA_TRY(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
     CUDA_TRY(cudaMallocHost(&d->ring.data, RING_BYTES));
@@ -131,68 +138,72 @@ static size_t cuda_page_bytes(const struct Device *d)
 
 /* ==== Memory ==== */
 
+static struct DevBlock *find_block(const struct Device *d, const void *p)
+{
+    struct DevBlock *b = d->blocks;
+    while (b && b->data != p) b = b->next;
+    return b;
+}
+
 /* Scratch of an earlier run that this one has not asked for yet. */
 static bool give_up_scratch(struct Device *d)
 {
-    for (int i = 0; i < MAX_BLOCKS; i++)
-        if (d->block && d->blocks[i].data == d->block && d->blocks[i].bytes == 0) {
-            cudaGetLastError();
-            dev_free(d, d->block);
-            d->block = NULL;
-            d->block_bytes = 0;
-            return true;
-        }
-    return false;
+    const struct DevBlock *b = d->block ? find_block(d, d->block) : NULL;
+    if (!b || b->bytes) return false;
+    cudaGetLastError();
+    dev_free(d, d->block);
+    d->block = NULL;
+    d->block_bytes = 0;
+    return true;
 }
 
+/* Every block has its record on the host, so what is freed can be counted, and tests make the record fail. */
 void *dev_alloc(struct Device *d, size_t bytes)
 {
-    size_t *block = NULL;
+    double gib = 1 << 30;
     if (d->limit && d->in_use + bytes > d->limit) {
         err_set(
             PC_ENOMEM,
             "%.2f GiB of the GPU are in use and %.2f more are wanted, but --gpu-memory allows %.2f",
-            (double)d->in_use / (1 << 30), (double)bytes / (1 << 30), (double)d->limit / (1 << 30));
+            (double)d->in_use / gib, (double)bytes / gib, (double)d->limit / gib);
         return NULL;
     }
-    cudaError_t e = cudaMalloc(&block, bytes ? bytes : 1);
+    struct DevBlock *b = (struct DevBlock *)mem_alloc(1, sizeof *b);
+    if (!b) return NULL;
+    cudaError_t e = cudaMalloc(&b->data, bytes ? bytes : 1);
     if (e == cudaErrorMemoryAllocation && give_up_scratch(d))
-        e = cudaMalloc(&block, bytes ? bytes : 1);
+        e = cudaMalloc(&b->data, bytes ? bytes : 1);
     if (e != cudaSuccess) {
+        mem_free(b);
         cuda_fail(e, "cudaMalloc");
         return NULL;
     }
-    for (int i = 0; i < MAX_BLOCKS; i++)
-        if (!d->blocks[i].data) {
-            d->blocks[i].data = block;
-            d->blocks[i].bytes = bytes;
-            d->in_use += bytes;
-            if (d->in_use > d->peak) d->peak = d->in_use;
-            return block;
-        }
-    cudaFree(block);
-    err_set(PC_EINTERNAL, "more than %d blocks of GPU memory", MAX_BLOCKS);
-    return NULL;
+    b->bytes = bytes;
+    b->next = d->blocks;
+    d->blocks = b;
+    d->in_use += bytes;
+    if (d->in_use > d->peak) d->peak = d->in_use;
+    return b->data;
 }
 
 void dev_free(struct Device *d, void *p)
 {
-    if (!p) return;
-    for (int i = 0; i < MAX_BLOCKS; i++)
-        if (d->blocks[i].data == p) {
-            d->in_use -= d->blocks[i].bytes;
-            d->blocks[i].data = NULL;
-        }
-    cudaFree(p);
+    for (struct DevBlock **at = &d->blocks; p && *at; at = &(*at)->next) {
+        struct DevBlock *b = *at;
+        if (b->data != p) continue;
+        d->in_use -= b->bytes;
+        *at = b->next;
+        cudaFree(b->data);
+        mem_free(b);
+        return;
+    }
 }
 
 void dev_count(struct Device *d, const void *p, size_t bytes)
 {
-    for (int i = 0; i < MAX_BLOCKS; i++) {
-        if (d->blocks[i].data != p) continue;
-        d->in_use += bytes - d->blocks[i].bytes;
-        d->blocks[i].bytes = bytes;
-    }
+    struct DevBlock *b = find_block(d, p);
+    d->in_use += bytes - b->bytes;
+    b->bytes = bytes;
     if (d->in_use > d->peak) d->peak = d->in_use;
 }
 
@@ -223,10 +234,19 @@ static void cuda_limits(const struct Device *d, struct DeviceLimits *out)
         size_t left = d->limit > d->weight_bytes ? d->limit - d->weight_bytes : 0;
         if (left < free_bytes) free_bytes = left;
     }
+    int sm_khz = 0, memory_khz = 0, bus_bits = 0;
+    cudaDeviceGetAttribute(&sm_khz, cudaDevAttrClockRate, 0);
+    cudaDeviceGetAttribute(&memory_khz, cudaDevAttrMemoryClockRate, 0);
+    cudaDeviceGetAttribute(&bus_bits, cudaDevAttrGlobalMemoryBusWidth, 0);
+    /* bf16 products and sums of one multiprocessor in a cycle, dense */
+    double per_cycle = (d->capability >= 90 ? 4096 : 2048) * (d->fp8 ? 2 : 1);
     *out = (struct DeviceLimits){.memory = free_bytes,
                                  .own_memory = true,
+                                 .records = usual_head(d->model->cfg.head_dim),
                                  .wave_rows = wave_rows(&d->model->cfg),
-                                 .segment_rows = SEGMENT_ROWS};
+                                 .segment_rows = SEGMENT_ROWS,
+                                 .flops = per_cycle * d->n_sm * sm_khz * 1e3,
+                                 .bandwidth = 2e3 * memory_khz * bus_bits / 8};
 }
 
 /* ==== Transfers ==== */

@@ -12,6 +12,8 @@ extern "C" {
 }
 #include "kernels.h"
 
+#include <nvtx3/nvToolsExt.h>
+
 /* A weight as the device holds it: blocks of the file's type (f32 and f16 files as bf16), or e4m3 with scales. */
 struct DevWeight {
     const struct Weight *host;
@@ -33,6 +35,7 @@ struct DevTable {
     struct CudaPageRef *refs; /* [n_heads, stride] */
     int *n_refs, *n_tokens;   /* [n_heads] */
     int stride;               /* refs of a head, at most */
+    bool biased;              /* some page has a bias */
 };
 
 struct Scratch {
@@ -45,6 +48,8 @@ struct Scratch {
     void *fp8;                            /* rows as e4m3 */
     float *fp8_scale;
     bf16 *k, *v;          /* packed keys and values */
+    float *key_bias;      /* [n_kv_heads, keys] of the past's pages */
+    bf16 *turned_k;       /* the keys as far rows see them */
     float *lse;           /* [n_heads, rows] */
     float *mass, *pooled; /* [seqs, n_kv_heads, mass_keys] */
     int *lens;            /* [seqs] */
@@ -66,11 +71,11 @@ enum {
     STEP_HEADS = 16384, /* KV heads of all layers, of a recorded step */
 };
 
-/* Blocks of GPU memory in hand, so that what is freed can be counted. */
-enum { MAX_BLOCKS = 64 };
+/* A block of GPU memory in hand. */
 struct DevBlock {
     void *data;
-    size_t bytes;
+    size_t bytes; /* as counted */
+    struct DevBlock *next;
 };
 
 struct Ring {
@@ -103,7 +108,7 @@ struct Device {
     bool fp8;
     char text[192];
     size_t in_use, peak, weight_bytes, limit; /* limit: bytes of the card we may use; 0: no limit */
-    struct DevBlock blocks[MAX_BLOCKS];
+    struct DevBlock *blocks;
     struct DevWeight *weights; /* [n_weights] by address of host */
     struct DevVector *vectors; /* [n_vectors] likewise */
     int n_weights, n_vectors;
@@ -128,6 +133,12 @@ int cuda_fail(cudaError_t e, const char *what);
         cudaError_t cuda_error_ = (x);                                                             \
         if (cuda_error_ != cudaSuccess) return cuda_fail(cuda_error_, #x);                         \
     } while (0)
+
+/* A named range in a profiler's timeline, as long as the object lives. */
+struct Range {
+    explicit Range(const char *name) { nvtxRangePushA(name); }
+    ~Range() { nvtxRangePop(); }
+};
 
 /* device.cu: memory that counts. NULL with the error text set. */
 void *dev_alloc(struct Device *d, size_t bytes);
@@ -219,8 +230,8 @@ struct PagesArgs {
     int n_kv_heads, head_dim;
 };
 cudaError_t pages_write(const struct PagesArgs *p, const struct DevWrite *w, int n, cudaStream_t s);
-/* from [n], to [ceil(n / 64)]: see kv_pack of struct Backend. */
-cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, int n, const uint32_t *to,
+/* from [n], to [n]: see kv_pack of struct Backend. */
+cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, const uint32_t *to, int n,
                        cudaStream_t s);
 /* The past's pages and the batch's own rows, head by head, into kv. */
 struct GatherArgs {
@@ -232,6 +243,7 @@ struct GatherArgs {
     const int *seq_begin;
     int n_seqs;
     struct PackedKv kv;
+    float *key_bias; /* [n_kv_heads, key_stride], or NULL */
 };
 cudaError_t pages_gather(const struct GatherArgs *a, cudaStream_t s);
 
@@ -243,13 +255,15 @@ int cuda_ffn_add(struct Device *d, float *x, int n_rows, const struct FfnWeights
 int cuda_logits(struct Device *d, const float *x, const int *idx, int n, float *out);
 int cuda_nll(struct Device *d, const float *x, const int *idx, const int *target, int n,
              float *out);
+/* A width of head for which all attention kernels are made; the others take those of attention_any.cu. */
+bool usual_head(int head_dim);
 int cuda_attend(struct Device *d, const struct AttnArgs *a);
 int cuda_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *mass, int stride);
 int cuda_keep(struct Device *d, const struct AttnArgs *a, const struct KeepArgs *k);
 int cuda_kv_write(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
                   int n);
-int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from, int n,
-                 const uint32_t *to);
+int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from,
+                 const uint32_t *to, int n);
 int cuda_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
                  float *k, float *v);
 

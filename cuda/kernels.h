@@ -23,6 +23,7 @@ enum {
 /* As struct PageRef of src/backend.h. */
 struct CudaPageRef {
     uint32_t page, len;
+    float bias; /* added to the logits of its tokens */
 };
 
 /* ==== Attention of many rows over packed keys ==== */
@@ -30,8 +31,9 @@ struct CudaPageRef {
 /* Keys and values of n_seqs sequences, head by head: the past that all share (its length may differ from KV head to
  * KV head), then the sequence's own rows. */
 struct PackedKv {
-    bf16 *k, *v;     /* [n_seqs, n_kv_heads, key_stride, head_dim], zeros behind the last key */
-    int key_stride;  /* multiple of CUDA_KEY_TILE */
+    bf16 *k, *v;    /* [n_seqs, n_kv_heads, key_stride, head_dim]; zeros behind the last key, to the
+                      * end of its tile of CUDA_KEY_TILE; nobody reads on from there */
+    int key_stride; /* multiple of CUDA_KEY_TILE */
     const int *past; /* [n_kv_heads] past keys of each head */
 };
 
@@ -45,8 +47,10 @@ struct CudaAttn {
     int last_rows; /* only the last so many rows of each sequence are wanted; 0: all */
     int n_heads, n_kv_heads, head_dim; /* n_heads a multiple of n_kv_heads */
     float scale;                       /* on the logits: 1 / sqrt(head_dim) */
-    int n_biased;                      /* logits of the first n_biased keys get `bias` added */
-    float bias;
+    /* [n_kv_heads, key_stride] f32 added to the logits of the first n_biased keys; cuda_attention_any and
+     * cuda_attn_mass only: elsewhere n_biased must be 0 */
+    const float *key_bias;
+    int n_biased;
     const int *
         window; /* [n_heads] row i sees key j when j < sinks or i - j < window; 0: all before it; or NULL: 0 for all */
     int sinks;  /* i and j count keys from the head's first past key */
@@ -59,6 +63,19 @@ cudaError_t
 cuda_attention_sm90a(const struct CudaAttn *a,
                      cudaStream_t s); /* head_dim 64, 128; compute capability 9.0 only */
 
+/* Tokens far behind a row, which sees them from another place than its own: see struct FarKeys of src/backend.h. */
+struct CudaFar {
+    int window; /* row i sees key j as it stands when i - j < window */
+    int n;      /* of the keys behind the window it sees those with j < n, with its query turned */
+    const float *q_turn; /* [n_rows, rope_dim] cosines, then sines */
+    const float *k_turn; /* [keys, rope_dim] turns far keys likewise; NULL: they stay */
+    bf16 *k;             /* room for turned keys, of the shape of kv.k; NULL without k_turn */
+    int rope_dim;
+    bool pairs; /* values 2 i and 2 i + 1 turn together; else i and i + rope_dim / 2 */
+};
+/* Any head_dim that is a multiple of 8, up to 256; no window. far (host memory): NULL for none. */
+cudaError_t cuda_attention_any(const struct CudaAttn *a, const struct CudaFar *far, cudaStream_t s);
+
 /* Sum over the last obs_rows rows of each sequence and over the query heads of each KV head of the softmax on every
  * key, from the logits' log-sum-exp that cuda_attention wrote. */
 struct CudaMass {
@@ -67,7 +84,10 @@ struct CudaMass {
     float *mass; /* [n_seqs, n_kv_heads, stride] f32; entries behind a head's last key are 0 */
     int stride;
 };
-cudaError_t cuda_attn_mass(const struct CudaMass *a, cudaStream_t s);
+cudaError_t cuda_attn_mass(const struct CudaMass *a,
+                           cudaStream_t s); /* head_dim 64, 96, 128, 256 */
+/* The same for the shapes of cuda_attention_any. */
+cudaError_t cuda_attn_mass_any(const struct CudaMass *a, cudaStream_t s);
 
 /* The cap context tokens of each (sequence, KV head) with the largest max-pooled mass, ascending (eviction/kv_evict.c:
  * pooling window `pool` centred, clipped at the ends; of equal values the lower index wins). */
@@ -114,8 +134,6 @@ struct CudaPaged {
     int ref_stride, max_refs;       /* max_refs: the most of any head (sizes the grid) */
     int n_rows, n_heads, n_kv_heads, head_dim;
     float scale;
-    int n_biased;
-    float bias;
     int n_splits; /* work items a head; chosen by cuda_paged_splits */
     float *part;  /* scratch, cuda_paged_scratch bytes, zeroed once by its owner */
     /* For the one row of a step: with angles q and k come as they are, are turned on the way in, and k and v are put
@@ -148,6 +166,21 @@ struct CudaGemm {
     bool out_f32, add;      /* add: out += ..., f32 only */
 };
 cudaError_t cuda_gemm(struct GemmPlan *p, const struct CudaGemm *g, cudaStream_t s);
+
+/* out [n_rows, hidden] = silu(x W_gate^T) * (x W_up^T), the sums in f32. Compute capability 9.0 only. */
+struct CudaGated {
+    int n_rows, hidden, cols; /* multiples of 8; e4m3: cols of 16 */
+    const void *x;            /* [n_rows, cols] bf16, or e4m3 with the scales below */
+    const void *gate, *up;    /* [hidden, cols] likewise */
+    bool fp8;
+    const float *x_scale;               /* fp8: [n_rows] one factor a row */
+    const float *gate_scale, *up_scale; /* fp8: [hidden] one factor an output channel */
+    bf16 *out;
+};
+cudaError_t cuda_gated_sm90a(const struct CudaGated *g, cudaStream_t s);
+/* Share of the products it makes on a card of n_sm multiprocessors that are wanted: 1 when whole rounds of whole tiles
+ * make up the output. */
+double cuda_gated_fill(int n_rows, int hidden, int n_sm);
 
 /* Rows of x to e4m3 with one scale a row (largest magnitude to 448). */
 cudaError_t cuda_quantize_fp8(const bf16 *x, int n_rows, int cols, void *out, float *scale,

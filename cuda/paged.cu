@@ -143,10 +143,12 @@ struct HeadPages {
 
     __device__ __forceinline__ uint2 ref(const struct CudaPaged &a, int page) const
     {
-        if (page < n_refs && page < end) return __ldg((const uint2 *)refs + page);
+        if (page < n_refs && page < end)
+            return make_uint2(__ldg(&refs[page].page), __ldg(&refs[page].len));
         return make_uint2(0, page < end ? a.n_rows : 0);
     }
     __device__ __forceinline__ int len(int page) const { return (int)__ldg(&refs[page].len); }
+    __device__ __forceinline__ float bias(int page) const { return __ldg(&refs[page].bias); }
 };
 
 template <class T>
@@ -164,34 +166,23 @@ __device__ __forceinline__ void page_load(const struct CudaPaged &a, const HeadP
     tile_load<T::D, 64, 128>(to + T::KV_BYTES, v, pitch, ref.y, thread);
 }
 
-/* What the rows see of a page: row r of the batch its first `len - max(hidden - r, 0)` tokens; the first `biased` have the
- * bias. */
+/* What the rows see of a page: row r of the batch its first `len - max(hidden - r, 0)` tokens, with the page's bias. */
 struct PageView {
-    int len, hidden, biased;
+    int len, hidden;
+    float bias;
 };
 
-/* `before`: tokens before the page, as far as that matters for the bias. */
 __device__ __forceinline__ PageView page_view(const struct CudaPaged &a, const HeadPages &h,
-                                              int page, int before)
+                                              int page)
 {
     if (page >= h.end) return {0, 0, 0};
     if (page >= h.n_refs) return {a.n_rows, a.n_rows - 1, 0};
-    PageView v = {h.len(page), 0, max(a.n_biased - before, 0)};
+    PageView v = {h.len(page), 0, h.bias(page)};
     if (a.k || a.n_rows == 1) return v;
     int after = 0;
     for (int p = page + 1; p < h.n_refs && after < a.n_rows - 1; p++) after += h.len(p);
     v.hidden = a.n_rows - 1 - after;
     return v;
-}
-
-/* Tokens of the pages before `end`; stops once they are enough for the bias. */
-__device__ __forceinline__ int tokens_before(const struct CudaPaged &a, const HeadPages &h, int end,
-                                             int lane)
-{
-    int n = 0;
-    for (int p = 0; p < end && n < a.n_biased; p += 32)
-        n += __reduce_add_sync(ALL, p + lane < end ? h.len(p + lane) : 0);
-    return n;
 }
 
 /* ==== A warp's 16 rows over its tokens of a tile ==== */
@@ -217,8 +208,7 @@ __device__ __forceinline__ void mask(float (&s)[T::KEYS / 8][4], const struct Cu
 #pragma unroll
             for (int c = 0; c < 2; c++) {
                 int t = token + n * 8 + lane % 4 * 2 + c;
-                if (t < v.biased) s[n][2 * h + c] += bias;
-                if (t >= seen) s[n][2 * h + c] = -INFINITY;
+                s[n][2 * h + c] = t < seen ? s[n][2 * h + c] + bias : -INFINITY;
             }
     }
 }
@@ -617,26 +607,19 @@ __launch_bounds__(T::THREADS,
     float scale2 = a.scale * LOG2_E, group_part = 1.0f / group;
     int row = warp % T::WM * 16, token = warp / T::WM * T::KEYS; /* of the tile */
     uint32_t q = q_tile + row * (T::D * 2);
-    int before = tokens_before(a, pages, share.begin, lane);
     for (int it = 0; it < n; it++) {
         copy_wait<T::STAGES - 2>();
         __syncthreads();
         if (it + T::STAGES - 1 < n) load(it + T::STAGES - 1);
         copy_commit();
         int first = share.begin + it * T::PP, page = first + token / 64, in_page = token % 64;
-        int page_before = before;
-        if (before < a.n_biased)
-            for (int p = first; p < min(first + T::PP, n_refs); p++) {
-                if (p < page) page_before += pages.len(p);
-                before += pages.len(p);
-            }
-        PageView view = page_view(a, pages, page, page_before);
+        PageView view = page_view(a, pages, page);
         if (in_page >= view.len) continue;
         uint32_t k = stages + it % T::STAGES * T::STAGE_BYTES + token * (T::D * 2);
         float s[T::KEYS / 8][4];
         products_qk<T>(s, q, k, lane);
-        if (in_page + T::KEYS > view.len || view.hidden > 0 || view.biased > in_page)
-            mask<T>(s, a, view, row, in_page, group_part, a.bias / a.scale, lane);
+        if (in_page + T::KEYS > view.len || view.hidden > 0 || view.bias != 0)
+            mask<T>(s, a, view, row, in_page, group_part, view.bias / a.scale, lane);
         raise<T>(sums, s, scale2);
         products_pv<T>(sums, s, k + T::KV_BYTES, scale2, lane);
     }

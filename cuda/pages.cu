@@ -38,9 +38,9 @@ cudaError_t pages_write(const struct PagesArgs *p, const struct DevWrite *w, int
 
 /* ==== Pages to pages ==== */
 
-/* One block: a page's tokens are all read before it is written, and pages follow each other. */
-static __global__ void pack_kernel(struct PagesArgs p, const uint32_t *from, int n,
-                                   const uint32_t *to)
+/* One block: 64 tokens are all read before one is written, and runs follow each other. */
+static __global__ void pack_kernel(struct PagesArgs p, const uint32_t *from, const uint32_t *to,
+                                   int n)
 {
     extern __shared__ uint4 held[]; /* [64, 2 * per] */
     int per = p.head_dim / CHUNK;
@@ -54,7 +54,8 @@ static __global__ void pack_kernel(struct PagesArgs p, const uint32_t *from, int
         }
         __syncthreads();
         for (int i = threadIdx.x; i < tokens * per; i += blockDim.x) {
-            bf16 *key = (bf16 *)page_key(p, to[first / CUDA_PAGE_TOKENS], i / per);
+            uint32_t at = to[first + i / per];
+            bf16 *key = (bf16 *)page_key(p, at / CUDA_PAGE_TOKENS, at % CUDA_PAGE_TOKENS);
             ((uint4 *)key)[i % per] = held[2 * i];
             ((uint4 *)(key + value_offset(p)))[i % per] = held[2 * i + 1];
         }
@@ -62,41 +63,85 @@ static __global__ void pack_kernel(struct PagesArgs p, const uint32_t *from, int
     }
 }
 
-cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, int n, const uint32_t *to,
+cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, const uint32_t *to, int n,
                        cudaStream_t s)
 {
     size_t bytes = p->page_bytes;
     cudaError_t e =
         cudaFuncSetAttribute(pack_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (e != cudaSuccess) return e;
-    pack_kernel<<<1, 512, bytes, s>>>(*p, from, n, to);
+    pack_kernel<<<1, 512, bytes, s>>>(*p, from, to, n);
     return cudaGetLastError();
 }
 
 /* ==== Pages and rows to packed keys ==== */
 
-/* Where token `at` of a head's pages lies; pages may be part full anywhere. */
-static __device__ const bf16 *find_token(const struct PagesArgs &p, const struct CudaPageRef *refs,
-                                         int at)
+/* One warp: the page that holds token `at` of a head, which has it; *slot is its place there. Pages may be part full
+ * anywhere, so their lengths are summed, 128 pages at a time. */
+static __device__ int find_token(const struct CudaPageRef *refs, int n_refs, int at, int *slot)
 {
-    int i = 0;
-    while (at >= (int)refs[i].len) at -= (int)refs[i++].len;
-    return page_key(p, refs[i].page, at);
+    enum { EACH = 4 };
+    int lane = threadIdx.x % 32;
+    for (int i = 0;; i += 32 * EACH) {
+        int mine = i + lane * EACH, sum = 0, upto;
+        for (int j = 0; j < EACH; j++)
+            if (mine + j < n_refs) sum += (int)refs[mine + j].len;
+        upto = sum;
+        for (int d = 1; d < 32; d *= 2) {
+            int before = __shfl_up_sync(~0u, upto, d);
+            if (lane >= d) upto += before;
+        }
+        unsigned past = __ballot_sync(~0u, upto > at);
+        if (!past) {
+            at -= __shfl_sync(~0u, upto, 31);
+            continue;
+        }
+        int holder = __ffs((int)past) - 1;
+        at -= __shfl_sync(~0u, upto - sum, holder);
+        i += holder * EACH;
+        while (at >= (int)refs[i].len) at -= (int)refs[i++].len;
+        *slot = at;
+        return i;
+    }
 }
 
-/* A block takes 64 packed tokens of one (sequence, KV head). */
+/* One warp: where tokens [first, first + n) of a head's pages lie. */
+static __device__ void find_tokens(const struct PagesArgs &p, const struct CudaPageRef *refs,
+                                   int n_refs, int first, int n, const bf16 **where, float *bias)
+{
+    int slot, i = find_token(refs, n_refs, first, &slot), lane = threadIdx.x % 32;
+    for (int at = 0; at < n; i++, slot = 0) {
+        int run = min((int)refs[i].len - slot, n - at);
+        for (int j = lane; j < run; j += 32) {
+            where[at + j] = page_key(p, refs[i].page, slot + j);
+            if (bias) bias[at + j] = refs[i].bias;
+        }
+        at += run;
+    }
+}
+
+/* A block takes 64 packed tokens of one (sequence, KV head). What lies behind the last tile that holds a key is left as
+ * it is: nobody reads there. */
 static __global__ void gather_kernel(struct GatherArgs a)
 {
+    __shared__ const bf16 *where[CUDA_PAGE_TOKENS];
     int head = blockIdx.y % a.pages.n_kv_heads, seq = blockIdx.y / a.pages.n_kv_heads;
     int dim = a.pages.head_dim, per = dim / CHUNK, past = a.kv.past[head];
     int row0 = a.seq_begin[seq], rows = a.seq_begin[seq + 1] - row0;
+    int first = blockIdx.x * CUDA_PAGE_TOKENS;
     size_t out = ((size_t)blockIdx.y * a.kv.key_stride) * dim;
-    const struct CudaPageRef *refs = a.refs + (size_t)head * a.ref_stride;
+    if (first / CUDA_KEY_TILE * CUDA_KEY_TILE >= past + rows) return;
+    if (threadIdx.x < 32 && first < past)
+        find_tokens(a.pages, a.refs + (size_t)head * a.ref_stride, a.n_refs[head], first,
+                    min(past - first, (int)CUDA_PAGE_TOKENS), where,
+                    a.key_bias && seq == 0 ? a.key_bias + (size_t)head * a.kv.key_stride + first
+                                           : NULL);
+    __syncthreads();
     for (int i = threadIdx.x; i < CUDA_PAGE_TOKENS * per; i += blockDim.x) {
-        int at = blockIdx.x * CUDA_PAGE_TOKENS + i / per, part = i % per;
+        int token = i / per, at = first + token, part = i % per;
         uint4 k = make_uint4(0, 0, 0, 0), v = k;
         if (at < past) {
-            const bf16 *key = find_token(a.pages, refs, at);
+            const bf16 *key = where[token];
             k = ((const uint4 *)key)[part];
             v = ((const uint4 *)(key + value_offset(a.pages)))[part];
         } else if (at < past + rows) {
@@ -104,6 +149,8 @@ static __global__ void gather_kernel(struct GatherArgs a)
             k = ((const uint4 *)(a.k + src))[part];
             v = ((const uint4 *)(a.v + src))[part];
         }
+        if (a.key_bias && seq == 0 && part == 0 && at >= past)
+            a.key_bias[(size_t)head * a.kv.key_stride + at] = 0;
         ((uint4 *)(a.kv.k + out + (size_t)at * dim))[part] = k;
         ((uint4 *)(a.kv.v + out + (size_t)at * dim))[part] = v;
     }

@@ -55,6 +55,32 @@ __device__ static __forceinline__ void mbar_wait(uint64_t *bar, uint32_t parity)
     } while (!done);
 }
 
+/* ==== Clusters ==== */
+
+__device__ static __forceinline__ uint32_t cluster_rank(void)
+{
+    uint32_t r;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
+    return r;
+}
+
+/* All threads of all blocks of the cluster. */
+__device__ static __forceinline__ void cluster_sync(void)
+{
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+
+/* Arrives at the barrier in the same place of block `rank` of the cluster. Publishes no writes to that block: with
+ * .release.cluster it would, at the price of a fence over the whole GPU. */
+__device__ static __forceinline__ void mbar_arrive_at(uint64_t *bar, int rank)
+{
+    asm volatile("{\n.reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_addr(bar)),
+                 "r"(rank)
+                 : "memory");
+}
+
 /* ==== Named barriers ==== */
 
 __device__ static __forceinline__ void named_sync(int id, int threads)
@@ -67,7 +93,69 @@ __device__ static __forceinline__ void named_arrive(int id, int threads)
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-/* ==== Loads ==== */
+/* ==== Loads and stores ==== */
+
+__device__ static __forceinline__ void tensor_load_2d(void *dst, const CUtensorMap *map,
+                                                      uint64_t *bar, int c0, int c1)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%3, %4}], [%2];" ::"r"(shared_addr(dst)),
+                 "l"(map), "r"(shared_addr(bar)), "r"(c0), "r"(c1)
+                 : "memory");
+}
+
+/* To the same place, and the same barrier, of every block of the cluster whose bit of `blocks` is set. */
+__device__ static __forceinline__ void tensor_load_2d_all(void *dst, const CUtensorMap *map,
+                                                          uint64_t *bar, int c0, int c1,
+                                                          uint16_t blocks)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_addr(dst)),
+                 "l"(map), "r"(shared_addr(bar)), "r"(c0), "r"(c1), "h"(blocks)
+                 : "memory");
+}
+
+__device__ static __forceinline__ void tensor_store_2d(const CUtensorMap *map, const void *src,
+                                                       int c0, int c1)
+{
+    asm volatile(
+        "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+        "r"(shared_addr(src)), "r"(c0), "r"(c1)
+        : "memory");
+}
+
+__device__ static __forceinline__ void tensor_store_commit(void)
+{
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+/* Until the shared memory of this thread's stores has been read. */
+__device__ static __forceinline__ void tensor_store_wait_read(void)
+{
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+
+/* Until this thread's stores are done. */
+__device__ static __forceinline__ void tensor_store_wait(void)
+{
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
+/* Makes this thread's writes to shared memory visible to the copy engine and the tensor cores. */
+__device__ static __forceinline__ void fence_async_shared(void)
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* Four 8x8 matrices of 16-bit values; lane l gives the address of row l % 8 of matrix l / 8. */
+__device__ static __forceinline__ void store_matrices(void *row, uint32_t a, uint32_t b, uint32_t c,
+                                                      uint32_t d)
+{
+    asm volatile(
+        "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_addr(row)),
+        "r"(a), "r"(b), "r"(c), "r"(d)
+        : "memory");
+}
 
 __device__ static __forceinline__ void tensor_load_4d(void *dst, const CUtensorMap *map,
                                                       uint64_t *bar, int c0, int c1, int c2, int c3)
@@ -144,6 +232,36 @@ template <int N> __device__ static __forceinline__ void pin_registers(float (&d)
     "%45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, "                            \
     "%58, %59, %60, %61, %62, %63"
 
+#define SM90_NAMES_128                                                                             \
+    SM90_NAMES_64                                                                                  \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, "                          \
+    "%77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, "                       \
+    "%91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, "                        \
+    "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, "                           \
+    "%115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, "                           \
+    "%126, %127"
+
+/* d [64, 256] = A x B^T (+ d when `add`), both in shared memory, 32 contiguous bytes a row: 16 bf16 or 32 e4m3. */
+__device__ static __forceinline__ void wgmma_64x256_bf16(float (&d)[128], uint64_t a, uint64_t b,
+                                                         int add)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" SM90_NAMES_128
+                 "}, %128, %129, p, 1, 1, 0, 0;\n}"
+                 : SM90_D32(d, 0), SM90_D32(d, 32), SM90_D32(d, 64), SM90_D32(d, 96)
+                 : "l"(a), "l"(b), "r"(add));
+}
+
+__device__ static __forceinline__ void wgmma_64x256_e4m3(float (&d)[128], uint64_t a, uint64_t b,
+                                                         int add)
+{
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n256k32.f32.e4m3.e4m3 {" SM90_NAMES_128
+                 "}, %128, %129, p, 1, 1;\n}"
+                 : SM90_D32(d, 0), SM90_D32(d, 32), SM90_D32(d, 64), SM90_D32(d, 96)
+                 : "l"(a), "l"(b), "r"(add));
+}
+
 /* d [64, 128] (+)= A [64, 16] x B [128, 16]^T, both in shared memory, 16 contiguous elements a row. */
 template <bool ADD>
 __device__ static __forceinline__ void wgmma_64x128_ss(float (&d)[64], uint64_t a, uint64_t b)
@@ -180,6 +298,13 @@ __device__ static __forceinline__ float exp2_fast(float x)
 {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ static __forceinline__ float reciprocal_fast(float x)
+{
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 

@@ -80,7 +80,7 @@ static __global__ void end_kernel(const struct EndArgs a)
         struct CudaPageRef *refs = a.table.refs + (size_t)head * a.table.stride;
         int n = a.table.n_refs[head];
         if (slot.at == 0) {
-            if (n < a.table.stride) refs[n] = {slot.page, 1};
+            if (n < a.table.stride) refs[n] = {slot.page, 1, 0};
             a.table.n_refs[head] = n + 1;
         } else {
             refs[n - 1].len++;
@@ -170,6 +170,7 @@ static int best_token(const struct Device *d, int *best)
 
 int cuda_replay(struct Device *d, const struct KvWrite *writes, int n, float *logits, int *best)
 {
+    Range range("decode step");
     TRY(tell_slots(d, writes, n));
     d->step.grown = false;
     CUDA_TRY(cudaGraphLaunch(d->step.graph, d->stream));

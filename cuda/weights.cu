@@ -202,10 +202,29 @@ static int fill_slab(struct Device *d)
     return status < 0 ? status : e == cudaSuccess ? PC_OK : cuda_fail(e, "loading the weights");
 }
 
+/* Said before the attempt, with what would fit. */
+static int check_room(const struct Device *d, size_t bytes)
+{
+    size_t room = 0, total = 0;
+    double gib = 1 << 30;
+    CUDA_TRY(cudaMemGetInfo(&room, &total));
+    if (d->limit && d->limit < room) room = d->limit;
+    if (bytes < room) return PC_OK;
+    return err_set(
+        PC_ENOMEM,
+        "the weights take %.2f GiB of GPU memory and %.2f GiB may be used (%.2f are on the "
+        "card); use a file of smaller types (Q8_0 takes about %.2f GiB, Q4_K %.2f), raise "
+        "--gpu-memory, or use --backend cpu",
+        (double)bytes / gib, (double)room / gib, (double)total / gib,
+        (double)d->model->n_params * 34 / 32 / gib, (double)d->model->n_params * 144 / 256 / gib);
+}
+
 int weights_open(struct Device *d)
 {
     TRY(list_weights(d));
-    d->slab = dev_alloc(d, lay_out(d, NULL));
+    size_t bytes = lay_out(d, NULL);
+    TRY(check_room(d, bytes));
+    d->slab = dev_alloc(d, bytes);
     if (!d->slab) return PC_ENOMEM;
     lay_out(d, (uint8_t *)d->slab);
     TRY(fill_slab(d));

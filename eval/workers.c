@@ -85,7 +85,7 @@ static void worker_main(struct Runner *r, struct Share *share, int fd)
     struct Self self = {share, atomic_fetch_add(&share->next, 1), fd};
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     r->deliver = send_line;
-    r->deliver_to = &self;
+    r->deliver_to = &self; /* cppcheck-suppress autoVariables ; does not return */
     r->mine = take_number;
     r->view.mode = PROGRESS_NONE;
     int status = runner_rows(r);

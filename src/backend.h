@@ -33,8 +33,11 @@ struct DeviceOptions {
 struct DeviceLimits {
     size_t memory;    /* bytes that it can still give, those of its host where they are the same */
     bool own_memory;  /* has memory of its own, apart from the host's */
+    bool records;     /* record() takes steps of this model; never those with far keys */
     int wave_rows;    /* rows of a wave that keep it busy */
     int segment_rows; /* rows of a segment of plain prefill */
+    double flops,
+        bandwidth; /* peak rates a second of its prefill arithmetic and its memory; 0: not known */
 };
 
 /* The largest batch that will be run. */
@@ -51,6 +54,7 @@ struct BatchShape {
 struct PageRef {
     uint32_t page;
     uint32_t len;
+    float bias; /* added to the logits of its tokens */
 };
 
 /* The pages of every head of a sequence: head h = layer * n_kv_heads + kv head. */
@@ -104,9 +108,7 @@ struct AttnArgs {
     const struct PagePool *pool;
     const struct HeadTable *past; /* seen whole by every row, before its own sequence; or NULL */
     int last_rows;                /* only the last so many rows of each sequence ask; 0: all */
-    int n_biased; /* the first n_biased past tokens of each head get `bias` on their logit */
-    float bias;
-    const struct FarKeys *far; /* NULL: every key is seen where it stands */
+    const struct FarKeys *far;    /* NULL: every key is seen where it stands */
 };
 
 /* n tokens of one KV head into one page. */
@@ -138,8 +140,6 @@ struct Batch {
     int n_seqs;
     const struct PagePool *pool;
     const struct HeadTable *past;
-    int n_biased;
-    float bias;
     const struct FarKeys *far;
     /* The step behind the one that replay() ran last: the same rope, and a past that grew by its writes alone. */
     bool follows;
@@ -190,10 +190,10 @@ struct Backend {
     int (*keep)(struct Device *d, const struct AttnArgs *args, const struct KeepArgs *k);
     int (*kv_write)(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
                     int n);
-    /* Token i of n moves from slot from[i] (page * PAGE_TOKENS + slot) to slot i % PAGE_TOKENS of page to[i / PAGE_TOKENS];
-     * no source lies in a page that was written before its turn came. */
-    int (*kv_pack)(struct Device *d, const struct PagePool *pool, const uint32_t *from, int n,
-                   const uint32_t *to);
+    /* Token i of n moves from slot from[i] to slot to[i], each a page * PAGE_TOKENS + its place there; tokens move forward
+     * only: no source is a slot that an earlier token went to. */
+    int (*kv_pack)(struct Device *d, const struct PagePool *pool, const uint32_t *from,
+                   const uint32_t *to, int n);
     /* One token as f32, into host memory. */
     int (*kv_read)(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
                    float *k, float *v);

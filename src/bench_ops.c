@@ -135,9 +135,10 @@ static int bench_open(struct OpBench *b, int keys)
     struct KvWrites w;
     TRY(kv_writes_open(&w, 64));
     int status = PC_OK;
-    for (int t = 0; t < keys && status == PC_OK; t++)
+    for (int t = 0; t < keys && status == PC_OK; t += PAGE_TOKENS)
         for (int l = 0; l < m->n_layers && status == PC_OK; l++) {
-            struct KvRows r = {b->tf.k, b->tf.v, 0, NULL, 1};
+            struct KvRows r = {b->tf.k, b->tf.v, 0, NULL,
+                               keys - t < PAGE_TOKENS ? keys - t : PAGE_TOKENS};
             status = kv_append_all(&b->kv, &b->table, l, &r, &w);
             if (status == PC_OK) status = kv_flush(&b->kv, &w);
         }
@@ -153,6 +154,16 @@ static void bench_close(struct OpBench *b)
     mem_free(b->tokens);
     mem_free(b->pos);
     mem_free(b->logits);
+}
+
+/* The longer of the arithmetic and the memory traffic at the device's peak rates; decoding is bound by memory. */
+static void least_time(const struct OpBench *b, bool decode, struct BenchRow *row)
+{
+    struct DeviceLimits l;
+    b->e->be->limits(b->e->dev, &l);
+    double work = l.flops > 0 && !decode ? row->flops / l.flops : 0,
+           traffic = l.bandwidth > 0 ? row->bytes / l.bandwidth : 0;
+    row->least_seconds = work > traffic ? work : traffic;
 }
 
 /* A device may run behind: waits until it has done what was asked. */
@@ -181,6 +192,7 @@ int engine_bench_op(struct Engine *e, int op, int n_tokens, struct BenchRow *row
     if (status == PC_OK) status = settle(&b);
     row->seconds = clock_seconds() - begun;
     account(&b, kind, n_tokens, row);
+    least_time(&b, decode, row);
     snprintf(row->name, sizeof row->name, "%s %s", decode ? "decode" : "prefill", names[kind]);
     if (decode)
         snprintf(row->shape, sizeof row->shape, "1 row, %d keys, %d layers", n_tokens,

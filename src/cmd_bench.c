@@ -21,6 +21,7 @@ struct BenchCase {
     double sum_rate, sum_rate_sq;
     const char *unit;
     size_t peak_bytes;
+    double peak_share; /* of the device's peak rate; 0: not known */
 };
 
 enum { CASES_MAX = 64 };
@@ -127,6 +128,52 @@ static int bench_sessions(struct Bench *b, bool prefill, bool decode)
     return PC_OK;
 }
 
+/* ==== The paper's table ==== */
+
+/* One line of it: a whole prefill under these settings; what does not fit is left out with a word. */
+static int paper_line(struct Bench *b, const struct Settings *set, int n_tokens, const char *test)
+{
+    char shape[64];
+    if (set->method == METHOD_FULL)
+        snprintf(shape, sizeof shape, "all at once");
+    else
+        snprintf(shape, sizeof shape, "%d chunks a wave", set->wave);
+    TRY(engine_configure(b->engine, set));
+    struct BenchCase *c = case_new(b, test, shape, "tok/s");
+    if (!c) return err_set(PC_EINTERNAL, "more than %d lines to time", CASES_MAX);
+    int status = bench_runs(b, n_tokens, c, NULL);
+    if (status != PC_ENOMEM) return status;
+    log_msg(LOG_WARN, "%s, %s: %s", test, shape, err_text());
+    b->n_cases--;
+    return PC_OK;
+}
+
+/* Table 7 of ParallelComp in this engine: prefill of 23 chunks, 1 to 23 of them a wave, with all tokens of the kept
+ * chunks and with half of them; beside it full attention. A wave of one is the naive loop over chunks. */
+static int bench_paper(struct Bench *b)
+{
+    static const int waves[] = {1, 2, 4, 8, 16, 23};
+    enum { CHUNKS = 23, WAVES = sizeof waves / sizeof *waves, AROUND = 256 };
+    struct Settings set = *engine_settings(b->engine);
+    int window = set.window == AUTO ? engine_model(b->engine)->cfg.train_len : set.window;
+    if (set.chunk == AUTO) set.chunk = window - AROUND; /* prompt, question and answer */
+    if (set.chunk < 16) return err_set(PC_ERANGE, "a window of %d is too small for this", window);
+    int n_tokens = b->cli->tokens ? b->cli->tokens : CHUNKS * set.chunk;
+    set.max_tokens = 16;
+    if (b->cli->files.n)
+        TRY(cli_context(b->cli, &b->text));
+    else
+        TRY(prose_make(&b->text, (size_t)n_tokens * 8));
+    for (int half = 0; half < 2; half++)
+        for (int i = 0; i < WAVES; i++) {
+            set.wave = waves[i];
+            set.kv_cap = half ? set.chunk / 2 : CAP_OFF;
+            TRY(paper_line(b, &set, n_tokens, half ? "chunks, half of KV" : "chunks"));
+        }
+    set.method = METHOD_FULL;
+    return paper_line(b, &set, n_tokens, "full attention");
+}
+
 /* ==== Operations ==== */
 
 static int bench_ops(struct Bench *b)
@@ -144,25 +191,34 @@ static int bench_ops(struct Bench *b)
             TRY(engine_bench_op(b->engine, op, n_tokens, &row));
             case_add(c, row.seconds, row.flops / 1e9);
             c->bytes = row.bytes;
+            c->peak_share = row.seconds > 0 ? row.least_seconds / row.seconds : 0;
         }
     }
 }
 
 /* ==== Tables ==== */
 
+/* Per cent of the device's peak, or a dash. */
+static const char *share_text(double share, char text[16])
+{
+    snprintf(text, 16, share > 0 ? "%.1f" : "-", 100 * share);
+    return text;
+}
+
 static int row_csv(const struct BenchCase *c, bool markdown, struct Str *out)
 {
     double seconds = mean(c->sum, c->n), rate = mean(c->sum_rate, c->n);
     double rate_sd = deviation(c->sum_rate, c->sum_rate_sq, c->n);
     double gb = seconds > 0 ? c->bytes / seconds / 1e9 : 0;
+    char share[16];
     if (markdown)
-        return str_appendf(out, "| %s | %s | %.2f ± %.2f | %s | %.2f ± %.2f | %.1f | %.0f |\n",
+        return str_appendf(out, "| %s | %s | %.2f ± %.2f | %s | %.2f ± %.2f | %.1f | %s | %.0f |\n",
                            c->test, c->shape, rate, rate_sd, c->unit, 1e3 * seconds,
                            1e3 * deviation(c->sum, c->sum_sq, c->n), gb,
-                           (double)c->peak_bytes / (1 << 20));
-    return str_appendf(out, "%s,\"%s\",%d,%.6g,%.6g,%s,%.6g,%.6g,%.6g,%zu\n", c->test, c->shape,
-                       c->n, rate, rate_sd, c->unit, seconds, deviation(c->sum, c->sum_sq, c->n),
-                       gb, c->peak_bytes);
+                           share_text(c->peak_share, share), (double)c->peak_bytes / (1 << 20));
+    return str_appendf(out, "%s,\"%s\",%d,%.6g,%.6g,%s,%.6g,%.6g,%.6g,%.4g,%zu\n", c->test,
+                       c->shape, c->n, rate, rate_sd, c->unit, seconds,
+                       deviation(c->sum, c->sum_sq, c->n), gb, 100 * c->peak_share, c->peak_bytes);
 }
 
 static int table_text(const struct Bench *b, bool markdown, struct Str *out)
@@ -170,12 +226,13 @@ static int table_text(const struct Bench *b, bool markdown, struct Str *out)
     if (markdown)
         TRY(str_appendf(
             out,
-            "%s, %s, %d repeats, mean ± sd\n\n| test | shape | rate | unit | ms | GB/s | MiB |\n"
-            "|---|---|---:|---|---:|---:|---:|\n",
+            "%s, %s, %d repeats, mean ± sd\n\n| test | shape | rate | unit | ms | GB/s | %% of peak | MiB |\n"
+            "|---|---|---:|---|---:|---:|---:|---:|\n",
             engine_model(b->engine)->cfg.name, engine_device(b->engine), b->cli->repeats));
     else
         TRY(str_appendf(
-            out, "test,shape,repeats,rate,rate_sd,unit,seconds,seconds_sd,gb_per_s,peak_bytes\n"));
+            out,
+            "test,shape,repeats,rate,rate_sd,unit,seconds,seconds_sd,gb_per_s,percent_of_peak,peak_bytes\n"));
     for (int i = 0; i < b->n_cases; i++) TRY(row_csv(&b->cases[i], markdown, out));
     return PC_OK;
 }
@@ -200,6 +257,7 @@ static int table_json(const struct Bench *b, struct Str *out)
         cJSON_AddNumberToObject(row, "seconds", seconds);
         cJSON_AddNumberToObject(row, "seconds_sd", deviation(c->sum, c->sum_sq, c->n));
         cJSON_AddNumberToObject(row, "gb_per_s", seconds > 0 ? c->bytes / seconds / 1e9 : 0);
+        cJSON_AddNumberToObject(row, "percent_of_peak", 100 * c->peak_share);
         cJSON_AddNumberToObject(row, "peak_bytes", (double)c->peak_bytes);
         cJSON_AddItemToArray(rows, row);
     }
@@ -208,14 +266,15 @@ static int table_json(const struct Bench *b, struct Str *out)
 
 int cmd_bench(struct Cli *cli)
 {
-    static const char *const parts[] = {"prefill", "decode", "ops", "all"};
+    static const char *const parts[] = {"prefill", "decode", "ops", "paper", "all"};
     const char *part = cli->args.n ? cli->args.items[0] : "all",
                *format = cli->format ? cli->format : "md";
     bool known = false, json = strcmp(format, "json") == 0, md = strcmp(format, "md") == 0;
-    for (int i = 0; i < 4; i++) known |= strcmp(part, parts[i]) == 0;
+    for (int i = 0; i < 5; i++) known |= strcmp(part, parts[i]) == 0;
     if (!known || cli->args.n > 1)
         return err_set(PC_ECONFIG,
-                       "bench '%.32s' is not known; accepted: prefill, decode, ops, all", part);
+                       "bench '%.32s' is not known; accepted: prefill, decode, ops, paper, all",
+                       part);
     if (!json && !md && strcmp(format, "csv") != 0)
         return err_set(PC_ECONFIG, "flag '--format': '%.32s' is not known; accepted: md, csv, json",
                        format);
@@ -231,6 +290,7 @@ int cmd_bench(struct Cli *cli)
     TRY_GOTO(cli_open(cli, &b->engine));
     if (prefill || decode) status = bench_sessions(b, prefill, decode);
     if (status == PC_OK && ops) status = bench_ops(b);
+    if (strcmp(part, "paper") == 0) status = bench_paper(b);
     if (status < 0 && status != PC_EINTR) goto fail;
     if (status == PC_EINTR)
         fprintf(stderr, "pcomp: stopped; the table holds what was measured until then\n");

@@ -28,7 +28,8 @@ static double prefill_flops(const struct Model *model, const struct PlanInfo *pl
 static double estimate_seconds(struct Engine *engine, const struct PlanInfo *plan)
 {
     double best = 0;
-    int n_tokens = plan->chunk_tokens < 512 ? plan->chunk_tokens : 512;
+    int rows = engine_on_gpu(engine) ? 8192 : 512, /* enough to keep it busy */
+        n_tokens = plan->chunk_tokens < rows ? plan->chunk_tokens : rows;
     if (plan->made_bytes && !plan->fits) return -1; /* there will be no weights to measure with */
     for (int i = 0; i < 4 && plan->n_context > 0; i++) {
         struct BenchRow row = {0};
@@ -87,9 +88,10 @@ static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double 
     if (plan->n_truncated)
         TRY(str_appendf(out, "cut      %d text tokens are left out of the middle\n",
                         plan->n_truncated));
-    TRY(str_appendf(out, "memory   %s at the peak, %s available: %s\n",
-                    bytes_text(plan->peak_bytes, a), bytes_text(plan->available_bytes, b),
-                    plan->fits ? "fits" : "does not fit"));
+    TRY(str_appendf(out, "memory   %s%s at the peak, %s available: %s\n",
+                    bytes_text(plan->peak_bytes, a),
+                    engine_on_gpu(engine) ? " of the GPU beside the weights" : "",
+                    bytes_text(plan->available_bytes, b), plan->fits ? "fits" : "does not fit"));
     if (seconds >= 0)
         TRY(str_appendf(out, "time     about %.1f s of prefill, from one measured matrix product\n",
                         seconds));

@@ -65,6 +65,8 @@ const struct Setting SETTINGS[] = {
      "chunks kept whatever their score, among those of keep: the last, which stands next to the question; or both ends"},
     {"keep_gap", SET_FLOAT, AT(keep_gap), 0, 0.001, 1000, WORDS_GAP, "off", "method",
      "nats: a kept chunk leaves after all if its score is worse than the best one's by more; for scores of the model only"},
+    {"chunk_bias", SET_FLOAT, AT(chunk_bias), 0, 0, 100, NULL, "0", "method",
+     "logits of a kept chunk's tokens fall by so much for each nat that its score is worse than the best one's; for scores of the model only"},
     {"prefix_copies", SET_INT, AT(prefix_copies), 0, 1, 1 << 16, NULL, "1", "method",
      "weight of the shared prefix in the merged cache, as that many copies"},
     {"calib", SET_CALIB, AT(calib), 0, 0, 0, NULL, "[]", "method",

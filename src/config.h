@@ -49,6 +49,7 @@ struct Settings {
     int pool;                /* width of the max-pool over importance, odd */
     enum ChunkScore chunk_score;
     float keep_gap;          /* nats above the best kept score at which a kept chunk leaves after all; 0: never */
+    float chunk_bias;        /* beta: logits of a kept chunk fall by this times its score above the best */
     enum Anchor anchor;      /* chunks that stay whatever their score; among the k */
     int prefix_copies;       /* weight of the shared prefix in the merged cache, as that many copies */
     struct CalibRule calib[CALIB_RULES_MAX];

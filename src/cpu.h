@@ -23,6 +23,7 @@ struct Device {
     uint8_t *prep;      /* matvec operands */
     struct KvPack pack; /* [n_seqs * n_kv_heads] packed keys and values, pack_blocks blocks apart */
     int pack_blocks;
+    float *key_bias;   /* [n_kv_heads, pack_blocks * QBLOCK] biases of past keys */
     uint8_t *turned_k; /* the same keys where far rows see them, turned_blocks blocks apart */
     float *turned_k_scale;
     int turned_blocks;
@@ -47,8 +48,8 @@ int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, floa
                   int stride);
 int cpu_kv_write(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
                  int n);
-int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from, int n,
-                const uint32_t *to);
+int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from,
+                const uint32_t *to, int n);
 int cpu_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at, float *k,
                 float *v);
 

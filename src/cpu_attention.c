@@ -24,6 +24,36 @@ static const struct PageRef *past_refs(const struct AttnArgs *a, int head)
 
 /* ==== Many rows ==== */
 
+static float *biases_of(const struct Device *d, int kv_head)
+{
+    return d->key_bias + (size_t)kv_head * d->pack_blocks * QBLOCK;
+}
+
+/* Past keys of a head up to the last one whose page has a bias. */
+static int n_biased(const struct AttnArgs *a, int kv_head, int n_kv)
+{
+    int head = a->layer * n_kv + kv_head, n = past_tokens(a, kv_head, n_kv);
+    for (int i = a->past ? a->past->n_refs[head] : 0; i-- > 0;) {
+        if (past_refs(a, head)[i].bias != 0) return n;
+        n -= (int)past_refs(a, head)[i].len;
+    }
+    return 0;
+}
+
+/* The pages' biases, key by key. */
+static void spread_biases(struct Device *d, const struct AttnArgs *a)
+{
+    int n_kv = d->model->cfg.n_kv_heads;
+    for (int kv = 0; kv < n_kv; kv++) {
+        float *out = biases_of(d, kv);
+        for (int n = n_biased(a, kv, n_kv), i = 0; n > 0; i++) {
+            struct PageRef ref = past_refs(a, a->layer * n_kv + kv)[i];
+            for (int t = 0; t < (int)ref.len; t++) *out++ = ref.bias;
+            n -= (int)ref.len;
+        }
+    }
+}
+
 static struct KvPack pack_of(const struct Device *d, int seq, int kv_head)
 {
     const struct ModelConfig *m = &d->model->cfg;
@@ -94,6 +124,7 @@ static void pack_keys(struct Device *d, const struct AttnArgs *a)
 {
     const struct ModelConfig *m = &d->model->cfg;
     int heads = a->n_seqs * m->n_kv_heads;
+    spread_biases(d, a);
 #pragma omp parallel for schedule(dynamic, 4) collapse(2) num_threads(d->threads)
     for (int h = 0; h < heads; h++) {
         for (int b = 0; b < d->pack_blocks; b++) {
@@ -136,8 +167,8 @@ static struct AttnTile tile_of(const struct Device *d, const struct AttnArgs *a,
         .first_visible = past_tokens(a, kv, m->n_kv_heads) + row + 1,
         .kv = pack_of(d, seq, kv),
         .scale = 1.0f / sqrtf((float)m->head_dim),
-        .n_biased = a->n_biased,
-        .bias = a->bias,
+        .bias = biases_of(d, kv),
+        .n_biased = n_biased(a, kv, m->n_kv_heads),
         .out = (float *)a->out + at,
         .ld_out = width,
     };
@@ -247,22 +278,14 @@ static int make_splits(const struct AttnArgs *a, int n_kv, int idx, struct Split
     return n;
 }
 
-/* n_biased counts tokens from the head's start; how many of them lie in the page that begins at `before`. */
-static int biased_in(const struct AttnArgs *a, int before, int len)
-{
-    int n = a->n_biased - before;
-    return n < 0 ? 0 : n < len ? n : len;
-}
-
 static void attend_split(struct Device *d, const struct AttnArgs *a, struct Split s,
                          struct Partial *part, float *out)
 {
     const struct ModelConfig *m = &d->model->cfg;
     int group = m->n_heads / m->n_kv_heads, head = a->layer * m->n_kv_heads + s.kv_head;
-    int refs = a->past ? a->past->n_refs[head] : 0, n = 0, before = 0;
+    int refs = a->past ? a->past->n_refs[head] : 0, n = 0;
     struct PageRun runs[DECODE_SPLIT];
     void *own = thread_scratch(d, omp_get_thread_num());
-    for (int i = 0; i < s.begin; i++) before += (int)past_refs(a, head)[i].len;
     for (int i = s.begin; i < s.end; i++) {
         if (i == refs) {
             size_t at = (size_t)s.kv_head * m->head_dim;
@@ -273,8 +296,7 @@ static void attend_split(struct Device *d, const struct AttnArgs *a, struct Spli
         }
         struct PageRef ref = past_refs(a, head)[i];
         runs[n++] = (struct PageRun){a->pool->data + ref.page * a->pool->page_bytes, (int)ref.len,
-                                     biased_in(a, before, (int)ref.len)};
-        before += (int)ref.len;
+                                     ref.bias};
     }
     const float *q = (const float *)a->q + (size_t)s.kv_head * group * m->head_dim;
     struct PageAttn pages = {.exact = d->exact,
@@ -283,8 +305,7 @@ static void attend_split(struct Device *d, const struct AttnArgs *a, struct Spli
                              .ld_q = m->head_dim,
                              .n_q = group,
                              .runs = runs,
-                             .n_runs = n,
-                             .bias = a->bias};
+                             .n_runs = n};
     d->kern->attn_pages(&pages, part, out);
 }
 
@@ -358,16 +379,16 @@ int cpu_kv_write(struct Device *d, const struct PagePool *pool, const struct KvW
     return PC_OK;
 }
 
-int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from, int n,
-                const uint32_t *to)
+int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from,
+                const uint32_t *to, int n)
 {
     int dim = d->model->cfg.head_dim;
     float k[HEAD_DIM_MAX], v[HEAD_DIM_MAX];
     for (int i = 0; i < n; i++) {
         const uint8_t *src = pool->data + from[i] / PAGE_TOKENS * pool->page_bytes;
+        uint8_t *dst = pool->data + to[i] / PAGE_TOKENS * pool->page_bytes;
         d->kern->page_read(src, (int)(from[i] % PAGE_TOKENS), dim, k, v, d->exact);
-        d->kern->page_write(pool->data + to[i / PAGE_TOKENS] * pool->page_bytes, i % PAGE_TOKENS,
-                            dim, k, v, d->exact);
+        d->kern->page_write(dst, (int)(to[i] % PAGE_TOKENS), dim, k, v, d->exact);
     }
     return PC_OK;
 }

@@ -10,14 +10,6 @@
 #include <math.h>
 #include <string.h>
 
-/* prefix_copies = k gives the one shared prefix the weight of k copies: log k on its logits (method.md 1.5). */
-static void weigh_prefix(const struct Session *s, struct Batch *b)
-{
-    if (s->set.prefix_copies <= 1) return;
-    b->n_biased = s->prompt.prefix.n;
-    b->bias = logf((float)s->set.prefix_copies);
-}
-
 static struct Batch tail_batch(struct Session *s, const int *ids, int n, int pos0)
 {
     s->seq_begin[0] = 0;
@@ -32,7 +24,6 @@ static struct Batch tail_batch(struct Session *s, const int *ids, int n, int pos
                       .n_seqs = 1,
                       .pool = &s->kv.pool,
                       .past = &s->merged};
-    weigh_prefix(s, &b);
     return b;
 }
 
@@ -239,9 +230,9 @@ static int step_replayed(struct Session *s, const struct Batch *b, int *best)
 static int step(struct Session *s, struct Sampler *sampler, int pos, int *id)
 {
     struct Batch b = tail_batch(s, id, 1, pos);
-    bool replay = s->tf.be->replay, greedy = replay && sampler->config.temperature <= 0;
     TRY(far_batch(s, &b));
-    b.follows = s->recorded && !b.far;
+    bool replay = s->limits.records && !b.far, greedy = replay && sampler->config.temperature <= 0;
+    b.follows = s->recorded;
     TRY(tf_begin(&s->tf, &b));
     TRY(replay ? step_replayed(s, &b, greedy ? id : NULL) : step_layers(s, &b, true));
     far_forget(s, &s->merged);

@@ -25,6 +25,7 @@ static const struct Shape shapes[] = {
     { "smollm2-135m", "llama", 30, 576, 9, 3, 64, 1536, 49152, 8192, 100000, 1e-5f, true, false },
     { "qwen2.5-0.5b", "qwen2", 24, 896, 14, 2, 64, 4864, 151936, 32768, 1000000, 1e-6f, true, false },
     { "tiny", "llama", 3, 256, 4, 2, 64, 512, 1024, 512, 10000, 1e-5f, false, true }, /* for tests */
+    { "tiny-40", "qwen2", 3, 256, 6, 3, 40, 512, 1024, 512, 10000, 1e-6f, false, false },
 };
 
 static const struct TypeName {

@@ -89,9 +89,9 @@ struct AttnTile {
     int ld_q, n_rows;
     int first_visible; /* keys that row 0 sees; row i sees i more */
     struct KvPack kv;
-    float scale;  /* 1 / sqrt(head_dim) */
-    int n_biased; /* the first n_biased keys get `bias` added to their logit */
-    float bias;
+    float scale;       /* 1 / sqrt(head_dim) */
+    const float *bias; /* [n_biased] added to the logits of the first keys */
+    int n_biased;
     float *out; /* [n_rows, ld_out] f32 */
     int ld_out;
     int window; /* a row sees only so many of its last keys; 0: all */
@@ -104,7 +104,7 @@ struct AttnTile {
 struct PageRun {
     const void *page; /* K^T [head_dim, 64] then V [64, head_dim]; f16, or f32 in exact mode */
     int len;          /* tokens in use */
-    int n_biased;     /* first tokens of this page that get the bias */
+    float bias;       /* added to their logits */
 };
 
 /* Query rows of one KV group (decode). */
@@ -115,7 +115,6 @@ struct PageAttn {
     int ld_q, n_q;
     const struct PageRun *runs;
     int n_runs;
-    float bias;
 };
 
 struct Partial {

@@ -195,10 +195,10 @@ static void logits(const struct AttnTile *t, const struct Scratch *s, int kb, fl
     }
     int first = kb * QBLOCK;
     if (first < t->n_biased) {
-        float bias = t->bias * 1.44269504f;
+        const float *bias = t->bias + first;
         int n = t->n_biased - first < QBLOCK ? t->n_biased - first : QBLOCK;
         for (int r = 0; r < t->n_rows; r++)
-            for (int j = 0; j < n; j++) out[r * PANEL_COLS + j] += bias;
+            for (int j = 0; j < n; j++) out[r * PANEL_COLS + j] += bias[j] * 1.44269504f;
     }
     mask(t, kb, out);
 }

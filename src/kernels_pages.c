@@ -150,7 +150,8 @@ static inline __attribute__((always_inline)) void attend_page(const struct PageA
     _Alignas(64) float s[QUERIES_MAX * QBLOCK];
     page_logits(a, first, n, run->page, exact, s);
     for (int g = 0; g < n; g++) {
-        for (int j = 0; j < run->n_biased; j++) s[g * QBLOCK + j] += a->bias * 1.44269504f;
+        if (run->bias != 0)
+            for (int j = 0; j < run->len; j++) s[g * QBLOCK + j] += run->bias * 1.44269504f;
         page_softmax(s + g * QBLOCK, run->len, a->head_dim, part + g,
                      out + (size_t)g * a->head_dim);
     }

@@ -87,12 +87,12 @@ int kv_append(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head,
     struct PageRef *refs = t->refs + (size_t)head * t->stride;
     for (int done = 0; done < rows->n;) {
         int n = t->n_refs[head];
-        if (n == 0 || refs[n - 1].len == PAGE_TOKENS) {
+        if (n == 0 || refs[n - 1].len == PAGE_TOKENS || refs[n - 1].bias != 0) {
             if (n == t->stride || kv->pool.n_free == 0)
                 return err_set(PC_EINTERNAL,
                                "KV cache: no room in layer %d head %d (%d of %d pages, %u free)",
                                layer, kv_head, n, t->stride, kv->pool.n_free);
-            refs[n] = (struct PageRef){kv->pool.free[--kv->pool.n_free], 0};
+            refs[n] = (struct PageRef){kv->pool.free[--kv->pool.n_free], 0, 0};
             t->n_refs[head] = ++n;
         }
         struct PageRef *last = &refs[n - 1];
@@ -145,6 +145,12 @@ int kv_move(struct HeadTable *dst, struct HeadTable *src)
     return PC_OK;
 }
 
+void kv_bias(struct HeadTable *t, float bias)
+{
+    for (int h = 0; h < t->n_heads; h++)
+        for (int i = 0; i < t->n_refs[h]; i++) t->refs[(size_t)h * t->stride + i].bias = bias;
+}
+
 void kv_clear(struct KvCache *kv, struct HeadTable *t)
 {
     for (int h = 0; h < t->n_heads; h++) {
@@ -173,32 +179,34 @@ void kv_slide(struct KvCache *kv, struct HeadTable *t, int first, int last)
     }
 }
 
-/* Notes where the survivors of one head lie, in order, and sends them on to the head's first pages, a run of pages at a
- * time: survivors move forward only, so no page is written before what it held was read. */
+/* Notes where the survivors of one head lie and where they go, in order: forward only, so that nothing is written
+ * before what it held was read. A page has one bias, so survivors of another begin a page of their own. */
 int kv_filter(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, const uint8_t *keep)
 {
-    enum { RUN = 16 * PAGE_TOKENS };
-    uint32_t from[RUN], to[RUN / PAGE_TOKENS];
-    int head = layer * kv->n_kv_heads + kv_head, n_refs = t->n_refs[head], kept = 0, n = 0,
-        token = 0;
-    struct PageRef *refs = t->refs + (size_t)head * t->stride;
+    enum { RUN = 1024 };
+    uint32_t from[RUN], to[RUN];
+    int head = layer * kv->n_kv_heads + kv_head, n_refs = t->n_refs[head], kept = 0, token = 0,
+        used = 0, n = 0;
+    struct PageRef *refs = t->refs + (size_t)head * t->stride, *last = NULL;
     for (int i = 0; i < n_refs; i++) {
-        for (uint32_t at = 0; at < refs[i].len; at++) {
+        struct PageRef page = refs[i];
+        for (uint32_t at = 0; at < page.len; at++) {
             if (!keep[token++]) continue;
-            to[n / PAGE_TOKENS] = refs[kept / PAGE_TOKENS].page;
-            from[n++] = refs[i].page * PAGE_TOKENS + at;
-            kept++;
-            if (n == RUN) {
-                TRY(kv->be->kv_pack(kv->dev, &kv->pool, from, n, to));
-                n = 0;
+            if (!last || last->len == PAGE_TOKENS || last->bias != page.bias) {
+                last = &refs[used++];
+                last->len = 0;
+                last->bias = page.bias;
             }
+            from[n] = page.page * PAGE_TOKENS + at;
+            to[n++] = last->page * PAGE_TOKENS + last->len++;
+            kept++;
+            if (n < RUN) continue;
+            TRY(kv->be->kv_pack(kv->dev, &kv->pool, from, to, n));
+            n = 0;
         }
     }
-    if (n) TRY(kv->be->kv_pack(kv->dev, &kv->pool, from, n, to));
-    int used = (kept + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    if (n) TRY(kv->be->kv_pack(kv->dev, &kv->pool, from, to, n));
     for (int i = n_refs; i-- > used;) kv->pool.free[kv->pool.n_free++] = refs[i].page;
-    for (int i = 0; i < used; i++)
-        refs[i].len = (uint32_t)(i + 1 < used ? PAGE_TOKENS : kept - i * PAGE_TOKENS);
     t->n_refs[head] = used;
     t->n_tokens[head] = kept;
     return PC_OK;

@@ -42,7 +42,8 @@ struct KvWrites {
 int kv_writes_open(struct KvWrites *w, int cap);
 void kv_writes_close(struct KvWrites *w);
 
-/* Gives pages to rows behind the tokens of head (layer, kv_head), filling the last page first, and notes the writes.
+/* Gives pages to rows behind the tokens of head (layer, kv_head), filling the last page first unless it has a bias, and
+ * notes the writes.
  * rows->index must stay until kv_flush. PC_EINTERNAL when pool or table are full: the plan was wrong. */
 int kv_append(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head,
               const struct KvRows *rows, struct KvWrites *w);
@@ -52,6 +53,8 @@ int kv_append_all(struct KvCache *kv, struct HeadTable *t, int layer, const stru
 int kv_flush(struct KvCache *kv, struct KvWrites *w);
 /* Moves all pages of src behind those of dst; src is empty afterwards. */
 int kv_move(struct HeadTable *dst, struct HeadTable *src);
+/* All tokens that the table holds now get this bias on their logits. */
+void kv_bias(struct HeadTable *t, float bias);
 /* Gives all pages back to the pool. */
 void kv_clear(struct KvCache *kv, struct HeadTable *t);
 /* Gives back the whole pages of each head whose tokens are neither among its first `first` nor its last `last`; of the

@@ -133,6 +133,7 @@ int session_perplexity(struct Engine *e, const struct Request *text, int tail,
 struct BenchRow {
     char name[48], shape[64];
     double seconds, flops, bytes; /* one repetition: time, work, memory touched */
+    double least_seconds; /* what the device's peak rates allow; 0 where they are not known */
 };
 int engine_bench_op(struct Engine *e, int op, int n_tokens,
                     struct BenchRow *row); /* PC_ERANGE past the last op */

@@ -301,9 +301,11 @@ int plan_check(const struct Session *s)
     if (p->fits) return PC_OK;
     if (p->made_bytes) TRY(geometry_room(&s->e->model, p->available_bytes));
     double gib = 1024.0 * 1024 * 1024;
-    return err_set(
-        PC_ENOMEM,
-        "the run needs %.2f GiB and may use %.2f GiB; try a smaller --kv-cap (now %d), --keep (now %d), --chunk (now %d) "
-        "or --wave 1, or raise --memory",
-        p->peak_bytes / gib, p->available_bytes / gib, p->kv_cap, p->keep, p->chunk_tokens);
+    bool gpu = s->limits.own_memory;
+    return err_set(PC_ENOMEM,
+                   "the run needs %.2f GiB of %s and may use %.2f GiB; try a smaller --kv-cap (now %d), "
+                   "--keep (now %d), --chunk (now %d) or --wave 1, or %s",
+                   p->peak_bytes / gib, gpu ? "GPU memory beside the weights" : "memory",
+                   p->available_bytes / gib, p->kv_cap, p->keep, p->chunk_tokens,
+                   gpu ? "raise --gpu-memory" : "raise --memory");
 }

@@ -9,6 +9,7 @@
 #include "eviction/kv_evict.h"
 #include "session.h"
 
+#include <math.h>
 #include <string.h>
 
 /* ==== The shared prefix ==== */
@@ -343,10 +344,12 @@ int prefill_wave(struct Session *s, int first, int n)
 int merge_kept(struct Session *s)
 {
     int *kept = s->rows, n = chunk_queue_kept(&s->queue, kept), longest = 0;
-    double limit = gap_limit(s, kept, n);
+    double best = best_score(s, kept, n);
+    /* prefix_copies = k gives the one shared prefix the weight of k copies (method.md 1.5) */
+    kv_bias(&s->prefix, logf((float)s->set.prefix_copies));
     TRY(kv_move(&s->merged, &s->prefix));
     for (int i = 0; i < n; i++) {
-        if (s->out->chunks[kept[i]].score > limit && !is_anchor(s, kept[i])) {
+        if (!within_gap(s, kept[i], best)) {
             TRY(release_chunk(s, kept[i]));
             continue;
         }
@@ -357,6 +360,7 @@ int merge_kept(struct Session *s)
             s->out->kv_in[h] += c->end - c->begin;
             s->out->kv_kept[h] += slot->table.n_tokens[h];
         }
+        kv_bias(&slot->table, chunk_bias(s, kept[i], best));
         TRY(kv_move(&s->merged, &slot->table));
         s->out->chunks[kept[i]].kept = true;
         if (c->end - c->begin > longest) longest = c->end - c->begin;

@@ -115,9 +115,10 @@ int rank_ahead(struct Session *s);
 int weigh_words(struct Session *s); /* fusion: fills shared */
 /* A scored chunk enters the queue; *loser as in chunk_queue_push. */
 void offer_chunk(struct Session *s, int chunk, int *loser);
-bool is_anchor(const struct Session *s, int chunk);
-/* Once all are read: the score up to which the n kept chunks may stay, anchors apart. */
-double gap_limit(const struct Session *s, const int *kept, int n);
+/* Once all are read: the lowest score of the n kept chunks; INFINITY when scores are not the model's. */
+double best_score(const struct Session *s, const int *kept, int n);
+bool within_gap(const struct Session *s, int chunk, double best);
+float chunk_bias(const struct Session *s, int chunk, double best); /* on its tokens' logits */
 
 /* prefill.c: a wave is the chunks todo[first .. first + n). */
 int prefill_prefix(struct Session *s);

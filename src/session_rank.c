@@ -14,7 +14,7 @@
 /* fusion: what the chunk that shares most with the question gains over one that shares nothing, nats a token */
 #define FUSION_NATS 0.65
 
-bool is_anchor(const struct Session *s, int chunk)
+static bool is_anchor(const struct Session *s, int chunk)
 {
     enum Anchor a = s->set.anchor;
     return (a != ANCHOR_NONE && chunk == s->plan.n_chunks - 1) || (a == ANCHOR_ENDS && chunk == 0);
@@ -26,12 +26,24 @@ void offer_chunk(struct Session *s, int chunk, int *loser)
     chunk_queue_push(&s->queue, chunk, score, loser);
 }
 
-double gap_limit(const struct Session *s, const int *kept, int n)
+double best_score(const struct Session *s, const int *kept, int n)
 {
     double best = INFINITY;
-    if (s->set.keep_gap <= 0 || ranks_ahead(&s->set)) return INFINITY;
-    for (int i = 0; i < n; i++) best = fmin(best, s->out->chunks[kept[i]].score);
-    return best + s->set.keep_gap;
+    for (int i = 0; i < n && !ranks_ahead(&s->set); i++)
+        best = fmin(best, s->out->chunks[kept[i]].score);
+    return best;
+}
+
+bool within_gap(const struct Session *s, int chunk, double best)
+{
+    bool behind = s->set.keep_gap > 0 && s->out->chunks[chunk].score > best + s->set.keep_gap;
+    return !behind || is_anchor(s, chunk);
+}
+
+float chunk_bias(const struct Session *s, int chunk, double best)
+{
+    double behind = s->out->chunks[chunk].score - best;
+    return behind > 0 ? (float)(-s->set.chunk_bias * behind) : 0;
 }
 
 bool ranks_ahead(const struct Settings *set)

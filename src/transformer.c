@@ -82,8 +82,6 @@ int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_
         .pool = b->pool,
         .past = b->past,
         .last_rows = last_rows,
-        .n_biased = b->n_biased,
-        .bias = b->bias,
         .far = b->far,
     };
     return t->be->attention(t->dev, args);

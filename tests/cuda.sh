@@ -12,7 +12,7 @@ for folder in "${CUDA:-/usr/local/cuda}" "$PWD/build/cuda-toolkit/nvidia/cu13"; 
 done
 
 packages=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-cuda-runtime==13.0.96
-    nvidia-cuda-cccl==13.0.85 nvidia-cublas==13.1.0.3)
+    nvidia-cuda-cccl==13.0.85 nvidia-cublas==13.1.0.3 nvidia-nvtx==13.0.85)
 tests/setup.sh build demo
 echo "No CUDA toolkit here: fetching one (840 MB) into build/cuda-toolkit." >&2
 rm -rf build/cuda-toolkit

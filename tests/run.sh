@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs what has been built: the unit tests, the command-line tests and the dependency rule.
-# Usage: tests/run.sh [BUILD_FOLDER] [unit|e2e|deps]...      (default: build/cpu, all three)
+# Usage: tests/run.sh [BUILD_FOLDER] [unit|e2e|deps|cuda]...      (default: build/cpu, the first three)
 #
 # Every part speaks TAP and is counted the same way. Of a failing program all but its passed tests
 # is shown; a program that ends by a signal, hangs, or stops before its plan is done has failed.
@@ -125,6 +125,25 @@ e2e() {
     done
 }
 
+# Programs that say how many checks passed, or that there is no GPU: one test each; and the golden vectors.
+cuda() {
+    local test name
+    for test in "$build"/tests/test_*; do
+        name=${test##*/}
+        [ -x "$test" ] || continue
+        if compgen -G "tests/cuda/$name.c*" > /dev/null; then
+            # shellcheck disable=SC2016 # for the inner shell
+            run "$name" bash -c '
+                echo 1..1
+                if ! "$1" > "$2"; then tail -n 40 "$2"; echo "not ok 1 - checks"; exit 1; fi
+                if grep -q "^SKIP" "$2"; then echo "ok 1 - checks # skip $(sed -n "s/^SKIP: //p" "$2")"
+                else echo "ok 1 - $(tail -n 1 "$2")"; fi' _ "$test" "$work/checks"
+        elif [ -e "tests/unit/$name.c" ]; then
+            CMOCKA_MESSAGE_OUTPUT=TAP run "$name" "$test"
+        fi
+    done
+}
+
 if [ -x "$build/tests/tiny_model" ]; then
     export TINY=$build/tests/tiny.gguf
     "$build/tests/tiny_model" "$TINY" > "$work/out" 2>&1 ||
@@ -135,8 +154,9 @@ for part in "$@"; do
     unit) unit ;;
     e2e) e2e ;;
     deps) one check_deps tests/check_deps.sh ;;
+    cuda) cuda ;;
     *)
-        echo "run.sh: unknown part '$part' (unit, e2e, deps)" >&2
+        echo "run.sh: unknown part '$part' (unit, e2e, deps, cuda)" >&2
         exit 2
         ;;
     esac

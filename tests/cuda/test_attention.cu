@@ -135,8 +135,6 @@ struct PackedCase {
     vector<int> lens;
     int past, past_step; /* of KV head h: past + h * past_step */
     int window, sinks;   /* odd heads have the window; 0: none has */
-    int n_biased;
-    float bias;
     int last_rows, obs_rows;
 };
 
@@ -183,8 +181,6 @@ struct Packed {
         a.n_kv_heads = c.kv_heads;
         a.head_dim = c.dim;
         a.scale = 1 / sqrtf(c.dim);
-        a.n_biased = c.n_biased;
-        a.bias = c.bias;
         a.sinks = c.sinks;
         return a;
     }
@@ -198,8 +194,7 @@ struct Packed {
         for (int j = 0; j <= i; j++) {
             if (w && j >= c.sinks && i - j >= w) continue;
             key.push_back(j);
-            x.push_back(dot(query, &k[at(s, h) + (size_t)j * c.dim], c.dim) / sqrt(c.dim) +
-                        (j < c.n_biased ? c.bias : 0));
+            x.push_back(dot(query, &k[at(s, h) + (size_t)j * c.dim], c.dim) / sqrt(c.dim));
         }
     }
 };
@@ -272,14 +267,14 @@ static void test_all_packed()
                              {96, 4, 4},   {128, 8, 2}, {128, 6, 3}, {128, 16, 1},
                              {128, 12, 1}, {256, 4, 2}, {256, 8, 1}};
     const PackedCase kinds[] = {
-        {0, 0, 0, {1}, 0, 0, 0, 0, 0, 0, 0, 1},
-        {0, 0, 0, {63, 1, 129}, 31, 33, 0, 0, 0, 0, 0, 8},
-        {0, 0, 0, {300}, 0, 0, 0, 0, 0, 0, 0, 300},
-        {0, 0, 0, {129, 64}, 200, -64, 0, 0, 64, 1.5f, 8, 8},
-        {0, 0, 0, {40, 300, 7}, 64, 7, 0, 0, 20, -0.7f, 100, 50},
-        {0, 0, 0, {300, 130}, 31, 0, 33, 4, 0, 0, 0, 9},
-        {0, 0, 0, {257}, 200, 64, 64, 70, 5, 0.5f, 0, 20},
-        {0, 0, 0, {200}, 0, 31, 1, 0, 0, 0, 30, 30},
+        {0, 0, 0, {1}, 0, 0, 0, 0, 0, 1},
+        {0, 0, 0, {63, 1, 129}, 31, 33, 0, 0, 0, 8},
+        {0, 0, 0, {300}, 0, 0, 0, 0, 0, 300},
+        {0, 0, 0, {129, 64}, 200, -64, 0, 0, 8, 8},
+        {0, 0, 0, {40, 300, 7}, 64, 7, 0, 0, 100, 50},
+        {0, 0, 0, {300, 130}, 31, 0, 33, 4, 0, 9},
+        {0, 0, 0, {257}, 200, 64, 64, 70, 0, 20},
+        {0, 0, 0, {200}, 0, 31, 1, 0, 30, 30},
     };
     char name[128];
     for (auto &s : shapes)
@@ -302,7 +297,8 @@ struct PagedCase {
     vector<int> pages; /* of head h: pages[h % size] */
     bool ragged;       /* pages of 1 to 64 tokens */
     bool own;          /* the rows' keys beside the pages */
-    int n_biased, n_splits;
+    int n_biased;      /* tokens in front: the pages that begin among them have a bias */
+    int n_splits;
 };
 
 struct Paged {
@@ -337,11 +333,12 @@ struct Paged {
         pool = random_bf16((size_t)std::max(n_pages, 1) * 2 * 64 * c.dim);
         refs.assign((size_t)c.kv_heads * stride, {0xffffffffu, 64});
         for (int h = 0, i = 0; h < c.kv_heads; h++)
-            for (int p = 0; p < n_refs[h]; p++, i++) {
+            for (int p = 0, before = 0; p < n_refs[h]; p++, i++) {
                 bool last = p == n_refs[h] - 1;
                 uint32_t len = c.ragged || last ? 1 + random_below(64) : 64;
                 if (c.ragged && p % 5 == 2) len = 64;
-                refs[(size_t)h * stride + p] = {ids[i], len};
+                refs[(size_t)h * stride + p] = {ids[i], len, before < c.n_biased ? 1.25f - p : 0};
+                before += len;
                 for (uint32_t t = len; t < 64; t++)
                     for (int d = 0; d < c.dim; d++)
                         *key(ids[i], t, d) = *value(ids[i], t, d) = __float2bfloat16(NAN);
@@ -358,7 +355,7 @@ struct Paged {
         for (int p = 0; p < n_refs[h]; p++) n += refs[(size_t)h * stride + p].len;
         return n;
     }
-    void row(int r, int head, float bias, vector<double> &out)
+    void row(int r, int head, vector<double> &out)
     {
         int h = head / (c.heads / c.kv_heads), seen = 0;
         int limit = c.own ? 1 << 30 : tokens(h) - (c.rows - 1 - r);
@@ -368,8 +365,7 @@ struct Paged {
         for (int p = 0; p < n_refs[h]; p++) {
             struct CudaPageRef ref = refs[(size_t)h * stride + p];
             for (uint32_t t = 0; t < ref.len && seen < limit; t++, seen++) {
-                logit.push_back(dot(query, key(ref.page, t, 0), c.dim) / sqrt(c.dim) +
-                                (seen < c.n_biased ? bias : 0));
+                logit.push_back(dot(query, key(ref.page, t, 0), c.dim) / sqrt(c.dim) + ref.bias);
                 values.push_back(value(ref.page, t, 0));
             }
         }
@@ -407,8 +403,6 @@ static void test_paged(const PagedCase &c, const char *name)
     a.n_kv_heads = c.kv_heads;
     a.head_dim = c.dim;
     a.scale = 1 / sqrtf(c.dim);
-    a.n_biased = c.n_biased;
-    a.bias = 1.25f;
     a.n_splits = c.n_splits;
     a.part = part.p;
     check_cuda(cuda_paged_attention(&a, 0), name);
@@ -418,7 +412,7 @@ static void test_paged(const PagedCase &c, const char *name)
     vector<double> want;
     for (int r = 0; r < c.rows; r++)
         for (int head = 0; head < c.heads; head++) {
-            p.row(r, head, a.bias, want);
+            p.row(r, head, want);
             ok &= near_row(&got[((size_t)r * c.heads + head) * c.dim], want);
         }
     report(name, ok, "rows differ");

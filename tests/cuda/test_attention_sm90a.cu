@@ -41,8 +41,7 @@ struct Problem {
     Ints rows;       /* of each sequence */
     Ints past;       /* of KV head h: past[h % size] */
     float sharpness; /* factor on the logits */
-    int last_rows, n_biased;
-    float bias;
+    int last_rows;
     Ints window; /* of head h: window[h % size]; empty: none */
     int sinks;
 };
@@ -115,8 +114,6 @@ static void open_data(struct Data *d, const struct Problem *p)
     a->head_dim = p->head_dim;
     a->scale = 1 / sqrtf((float)p->head_dim);
     a->last_rows = p->last_rows;
-    a->n_biased = p->n_biased;
-    a->bias = p->bias;
     a->sinks = p->sinks;
 
     size_t n_q = (size_t)a->n_rows * a->n_heads * a->head_dim;
@@ -164,7 +161,7 @@ static void reference_row(const struct Data *d, int seq, int row, int head, stru
         const bf16 *k = &d->k[set + (size_t)j * dim];
         double dot = 0;
         for (int c = 0; c < dim; c++) dot += qd[c] * __bfloat162float(k[c]);
-        weight[j] = dot * a->scale + (j < a->n_biased ? a->bias : 0);
+        weight[j] = dot * a->scale;
         top = std::max(top, weight[j]);
     }
     ref->out.assign(dim, 0);
@@ -370,20 +367,18 @@ static void test_all(void)
             {"plain", dim, 2, 2, {128, 256}, {0}, 1},
             {"one row", dim, 1, 1, {1}, {0}, 1},
             {"an empty sequence", dim, 2, 1, {3, 0, 70}, {0}, 1},
-            {"windows of many tiles", dim, 4, 4, {300, 900}, {0, 77}, 1, 0, 0, 0, {400, 300}, 5},
+            {"windows of many tiles", dim, 4, 4, {300, 900}, {0, 77}, 1, 0, {400, 300}, 5},
             {"odd rows", dim, 4, 4, odd, {0}, 1},
             {"past by head", dim, 8, 4, odd, pasts, 1},
             {"sharp", dim, 4, 4, odd, pasts, 12},
             {"no groups of 2", dim, 9, 3, {77, 193}, {5, 130, 0}, 2},
             {"groups of 7", dim, 14, 2, {200}, {100, 3}, 1},
-            {"bias", dim, 4, 4, odd, pasts, 1, 0, 23, -1.5f},
-            {"bias over tiles", dim, 4, 4, odd, pasts, 1, 0, 300, 2.5f},
             {"last rows", dim, 4, 4, odd, pasts, 1, 100},
             {"last row", dim, 4, 4, odd, pasts, 1, 1},
-            {"window", dim, 4, 4, odd, pasts, 1, 0, 0, 0, {64, 0, 1, 200}, 0},
-            {"window and sinks", dim, 4, 4, odd, pasts, 1, 0, 0, 0, {50, 128, 0, 129}, 4},
-            {"many sinks", dim, 4, 2, odd, {7, 200}, 1, 0, 0, 0, {33, 100}, 140},
-            {"all", dim, 4, 4, odd, pasts, 3, 150, 40, 1.0f, {70, 130, 0, 255}, 9},
+            {"window", dim, 4, 4, odd, pasts, 1, 0, {64, 0, 1, 200}, 0},
+            {"window and sinks", dim, 4, 4, odd, pasts, 1, 0, {50, 128, 0, 129}, 4},
+            {"many sinks", dim, 4, 2, odd, {7, 200}, 1, 0, {33, 100}, 140},
+            {"all", dim, 4, 4, odd, pasts, 3, 150, {70, 130, 0, 255}, 9},
         };
         for (const struct Problem &p : small) test_problem(&p);
         const struct Problem large[] = {

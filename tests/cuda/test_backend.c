@@ -8,6 +8,7 @@
 #include "src/sampler.h"
 #include "src/session.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -60,6 +61,8 @@ struct Side {
 struct Case {
     const char *model;
     int seqs, rows[4], past, obs; /* rows of each sequence */
+    int window, far_n,
+        group; /* far keys, see struct FarKeys; group: the keys turn; window 0: none */
 };
 
 static struct Engine *open_side(const char *model, const char *backend)
@@ -124,7 +127,9 @@ static struct Plan plan_case(const struct Case *c, const struct ModelConfig *m)
                                   .seqs = c->seqs,
                                   .keys = c->past + longest,
                                   .mass_keys = c->obs ? c->past + longest : 0,
-                                  .head_rows = 5};
+                                  .head_rows = 5,
+                                  .far = c->window,
+                                  .turned_keys = c->group ? c->past + longest : 0};
     return p;
 }
 
@@ -166,6 +171,9 @@ static void make_past(struct Side *s, const struct Case *c, const struct Plan *p
             must(kv_flush(&s->kv, &s->writes));
             must(tf_ffn(&s->tf, l, c->past));
         }
+        for (int h = 0; h < s->past.n_heads && c->seqs == 1; h++) /* every second page has a bias */
+            for (int i = 0; i < s->past.n_refs[h]; i += 2)
+                s->past.refs[(size_t)h * s->past.stride + i].bias = 0.5f;
     }
     free(tokens);
     free(pos);
@@ -292,41 +300,78 @@ static void test_compact(struct Side *s, const struct Case *c, const struct Plan
     test_head(s, p, n, where);
 }
 
+/* ==== Far keys ==== */
+
+/* Turns by the numbers of `by`, on the device. */
+static float *turns(struct Side *s, const int *by, int n)
+{
+    float *out = s->e->be->alloc(s->e->dev, (size_t)n * s->e->model.cfg.rope_dim * sizeof *out);
+    if (!out) must(PC_ENOMEM);
+    must(s->e->be->turns(s->e->dev, &s->tf.rope, by, n, out));
+    return out;
+}
+
+/* As session_positions.c places them: with groups self-extend, else streaming-llm. */
+static struct FarKeys far_keys(struct Side *s, const struct Case *c, const struct Plan *p)
+{
+    int n = p->seq_begin[c->seqs], keys = p->shape.turned_keys, g = c->group, w = c->window;
+    int *by = calloc((size_t)n + (size_t)keys, sizeof *by);
+    struct FarKeys far = {.window = w, .n = c->far_n};
+    for (int i = 0; i < n; i++) {
+        int pos = p->pos[i], last = w + c->far_n - 1;
+        by[i] = (g ? pos / g + w - w / g : pos < last ? pos : last) - pos;
+    }
+    far.q_turn = turns(s, by, n);
+    for (int i = 0; i < keys; i++) by[i] = i / g - i;
+    if (keys) far.k_turn = turns(s, by, keys);
+    free(by);
+    return far;
+}
+
+static void free_far(struct Side *s, struct FarKeys *far)
+{
+    const float *turned[2] = {far->q_turn, far->k_turn};
+    for (int i = 0; i < 2; i++)
+        if (turned[i]) s->e->be->release(s->e->dev, (void *)(uintptr_t)turned[i]);
+}
+
+/* ==== A layer ==== */
+
+static struct Batch batch_of(struct Side *s, const struct Case *c, struct Plan *p,
+                             const struct FarKeys *far)
+{
+    return (struct Batch){.tokens = p->tokens,
+                          .pos = p->pos,
+                          .seq_begin = p->seq_begin,
+                          .n_seqs = c->seqs,
+                          .pool = &s->kv.pool,
+                          .past = &s->past,
+                          .far = c->window ? far : NULL};
+}
+
 static void run_case(const struct Case *c, struct Engine *cpu, struct Engine *gpu)
 {
     struct Side s[2] = {{.e = cpu}, {.e = gpu}};
     const struct ModelConfig *m = &cpu->model.cfg;
     struct Plan p = plan_case(c, m);
     struct AttnArgs args[2];
+    struct FarKeys far[2] = {{0}, {0}};
     int n = p.seq_begin[c->seqs];
     size_t q = (size_t)n * m->n_heads * m->head_dim, kv = (size_t)n * m->n_kv_heads * m->head_dim;
     char where[160];
-    snprintf(where, sizeof where, "%s, %d sequences of %d.. rows, past %d", c->model, c->seqs,
-             c->rows[0], c->past);
+    snprintf(where, sizeof where, "%s, %d sequences of %d.. rows, past %d, window %d", c->model,
+             c->seqs, c->rows[0], c->past, c->window);
     for (int i = 0; i < 2; i++) {
         open_case(&s[i], c, &p);
         make_past(&s[i], c, &p);
-        struct Batch b = {.tokens = p.tokens,
-                          .pos = p.pos,
-                          .seq_begin = p.seq_begin,
-                          .n_seqs = c->seqs,
-                          .pool = &s[i].kv.pool,
-                          .past = &s[i].past,
-                          .n_biased = c->past / 2,
-                          .bias = 0.5f};
+        if (c->window) far[i] = far_keys(&s[i], c, &p);
+        struct Batch b = batch_of(&s[i], c, &p, &far[i]);
         must(tf_begin(&s[i].tf, &b));
     }
     compare(s, s[0].tf.x, s[1].tf.x, (size_t)n * m->dim, true, 0.004, "begin", where);
     for (int l = 0; l < 2; l++) {
         for (int i = 0; i < 2; i++) {
-            struct Batch b = {.tokens = p.tokens,
-                              .pos = p.pos,
-                              .seq_begin = p.seq_begin,
-                              .n_seqs = c->seqs,
-                              .pool = &s[i].kv.pool,
-                              .past = &s[i].past,
-                              .n_biased = c->past / 2,
-                              .bias = 0.5f};
+            struct Batch b = batch_of(&s[i], c, &p, &far[i]);
             must(tf_attend(&s[i].tf, &b, l, 0, &args[i]));
         }
         compare(s, s[0].tf.q, s[1].tf.q, q, false, 0.02, "norm_linear, rope: q", where);
@@ -342,7 +387,7 @@ static void run_case(const struct Case *c, struct Engine *cpu, struct Engine *gp
     }
     test_pages(s, c->rows[0], where);
     test_compact(s, c, &p, where);
-    for (int i = 0; i < 2; i++) close_case(&s[i]);
+    for (int i = 0; i < 2; i++) free_far(&s[i], &far[i]), close_case(&s[i]);
     free(p.tokens);
     free(p.pos);
 }
@@ -408,8 +453,6 @@ static void run_steps(struct Engine *gpu, const struct Case *c, const struct Pla
                           .n_seqs = 1,
                           .pool = &s.kv.pool,
                           .past = &s.past,
-                          .n_biased = c->past / 2,
-                          .bias = 0.5f,
                           .follows = recorded && t % 50};
         must(tf_begin(&s.tf, &b));
         float *logits = out + (size_t)t * m->vocab_size;
@@ -424,7 +467,7 @@ static void run_steps(struct Engine *gpu, const struct Case *c, const struct Pla
 /* A recorded step is the same bytes as its ops one by one, whatever lies before. */
 static void test_steps(struct Engine *gpu, const char *model, int past)
 {
-    struct Case c = {model, 1, {1}, past, 0};
+    struct Case c = {.model = model, .seqs = 1, .rows = {1}, .past = past};
     struct Plan p = plan_case(&c, &gpu->model.cfg);
     size_t vocab = (size_t)gpu->model.cfg.vocab_size, n = STEPS * vocab;
     float *ops = calloc(n, sizeof *ops), *logits = calloc(n, sizeof *logits);
@@ -454,7 +497,65 @@ static void test_steps(struct Engine *gpu, const char *model, int past)
 
 /* ==== Whole runs ==== */
 
-static void run_text(struct Engine *e, const char *text, const char *overrides[], struct Result *r)
+/* Stands before the backend of a run and keeps the logits that its answer was made of. */
+enum { ROWS_KEPT = 16 };
+static struct {
+    const struct Backend *real;
+    int n, vocab;
+    bool recording;
+    float *rows; /* [ROWS_KEPT, vocab] */
+} tap;
+
+static void keep_row(const float *logits)
+{
+    size_t size = (size_t)tap.vocab;
+    if (tap.n < ROWS_KEPT) memcpy(tap.rows + size * (size_t)tap.n++, logits, size * sizeof(float));
+}
+
+static int tap_logits(struct Device *d, const float *x, const int *idx, int n, float *out)
+{
+    int status = tap.real->logits(d, x, idx, n, out);
+    if (status >= 0 && n == 1 && !tap.recording) keep_row(out);
+    return status;
+}
+
+static int tap_record(struct Device *d, bool on)
+{
+    tap.recording = on;
+    return tap.real->record(d, on);
+}
+
+static int tap_replay(struct Device *d, const struct KvWrite *writes, int n, float *logits,
+                      int *best)
+{
+    float *row = calloc((size_t)tap.vocab, sizeof *row);
+    int status = tap.real->replay(d, writes, n, row, NULL);
+    if (status >= 0) {
+        keep_row(row);
+        if (logits) memcpy(logits, row, sizeof *row * (size_t)tap.vocab);
+        if (best) status = sampler_argmax(row, tap.vocab, best);
+    }
+    free(row);
+    return status;
+}
+
+static int run_tapped(struct Engine *e, const struct Request *req, struct Result *r, float *rows)
+{
+    struct Backend table = *e->be;
+    tap.real = e->be;
+    tap.n = 0;
+    tap.vocab = e->model.cfg.vocab_size;
+    tap.rows = rows;
+    table.logits = tap_logits;
+    if (table.record) table.record = tap_record, table.replay = tap_replay;
+    e->be = &table;
+    int status = session_run(e, req, r);
+    e->be = tap.real;
+    return status;
+}
+
+static void run_text(struct Engine *e, const char *text, const char *overrides[], struct Result *r,
+                     float *rows)
 {
     struct Settings set = *engine_settings(e);
     for (int i = 0; overrides[i]; i += 2) must(settings_set(&set, overrides[i], overrides[i + 1]));
@@ -462,21 +563,44 @@ static void run_text(struct Engine *e, const char *text, const char *overrides[]
     struct Request req = {.context = text,
                           .context_len = strlen(text),
                           .question = "Which line has a seven in it, and why?"};
-    must(session_run(e, &req, r));
+    must(run_tapped(e, &req, r, rows));
 }
 
+/* Logits of an answer's rows, as long as both answers were the same before. */
+static void compare_answers(const struct Result *a, const struct Result *b, const float *want,
+                            const float *got, double limit, const char *name)
+{
+    double worst = 0;
+    size_t vocab = (size_t)tap.vocab;
+    for (int i = 0; i < tap.n && i < a->n_ids && i < b->n_ids; i++) {
+        worst = fmax(worst, distance(got + vocab * (size_t)i, want + vocab * (size_t)i, vocab));
+        if (a->ids[i] != b->ids[i]) break;
+    }
+    check(tap.n > 0 && worst < limit, "logits of the answer", name, worst);
+}
+
+struct Whole {
+    const char *name;
+    size_t len;
+    double limit; /* of the distance of logits: where a choice of tokens is near, they may part */
+    const char *overrides[15];
+};
+
 /* Scores within bf16's reach of each other, the same bytes twice, and no difference from wave to wave. */
-static void run_whole(struct Engine *cpu, struct Engine *gpu, const char *name,
-                      const char *overrides[])
+static void run_whole(struct Engine *cpu, struct Engine *gpu, const char *model,
+                      const struct Whole *w)
 {
     struct Result a, b, again;
-    size_t len = 3000;
-    char *text = malloc(len + 1);
-    for (size_t i = 0; i < len; i++) text[i] = i % 60 == 59 ? '\n' : (char)('a' + rng() % 26);
-    text[len] = 0;
-    run_text(cpu, text, overrides, &a);
-    run_text(gpu, text, overrides, &b);
-    run_text(gpu, text, overrides, &again);
+    char *text = malloc(w->len + 1), name[160];
+    const char **overrides = (const char **)(uintptr_t)w->overrides;
+    size_t room = ROWS_KEPT * (size_t)cpu->model.cfg.vocab_size;
+    float *want = calloc(room, sizeof *want), *got = calloc(room, sizeof *got);
+    snprintf(name, sizeof name, "%s, %s", model, w->name);
+    for (size_t i = 0; i < w->len; i++) text[i] = i % 60 == 59 ? '\n' : (char)('a' + rng() % 26);
+    text[w->len] = 0;
+    run_text(cpu, text, overrides, &a, want);
+    run_text(gpu, text, overrides, &b, got);
+    run_text(gpu, text, overrides, &again, got);
     check(b.logits_hash == again.logits_hash && b.n_ids == again.n_ids &&
               !memcmp(b.ids, again.ids, sizeof *b.ids * (size_t)b.n_ids),
           "two runs, the same bytes", name, 0);
@@ -485,6 +609,7 @@ static void run_whole(struct Engine *cpu, struct Engine *gpu, const char *name,
         if (!isnan(a.chunks[i].score))
             worst = fmax(worst, fabs(a.chunks[i].score - b.chunks[i].score));
     check(worst < 0.05, "chunk scores", name, worst);
+    compare_answers(&a, &b, want, got, w->limit, name);
     check(b.peak_bytes <= b.plan.peak_bytes, "peak within the plan", name,
           (double)b.peak_bytes / (double)b.plan.peak_bytes);
     check(b.peak_bytes * 1.02 >= b.plan.peak_bytes, "plan within 2% of the peak", name,
@@ -493,21 +618,65 @@ static void run_whole(struct Engine *cpu, struct Engine *gpu, const char *name,
     result_free(&b);
     result_free(&again);
     free(text);
+    free(want);
+    free(got);
 }
 
 int main(void)
 {
     static const char *const models[] = {"geometry:tiny", "geometry:tiny:q8_0",
-                                         "geometry:tiny:q4_k"};
+                                         "geometry:tiny:q4_k", "geometry:tiny-40"};
     static const struct Case cases[] = {
-        {NULL, 1, {1}, 0, 0},
-        {NULL, 1, {1}, 130, 0},
-        {NULL, 1, {3}, 65, 0},
-        {NULL, 1, {33}, 64, 8},
-        {NULL, 3, {129, 1, 300}, 31, 8},
-        {NULL, 2, {513, 64}, 0, 100},
-        {NULL, 4, {70, 71, 72, 73}, 7, 1},
-        {NULL, 1, {200}, 300, 0},
+        {NULL, 1, {1}, 0, 0, 0, 0, 0},
+        {NULL, 1, {1}, 130, 0, 0, 0, 0},
+        {NULL, 1, {3}, 65, 0, 0, 0, 0},
+        {NULL, 1, {33}, 64, 8, 0, 0, 0},
+        {NULL, 3, {129, 1, 300}, 31, 8, 0, 0, 0},
+        {NULL, 2, {513, 64}, 0, 100, 0, 0, 0},
+        {NULL, 4, {70, 71, 72, 73}, 7, 1, 0, 0, 0},
+        {NULL, 1, {200}, 300, 0, 0, 0, 0},
+        {NULL, 1, {300}, 500, 0, 40, INT_MAX, 7},
+        {NULL, 1, {300}, 500, 0, 100, 4, 0},
+        {NULL, 1, {1}, 700, 0, 65, INT_MAX, 3},
+        {NULL, 1, {1}, 700, 0, 64, 70, 0},
+        {NULL, 3, {129, 1, 300}, 31, 0, 20, 64, 4},
+        {NULL, 1, {200}, 0, 0, 64, 0, 0},
+        {NULL, 1, {100}, 90, 0, 300, INT_MAX, 2},
+    };
+    static const struct Whole wholes[] = {
+        {"chunks",
+         3000,
+         0.05,
+         {"method", "parallelcomp", "window", "512", "chunk", "200", "max_tokens", "9", "kv_cap",
+          "off", NULL}},
+        {"chunks, capped",
+         3000,
+         2,
+         {"method", "parallelcomp", "window", "512", "chunk", "200", "max_tokens", "9", "kv_cap",
+          "50", NULL}},
+        /* the keys of these two pass into another tile while the answer is made from one record */
+        {"full", 3103, 0.05, {"method", "full", "window", "8192", "max_tokens", "9", NULL}},
+        {"snapkv",
+         3000,
+         2,
+         {"method", "snapkv", "window", "8192", "max_tokens", "9", "kv_cap", "300", NULL}},
+        {"self-extend",
+         9119, /* two segments: the second has a past */
+         0.05,
+         {"method", "self-extend", "window", "512", "neighbours", "70", "max_tokens", "9", NULL}},
+        {"streaming-llm",
+         9000,
+         0.05,
+         {"method", "streaming-llm", "window", "300", "sinks", "5", "max_tokens", "9", NULL}},
+        {"streaming-llm, one segment",
+         2000,
+         0.05,
+         {"method", "streaming-llm", "window", "1024", "sinks", "80", "max_tokens", "9", NULL}},
+        {"self-extend, nothing far",
+         400,
+         0.05,
+         {"method", "self-extend", "window", "2048", "neighbours", "1000", "max_tokens", "9",
+          NULL}},
     };
     if (!&backend_cuda || !backend_cuda.available()) {
         puts("SKIP: no GPU");
@@ -520,20 +689,10 @@ int main(void)
             c.model = models[m];
             run_case(&c, cpu, gpu);
         }
-        for (int past = 0; past <= 700; past += 350) test_steps(gpu, models[m], past);
-        const char *plain[] = {"method", "parallelcomp", "window",     "512",
-                               "chunk",  "200",          "max_tokens", "9",
-                               "kv_cap", "off",          NULL};
-        const char *capped[] = {"method", "parallelcomp", "window",     "512",
-                                "chunk",  "200",          "max_tokens", "9",
-                                "kv_cap", "50",           NULL};
-        const char *full[] = {"method", "full", "window", "8192", "max_tokens", "9", NULL};
-        const char *snap[] = {"method", "snapkv", "window", "8192", "max_tokens",
-                              "9",      "kv_cap", "300",    NULL};
-        run_whole(cpu, gpu, "chunks", plain);
-        run_whole(cpu, gpu, "chunks, capped", capped);
-        run_whole(cpu, gpu, "full", full);
-        run_whole(cpu, gpu, "snapkv", snap);
+        for (int past = 0; past <= 700 && gpu->model.cfg.head_dim >= 64; past += 350)
+            test_steps(gpu, models[m], past);
+        for (size_t i = 0; i < sizeof wholes / sizeof *wholes; i++)
+            run_whole(cpu, gpu, models[m], &wholes[i]);
         engine_close(cpu);
         engine_close(gpu);
     }

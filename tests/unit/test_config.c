@@ -142,6 +142,8 @@ static void test_baselines(void **state)
     assert_int_equal(settings_set(&s, "keep_gap", "off"), PC_OK);
     assert_int_equal(settings_json(&s, &json), PC_OK);
     assert_non_null(strstr(json.data, "\"keep_gap\":\"off\""));
+    assert_true(s.chunk_bias == 0);
+    assert_refused(settings_set(&s, "chunk_bias", "-1"), "out of range");
     str_clear(&json);
     s = fresh();
     assert_int_equal(settings_set(&s, "rope_factor", "2.5"), PC_OK);

@@ -1,6 +1,6 @@
 /* test_golden.c - the engine against vectors of an independent float32 reference, on two real models:
  * plain forward (NLL, last logits), the method's chunk scores, kept chunks, kept tokens, and greedy answers. In the
- * default precision and in f32. Needs PCOMP_MODELS; skips a model that is not there.
+ * default precision, in f32, and on a GPU in bf16. Needs PCOMP_MODELS; skips a model that is not there.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -23,19 +23,23 @@ static const struct Golden {
     {"qwen2.5-coder-0.5b-instruct.gguf", "tests/golden/qwen2.5-coder-0.5b-instruct.json"},
 };
 
-/* What the default precision (int16 blocks) and f32 must reach. */
+/* What the default precision (int16 blocks), f32 and a GPU's bf16 must reach. */
 static const struct Tolerance {
+    const char *backend;
     enum Precision precision;
     const char *isa;
     double mean_nll, logit, score, kept;
 } TOLERANCE[] = {
-    {PRECISION_INT16, "auto", 1e-3, 0.05, 0.01, 0.97},
-    {PRECISION_F32, "auto", 1e-3, 1e-3, 0.01, 0.995},
-    {PRECISION_INT16, "avx2", 1e-3, 0.05, 0.01, 0.97}, /* what every machine can run */
+    {"cpu", PRECISION_INT16, "auto", 1e-3, 0.05, 0.01, 0.97},
+    {"cpu", PRECISION_F32, "auto", 1e-3, 1e-3, 0.01, 0.995},
+    {"cpu", PRECISION_INT16, "avx2", 1e-3, 0.05, 0.01, 0.97}, /* what every machine can run */
+    {"cuda", PRECISION_BF16, "auto", 1e-2, 0.5, 0.03, 0.95},  /* 8 bits of each value */
 };
 
 struct Case {
     struct Engine *engine;
+    struct Backend
+        host; /* the engine's, but that it chooses tokens here, where they can be compared */
     cJSON *json;
     const struct Tolerance *tol;
 };
@@ -53,12 +57,20 @@ static bool case_open(struct Case *c, int golden, int tol)
         return false;
     }
     fclose(f);
+    if (!strcmp(TOLERANCE[tol].backend, "cuda") && !(&backend_cuda && backend_cuda.available())) {
+        print_message("SKIP: no GPU\n");
+        return false;
+    }
     settings_default(&set);
+    snprintf(set.backend, sizeof set.backend, "%s", TOLERANCE[tol].backend);
     set.precision = TOLERANCE[tol].precision;
     snprintf(set.isa, sizeof set.isa, "%s", TOLERANCE[tol].isa);
     set.chunk_score = SCORE_PUBLISHED;
     c->tol = &TOLERANCE[tol];
     if (engine_open(path, &set, &c->engine) < 0) fail_msg("%s", err_text());
+    c->host = *c->engine->be;
+    c->host.keep = NULL;
+    c->engine->be = &c->host;
     if (file_read(GOLDEN[golden].json, &text) < 0) fail_msg("%s", err_text());
     c->json = cJSON_ParseWithLength(text.data, text.len);
     assert_non_null(c->json);
@@ -298,12 +310,24 @@ static void test_qwen_f32(void **state)
     run_case(1, 1);
 }
 
+static void test_smol_bf16(void **state)
+{
+    (void)state;
+    run_case(0, 3);
+}
+static void test_qwen_bf16(void **state)
+{
+    (void)state;
+    run_case(1, 3);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_smol_int16), cmocka_unit_test(test_smol_f32),
         cmocka_unit_test(test_smol_avx2),  cmocka_unit_test(test_qwen_int16),
-        cmocka_unit_test(test_qwen_f32),
+        cmocka_unit_test(test_qwen_f32),   cmocka_unit_test(test_smol_bf16),
+        cmocka_unit_test(test_qwen_bf16),
     };
     return cmocka_run_group_tests_name("golden", tests, NULL, NULL) != 0;
 }

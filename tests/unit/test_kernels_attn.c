@@ -14,6 +14,7 @@ struct Attn {
     int rows, first_visible, n_biased;
     float bias, spread;       /* spread of the queries: 0 flat, large peaked */
     float *q, *keys, *values; /* [rows, n_heads * dim], [n_keys, n_kv_heads * dim] */
+    float biases[160];        /* runs of keys with `bias`, half of it, and none */
     struct AttnTile tile;
 };
 
@@ -58,6 +59,7 @@ static void attn_open(struct Attn *a)
     fill(a->q, nq, a->spread);
     fill(a->keys, nk, 1);
     fill(a->values, nk, 1);
+    for (int j = 0; j < 160; j++) a->biases[j] = a->bias * (float)(2 - j / 17 % 3) / 2;
     a->tile = (struct AttnTile){.exact = a->exact,
                                 .head_dim = a->dim,
                                 .q = query_row(a, 0),
@@ -65,8 +67,8 @@ static void attn_open(struct Attn *a)
                                 .n_rows = a->rows,
                                 .first_visible = a->first_visible,
                                 .scale = 1.0f / sqrtf((float)a->dim),
+                                .bias = a->biases,
                                 .n_biased = a->n_biased,
-                                .bias = a->bias,
                                 .ld_out = a->n_heads * a->dim};
     attn_pack(a);
 }
@@ -95,7 +97,7 @@ static double attn_softmax(const struct Attn *a, int r, double *prob)
     for (int j = 0; j < n_keys(a); j++) prob[j] = 0;
     for (int j = 0; j < visible; j++) {
         double bound, s = dot_bound(query_row(a, r), key_row(a, a->keys, j), a->dim, f, &bound);
-        double bias = j < a->n_biased ? a->bias : 0;
+        double bias = j < a->n_biased ? a->biases[j] : 0;
         prob[j] = s * a->tile.scale + bias;
         error = fmax(error, bound * a->tile.scale + 4 * EPS * (fabs(prob[j]) + fabs(bias)));
         top = fmax(top, prob[j]);
@@ -357,11 +359,13 @@ static void test_pages_round_trip(void **state)
         }
 }
 
+#define BIAS_MAX 30.0f
+
 struct Pages {
     const struct Kernels *k;
     bool exact;
     int dim, n_q, n_runs;
-    float bias, *q, *out;
+    float *q, *out;
     struct PageRun runs[5];
     struct Partial *part;
 };
@@ -380,7 +384,7 @@ static void check_query(const struct Pages *p, int g)
             double s = 0;
             for (int d = 0; d < p->dim; d++)
                 s += (double)q[d] * k[d], size = fmax(size, fabs((double)q[d] * k[d]) * p->dim);
-            logit[n] = s / sqrt(p->dim) + (t < p->runs[i].n_biased ? p->bias : 0);
+            logit[n] = s / sqrt(p->dim) + p->runs[i].bias;
             top = fmax(top, logit[n]);
         }
     n = 0;
@@ -394,7 +398,7 @@ static void check_query(const struct Pages *p, int g)
         }
     /* the pages' numbers are used as they are: only f32 roundings remain */
     double error =
-        2 * (p->dim * EPS * size / sqrt(p->dim) + 4 * EPS * (fabs(top) + fabs(p->bias))) + 1e-6;
+        2 * (p->dim * EPS * size / sqrt(p->dim) + 4 * EPS * (fabs(top) + BIAS_MAX)) + 1e-6;
     double lse = p->part[g].max + log2(p->part[g].sum);
     assert_true(fabs(lse * log(2) - (top + log(sum))) <= error + 4 * EPS * fabs(top));
     for (int d = 0; d < p->dim; d++) {
@@ -410,7 +414,7 @@ static void check_query(const struct Pages *p, int g)
     free(v);
 }
 
-static void run_pages(struct Pages *p, const int *lens, int n_biased, float spread)
+static void run_pages(struct Pages *p, const int *lens, const float *biases, float spread)
 {
     size_t n = (size_t)p->n_q * (p->dim + 7);
     void *pages[5];
@@ -427,9 +431,7 @@ static void run_pages(struct Pages *p, const int *lens, int n_biased, float spre
             fill(v, (size_t)p->dim, 1);
             p->k->page_write(pages[i], t, p->dim, k, v, p->exact);
         }
-        int biased = min_int(n_biased, lens[i]);
-        p->runs[i] = (struct PageRun){pages[i], lens[i], biased};
-        n_biased -= biased;
+        p->runs[i] = (struct PageRun){pages[i], lens[i], biases[i]};
     }
     struct PageAttn a = {.exact = p->exact,
                          .head_dim = p->dim,
@@ -437,8 +439,7 @@ static void run_pages(struct Pages *p, const int *lens, int n_biased, float spre
                          .ld_q = p->dim + 7,
                          .n_q = p->n_q,
                          .runs = p->runs,
-                         .n_runs = p->n_runs,
-                         .bias = p->bias};
+                         .n_runs = p->n_runs};
     p->k->attn_pages(&a, p->part, p->out);
     for (int g = 0; g < p->n_q; g++) check_query(p, g);
     for (int i = 0; i < p->n_runs; i++) free(pages[i]);
@@ -453,7 +454,9 @@ static void test_attn_pages(void **state)
 {
     static const int dims[] = {16, 24, 64, 80, 96, 100, 128, 256}, groups[] = {1, 3, 4, 7, 17};
     static const int lens[][5] = {{1}, {64, 13, 64, 1, 40}, {64, 0, 2, 63, 64}, {5, 64}};
-    static const int n_runs[] = {1, 5, 5, 2}, n_biased[] = {0, 70, 3, 5};
+    static const int n_runs[] = {1, 5, 5, 2};
+    static const float biases[][5] = {
+        {0}, {1.3f, 1.3f, 0, -0.7f, 0}, {BIAS_MAX, 0, -BIAS_MAX, 0, 1}, {-0.2f, 1.1f}};
     static const float spreads[] = {1, 1, 60, 0};
     const struct Kernels *k = kernels_of(state);
     for (int d = 0; d < 8; d++)
@@ -464,9 +467,8 @@ static void test_attn_pages(void **state)
                                       .exact = exact,
                                       .dim = dims[d],
                                       .n_q = groups[g],
-                                      .n_runs = n_runs[c],
-                                      .bias = 1.3f};
-                    run_pages(&p, lens[c], n_biased[c], spreads[c]);
+                                      .n_runs = n_runs[c]};
+                    run_pages(&p, lens[c], biases[c], spreads[c]);
                 }
 }
 

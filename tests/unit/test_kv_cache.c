@@ -34,6 +34,7 @@ static int rng(int below)
 /* What one head should hold: the number of each token, in order. */
 struct List {
     int id[TOKENS_MAX];
+    float bias[TOKENS_MAX];
     int n;
 };
 
@@ -111,6 +112,7 @@ static void check_head(const struct World *w, int t, int head)
         for (int at = 0; at < (int)ref.len; at++, token++) {
             float k[DIM], v[DIM];
             assert_true(token < want->n);
+            assert_true(ref.bias == want->bias[token]);
             assert_int_equal(w->kv.be->kv_read(w->dev, &w->kv.pool, ref, at, k, v), PC_OK);
             for (int d = 0; d < DIM; d++) {
                 assert_true(k[d] == value_of(want->id[token], head % KV_HEADS, d, true));
@@ -144,8 +146,9 @@ static void check_world(const struct World *w)
 
 /* ==== Operations ==== */
 
-static void list_add(struct List *l, int id)
+static void list_add(struct List *l, int id, float bias)
 {
+    l->bias[l->n] = bias;
     l->id[l->n++] = id;
 }
 
@@ -161,8 +164,8 @@ static int room_of(const struct World *w, const struct HeadTable *t, int head)
 {
     int refs = t->n_refs[head],
         pages = STRIDE - refs < (int)w->kv.pool.n_free ? STRIDE - refs : (int)w->kv.pool.n_free;
-    int last = refs ? PAGE_TOKENS - (int)t->refs[(size_t)head * STRIDE + refs - 1].len : 0;
-    return last + pages * PAGE_TOKENS;
+    const struct PageRef *last = refs ? &t->refs[(size_t)head * STRIDE + refs - 1] : NULL;
+    return (last && last->bias == 0 ? PAGE_TOKENS - (int)last->len : 0) + pages * PAGE_TOKENS;
 }
 
 /* Appends rows to one head; without room for all, those that fit are there and the call fails. */
@@ -179,7 +182,7 @@ static void do_append(struct World *w)
     assert_int_equal(kv_flush(&w->kv, &w->writes), PC_OK);
     assert_int_equal(status, n > room ? PC_EINTERNAL : PC_OK);
     for (int i = 0; i < n && i < room; i++)
-        list_add(&w->list[t][head], w->ids[picked ? index[i] : i]);
+        list_add(&w->list[t][head], w->ids[picked ? index[i] : i], 0);
 }
 
 static void do_append_all(struct World *w)
@@ -193,7 +196,7 @@ static void do_append_all(struct World *w)
     assert_int_equal(kv_append_all(&w->kv, &w->table[t], layer, &rows, &w->writes), PC_OK);
     assert_int_equal(kv_flush(&w->kv, &w->writes), PC_OK);
     for (int kv = 0; kv < KV_HEADS; kv++)
-        for (int i = 0; i < n; i++) list_add(&w->list[t][layer * KV_HEADS + kv], w->ids[i]);
+        for (int i = 0; i < n; i++) list_add(&w->list[t][layer * KV_HEADS + kv], w->ids[i], 0);
 }
 
 static void do_move(struct World *w)
@@ -205,10 +208,20 @@ static void do_move(struct World *w)
     assert_int_equal(kv_move(&w->table[dst], &w->table[src]), PC_OK);
     for (int h = 0; h < HEADS; h++) {
         for (int i = 0; i < w->list[src][h].n; i++)
-            list_add(&w->list[dst][h], w->list[src][h].id[i]);
+            list_add(&w->list[dst][h], w->list[src][h].id[i], w->list[src][h].bias[i]);
         w->list[src][h].n = 0;
         assert_int_equal(w->table[src].n_refs[h], 0);
     }
+}
+
+/* What the table holds now, and nothing that comes later. */
+static void do_bias(struct World *w)
+{
+    int t = rng(TABLES);
+    float bias = (float)(rng(3) - 1);
+    kv_bias(&w->table[t], bias);
+    for (int h = 0; h < HEADS; h++)
+        for (int i = 0; i < w->list[t][h].n; i++) w->list[t][h].bias[i] = bias;
 }
 
 static void do_clear(struct World *w)
@@ -220,7 +233,8 @@ static void do_clear(struct World *w)
 
 static void do_filter(struct World *w)
 {
-    int t = rng(TABLES), layer = rng(LAYERS), kv = rng(KV_HEADS), mode = rng(5), kept = 0;
+    int t = rng(TABLES), layer = rng(LAYERS), kv = rng(KV_HEADS), mode = rng(5), kept = 0,
+        in_page = 0, pages = 0;
     struct List *l = &w->list[t][layer * KV_HEADS + kv];
     uint8_t keep[TOKENS_MAX];
     for (int i = 0; i < l->n; i++) {
@@ -229,13 +243,17 @@ static void do_filter(struct World *w)
                   : mode == 2 ? i < l->n / 2
                   : mode == 3 ? i % 9 == 0
                               : rng(2);
-        if (keep[i]) l->id[kept++] = l->id[i];
+        if (!keep[i]) continue;
+        bool apart = kept && l->bias[kept - 1] != l->bias[i];
+        in_page = apart || in_page == PAGE_TOKENS || !kept ? 1 : in_page + 1;
+        pages += in_page == 1;
+        l->bias[kept] = l->bias[i];
+        l->id[kept++] = l->id[i];
     }
     l->n = kept;
     assert_int_equal(kv_filter(&w->kv, &w->table[t], layer, kv, keep), PC_OK);
     /* as few pages as the tokens need */
-    assert_int_equal(w->table[t].n_refs[layer * KV_HEADS + kv],
-                     (kept + PAGE_TOKENS - 1) / PAGE_TOKENS);
+    assert_int_equal(w->table[t].n_refs[layer * KV_HEADS + kv], pages);
 }
 
 /* Each head keeps its first tokens and at least its last ones, and less than a page more; or all, when the page in which
@@ -252,6 +270,7 @@ static void do_slide(struct World *w)
         assert_true(l->n <= first + last + PAGE_TOKENS || rest < last + PAGE_TOKENS);
         if (n == l->n) continue;
         memmove(l->id + first, l->id + l->n - rest, sizeof *l->id * (size_t)rest);
+        memmove(l->bias + first, l->bias + l->n - rest, sizeof *l->bias * (size_t)rest);
         l->n = n;
     }
 }
@@ -274,6 +293,7 @@ static void run_random(bool exact)
         case 4:
             if (rng(4) == 0) do_clear(&w);
             if (rng(4) == 0) do_slide(&w);
+            if (rng(2)) do_bias(&w);
             break;
         case 5:
         case 6:

@@ -366,6 +366,8 @@ static void check_ragged(struct Engine *e)
     check_decode(e, plain_input);
     set->kv_cap = 70;
     check_decode(e, plain_input);
+    set->chunk_bias = 40;
+    check_decode(e, plain_input);
     set->method = METHOD_FULL;
     check_decode(e, (struct Input){5, 1300, 14, 1});
 }

@@ -266,12 +266,15 @@ static void merged_mass(struct Session *s, const struct AttnArgs *args, int laye
     int head = layer * m->n_kv_heads + kv_head, past = s->merged.n_tokens[head],
         q_rows = s->prompt.tail.n, dim = m->head_dim;
     int group = m->n_heads / m->n_kv_heads, n = past + q_rows, at = 0;
-    float *keys = calloc((size_t)n * dim, sizeof *keys), *v = calloc((size_t)dim, sizeof *v);
+    float *keys = calloc((size_t)n * dim, sizeof *keys), *v = calloc((size_t)dim, sizeof *v),
+          *bias = calloc((size_t)n, sizeof *bias);
     double *p = calloc((size_t)n, sizeof *p);
     for (int i = 0; i < s->merged.n_refs[head]; i++) {
         struct PageRef ref = s->merged.refs[(size_t)head * s->merged.stride + i];
-        for (int t = 0; t < (int)ref.len; t++, at++)
+        for (int t = 0; t < (int)ref.len; t++, at++) {
             must(s->e->be->kv_read(s->e->dev, &s->kv.pool, ref, t, keys + at * dim, v));
+            bias[at] = ref.bias;
+        }
     }
     for (int i = 0; i < q_rows; i++)
         memcpy(keys + (past + i) * dim,
@@ -283,7 +286,7 @@ static void merged_mass(struct Session *s, const struct AttnArgs *args, int laye
             const float *q = (const float *)args->q + ((size_t)r * m->n_heads + g) * dim;
             double top = -INFINITY, sum = 0;
             for (int j = 0; j <= past + r; j++) {
-                p[j] = j < args->n_biased ? args->bias * sqrt(dim) : 0;
+                p[j] = bias[j] * sqrt(dim);
                 for (int d = 0; d < dim; d++) p[j] += (double)q[d] * keys[j * dim + d];
                 p[j] /= sqrt(dim);
                 top = fmax(top, p[j]);
@@ -293,6 +296,7 @@ static void merged_mass(struct Session *s, const struct AttnArgs *args, int laye
         }
     free(keys);
     free(v);
+    free(bias);
     free(p);
 }
 
@@ -310,10 +314,6 @@ static void question_by_hand(struct Session *s,
                       .n_seqs = 1,
                       .pool = &s->kv.pool,
                       .past = &s->merged};
-    if (s->set.prefix_copies > 1) {
-        b.n_biased = s->prompt.prefix.n;
-        b.bias = logf((float)s->set.prefix_copies);
-    }
     must(tf_begin(&s->tf, &b));
     for (int l = 0; l < LAYERS; l++) {
         struct AttnArgs args;
@@ -461,6 +461,7 @@ static void test_calibration_stage_two(void **state)
         check_stage_two(e, (struct CalibRule){CLASS_MIDDLE, 1, 1, 0, 10, 4, 2}, CAP_OFF);
         check_stage_two(e, (struct CalibRule){CLASS_RECENT, 2, 2, 0, 50, 0, 2}, 80);
         e->settings.prefix_copies = 4;
+        e->settings.chunk_bias = 30;
         check_stage_two(e, (struct CalibRule){CLASS_MIDDLE, 1, 1, 0, 10, 100, 2}, 60);
         engine_close(e);
     }

@@ -263,6 +263,64 @@ static void test_gap(void **state)
     each_engine(check_gap_others);
 }
 
+/* The bias that each page of the merged cache should have, in order; the prefix has none. */
+static void check_biases(struct Run *run, double beta, double best)
+{
+    struct Session *s = &run->s;
+    for (int h = 0; h < s->merged.n_heads; h++) {
+        const struct PageRef *ref = s->merged.refs + (size_t)h * s->merged.stride;
+        int left = s->prompt.prefix.n;
+        for (int c = -1; c < s->plan.n_chunks; c++) {
+            const struct ChunkInfo *info = &run->r.chunks[c < 0 ? 0 : c];
+            if (c >= 0) left = info->kept ? session_slot(s, c)->kept[h] : 0;
+            for (; left > 0; left -= (int)(ref++)->len)
+                assert_true(fabs(ref->bias - (c < 0 ? 0 : -beta * (info->score - best))) < 1e-5);
+            assert_int_equal(left, 0); /* no page holds tokens of two chunks */
+        }
+        assert_ptr_equal(ref, s->merged.refs + (size_t)h * s->merged.stride + s->merged.n_refs[h]);
+    }
+}
+
+static void check_bias(struct Engine *e)
+{
+    struct Settings *set = &e->settings;
+    struct Run run;
+    set->keep = 3;
+    set->kv_cap = 50;
+    set->chunk_bias = 2.5f;
+    run_open(&run, e, plain_input);
+    must(session_stages(&run.s, false));
+    double best = INFINITY;
+    for (int c = 0; c < run.s.plan.n_chunks; c++) best = fmin(best, run.r.chunks[c].score);
+    check_biases(&run, 2.5, best);
+    run_close(&run);
+    /* as heavy as can be: the best chunk stands alone, as if no other had been kept */
+    set->kv_cap = CAP_OFF;
+    struct Outcome one, all, none;
+    set->chunk_bias = 0;
+    none = outcome(e, plain_input);
+    set->keep = 1;
+    one = outcome(e, plain_input);
+    set->keep = 3;
+    set->chunk_bias = 1e6f;
+    all = outcome(e, plain_input);
+    same_logits(e, all.logits, one.logits, "chunks of no weight");
+    assert_memory_equal(all.ids, one.ids, sizeof one.ids);
+    same_logits(e, all.last, one.last, "chunks of no weight, last token");
+    assert_true(distance(none.logits, all.logits, e->model.cfg.vocab_size) > 1e-3);
+    set->chunk_score = SCORE_RANDOM; /* not the model's: no bias */
+    one = outcome(e, plain_input);
+    set->chunk_bias = 0;
+    all = outcome(e, plain_input);
+    same_bits(&one, &all);
+}
+
+static void test_bias(void **state)
+{
+    (void)state;
+    each_engine(check_bias);
+}
+
 /* Every chunk is read, in waves of any size, with the same scores. */
 static void test_fusion_waves(void **state)
 {
@@ -409,6 +467,7 @@ int main(void)
         cmocka_unit_test(test_plan),         cmocka_unit_test(test_fusion),
         cmocka_unit_test(test_fusion_waves), cmocka_unit_test(test_anchors),
         cmocka_unit_test(test_anchor_all),   cmocka_unit_test(test_gap),
+        cmocka_unit_test(test_bias),
     };
     return cmocka_run_group_tests_name("session_rank", tests, NULL, NULL) != 0;
 }
