@@ -29,17 +29,23 @@ static struct Batch tail_batch(struct Session *s, const int *ids, int n, int pos
 
 /* ==== Stage-2 calibration ==== */
 
-/* Flags what the rules of this layer drop among the merged tokens of one head; classes are those of each token's own chunk. */
-static int drop_merged(struct Session *s, const struct CalibRule *r, int layer, int kv_head,
-                       const float *mass)
+/* What stays of one head's merged tokens: 1 for each. */
+static uint8_t *stays(struct Session *s, int kv_head)
+{
+    return s->drop + (size_t)kv_head * s->mass_stride;
+}
+
+/* Takes out what one rule drops among the merged tokens of one head; classes are those of each token's own chunk. */
+static void drop_merged(struct Session *s, const struct CalibRule *r, int layer, int kv_head)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
-    int head = layer * m->n_kv_heads + kv_head, at = s->prompt.prefix.n, dropped = 0;
+    const float *mass = s->mass + (size_t)kv_head * s->mass_stride;
+    int head = layer * m->n_kv_heads + kv_head, at = s->prompt.prefix.n;
     int q = s->prompt.tail.n, rows = r->rows == 0 || r->rows > q ? q : r->rows;
     int group = m->n_heads / m->n_kv_heads; /* query heads of a KV head */
     float per_row = 1.0f / (float)(rows * group);
     float *prob = s->work, *mean = s->work + s->mass_stride;
-    uint8_t *drop = s->drop + s->mass_stride;
+    uint8_t *drop = stays(s, m->n_kv_heads); /* scratch behind the heads' */
     for (int c = 0; c < s->plan.n_chunks; c++) {
         const struct Slot *slot = session_slot(s, c);
         if (!slot) continue;
@@ -50,14 +56,13 @@ static int drop_merged(struct Session *s, const struct CalibRule *r, int layer, 
         struct CalibAttention a = {.prob = prob, .n_heads = 1, .n_rows = 1, .n = n};
         calib_drop(r, 1, layer, 2, &a, mean, drop);
         for (int j = 0; j < kept; j++)
-            if (drop[index[j]]) s->drop[at + j] = 0, dropped = 1;
+            if (drop[index[j]]) stays(s, kv_head)[at + j] = 0;
         at += kept;
     }
-    return dropped;
 }
 
-/* Takes the dropped tokens out of the slots' lists, so that a later rule finds the rest in place. */
-static void forget_dropped(struct Session *s, int head)
+/* Takes the dropped tokens out of the slots' lists too. */
+static void forget_dropped(struct Session *s, int head, const uint8_t *stay)
 {
     int at = s->prompt.prefix.n;
     for (int c = 0; c < s->plan.n_chunks; c++) {
@@ -65,29 +70,33 @@ static void forget_dropped(struct Session *s, int head)
         if (!slot) continue;
         int *index = slot->index + (size_t)head * s->cap, kept = 0;
         for (int j = 0; j < slot->kept[head]; j++)
-            if (s->drop[at + j]) index[kept++] = index[j];
+            if (stay[at + j]) index[kept++] = index[j];
         at += slot->kept[head];
         s->out->kv_kept[head] -= slot->kept[head] - kept;
         slot->kept[head] = kept;
     }
 }
 
-/* Drops from the merged cache what stage-2 rules name; this pass's own output stays untouched. */
+/* Drops from the merged cache what stage-2 rules name; this pass's own output stays untouched. Every rule judges by the
+ * attention on all tokens, so they go only when all rules have spoken. */
 static int calibrate_merged(struct Session *s, int layer, const struct AttnArgs *args)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
+    bool any = false;
     for (int i = 0; i < s->set.n_calib; i++) {
         const struct CalibRule *r = &s->set.calib[i];
         if (!calib_applies(r, layer, 2)) continue;
         int rows = r->rows == 0 ? s->prompt.tail.n : r->rows;
         TRY(s->tf.be->attn_mass(s->tf.dev, args, rows, s->mass, s->mass_stride));
-        for (int h = 0; h < m->n_kv_heads; h++) {
-            int head = layer * m->n_kv_heads + h, before = s->merged.n_tokens[head];
-            memset(s->drop, 1, (size_t)before);
-            if (!drop_merged(s, r, layer, h, s->mass + (size_t)h * s->mass_stride)) continue;
-            TRY(kv_filter(&s->kv, &s->merged, layer, h, s->drop));
-            forget_dropped(s, head);
-        }
+        if (!any) memset(s->drop, 1, (size_t)m->n_kv_heads * s->mass_stride);
+        any = true;
+        for (int h = 0; h < m->n_kv_heads; h++) drop_merged(s, r, layer, h);
+    }
+    for (int h = 0; any && h < m->n_kv_heads; h++) {
+        int head = layer * m->n_kv_heads + h;
+        if (!memchr(stays(s, h), 0, (size_t)s->merged.n_tokens[head])) continue;
+        TRY(kv_filter(&s->kv, &s->merged, layer, h, stays(s, h)));
+        forget_dropped(s, head, stays(s, h));
     }
     return PC_OK;
 }

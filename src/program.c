@@ -1,6 +1,7 @@
 /* program.c - what both programs do with their tables of commands and flags: find the command, print
  * help, version and completions, and turn the outcome into an exit code.
  */
+#include "backend.h"
 #include "cli.h"
 #include "provenance.h"
 
@@ -141,8 +142,13 @@ static const char *cpu_isa(void)
 static int print_version(const struct Program *p)
 {
     struct Str text = {0};
-    int status = str_appendf(&text, "%s %s (commit %s)\nbuild: %s, %s\ndevice: cpu, %s\n", p->name,
-                             PCOMP_VERSION, PCOMP_COMMIT, COMPILER, BUILD, cpu_isa());
+    const struct Backend *here;
+    TRY(backend_by_name("auto", &here));
+    int status = str_appendf(
+        &text,
+        "%s %s (commit %s)\nbuild: %s, %s\ndevice: cpu, %s\nbackends: %s; on this machine: %s\n",
+        p->name, PCOMP_VERSION, PCOMP_COMMIT, COMPILER, BUILD, cpu_isa(), backend_names(),
+        here->name);
     return print_str(&text, status);
 }
 

@@ -400,6 +400,21 @@ static void compare_slots(const struct Run *by_rule, const struct Run *by_hand, 
     }
 }
 
+/* Two rules of one layer judge by the same attention: which of them comes first does not matter. */
+static void check_order(struct Engine *e, struct CalibRule rule)
+{
+    struct CalibRule other = rule;
+    struct Outcome o[2];
+    other.token_class = rule.token_class == CLASS_RECENT ? CLASS_SINK : CLASS_RECENT;
+    for (int i = 0; i < 2; i++) {
+        e->settings.n_calib = 0;
+        add_rule(e, i ? other : rule);
+        add_rule(e, i ? rule : other);
+        o[i] = outcome(e, plain_input);
+    }
+    assert_memory_equal(&o[1], &o[0], sizeof o[0]);
+}
+
 /* Two runs of the same request: one with the rule, one without whose merged cache is cut by hand afterwards. The
  * answer must come out the same to the bit, whatever lengths the heads have. */
 static void check_stage_two(struct Engine *e, struct CalibRule rule, int cap)
@@ -449,6 +464,10 @@ static void check_stage_two(struct Engine *e, struct CalibRule rule, int cap)
     add_rule(e, look->rule);
     o = outcome(e, plain_input);
     assert_true(o.n_ids > 0);
+    add_rule(e, look->rule);
+    struct Outcome twice = outcome(e, plain_input);
+    assert_memory_equal(&twice, &o, sizeof o);
+    check_order(e, look->rule);
     free(look);
 }
 
