@@ -272,6 +272,7 @@ int cli_open(struct Cli *cli, struct Engine **out)
     TRY(cli_model(cli));
     TRY(engine_open(cli->model_path, &cli->settings, out));
     log_msg(LOG_DEBUG, "model %s, device %s", cli->model_path, engine_device(*out));
+    if (engine_on_gpu(*out)) log_msg(LOG_INFO, "computing on %s", engine_device(*out));
     return PC_OK;
 }
 

@@ -3,97 +3,7 @@
  * test_attention        small odd shapes: results, guard bytes behind them, and the same bytes from a second run
  * test_attention time   speed
  */
-#include "cuda/kernels.h"
-
-#include <algorithm>
-#include <math.h>
-#include <stdio.h>
-#include <string.h>
-#include <vector>
-
-using std::vector;
-
-static int n_passed, n_failed;
-static const int GUARD = 4096;
-
-static void check_cuda(cudaError_t err, const char *what)
-{
-    if (!err) return;
-    printf("FAIL: %s: %s\n", what, cudaGetErrorString(err));
-    exit(1);
-}
-
-static uint32_t random_state = 1;
-static uint32_t random_u32()
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 17;
-    return random_state ^= random_state << 5;
-}
-static int random_below(int n)
-{
-    return random_u32() % n;
-}
-static float random_normal()
-{
-    float x = 0;
-    for (int i = 0; i < 6; i++) x += random_u32() * (1.0f / 4294967296.0f) - 0.5f;
-    return x * 1.41f;
-}
-
-static vector<bf16> random_bf16(size_t n)
-{
-    vector<bf16> x(n);
-    for (auto &v : x) v = __float2bfloat16(random_normal());
-    return x;
-}
-
-/* Device memory with guard bytes behind it, all of it 0xff before (NaN in every float type). */
-template <class X> struct Device {
-    X *p;
-    size_t n;
-    explicit Device(size_t count) : n(count)
-    {
-        check_cuda(cudaMalloc(&p, bytes() + GUARD), "cudaMalloc");
-        poison();
-    }
-    explicit Device(const vector<X> &from) : Device(from.size())
-    {
-        check_cuda(cudaMemcpy(p, from.data(), bytes(), cudaMemcpyHostToDevice), "copy");
-    }
-    Device(const Device &) = delete;
-    ~Device() { cudaFree(p); }
-    size_t bytes() const { return n * sizeof(X); }
-    void poison() { check_cuda(cudaMemset(p, 0xff, bytes() + GUARD), "memset"); }
-    vector<X> get() const
-    {
-        vector<X> x(n);
-        check_cuda(cudaMemcpy(x.data(), p, bytes(), cudaMemcpyDeviceToHost), "copy back");
-        return x;
-    }
-    bool guarded() const
-    {
-        vector<uint8_t> g(GUARD);
-        check_cuda(cudaMemcpy(g.data(), (char *)p + bytes(), GUARD, cudaMemcpyDeviceToHost),
-                   "copy back");
-        return std::all_of(g.begin(), g.end(), [](uint8_t b) { return b == 0xff; });
-    }
-};
-
-template <class X> static bool same(const vector<X> &a, const vector<X> &b)
-{
-    return !memcmp(a.data(), b.data(), a.size() * sizeof(X));
-}
-
-static void report(const char *name, bool ok, const char *why)
-{
-    if (ok) {
-        n_passed++;
-        return;
-    }
-    n_failed++;
-    printf("FAIL %s: %s\n", name, why);
-}
+#include "support.cuh"
 
 /* Softmax over logits and the weighted sum of the values; returns the log of the sum. */
 static double softmax_row(const vector<double> &logit, const vector<const bf16 *> &value, int dim,
@@ -202,11 +112,11 @@ struct Packed {
 static void test_packed(const PackedCase &c, const char *name)
 {
     Packed p(c);
-    Device<bf16> q(p.q), k(p.k), v(p.v), out(p.q.size());
-    Device<int> begin(p.begin), past(p.past), window(p.window);
-    Device<float> lse((size_t)c.heads * p.rows);
+    Memory<bf16> q(p.q), k(p.k), v(p.v), out(p.q.size());
+    Memory<int> begin(p.begin), past(p.past), window(p.window);
+    Memory<float> lse((size_t)c.heads * p.rows);
     int mass_stride = p.stride + 37;
-    Device<float> mass(c.lens.size() * c.kv_heads * mass_stride);
+    Memory<float> mass(c.lens.size() * c.kv_heads * mass_stride);
     struct CudaAttn a = p.args();
     a.q = q.p;
     a.kv.k = k.p;
@@ -381,11 +291,11 @@ struct Paged {
 static void test_paged(const PagedCase &c, const char *name)
 {
     Paged p(c);
-    Device<bf16> pool(p.pool), q(p.q), k(p.k), v(p.v), out(p.q.size());
-    Device<struct CudaPageRef> refs(p.refs);
-    Device<int> n_refs(p.n_refs);
+    Memory<bf16> pool(p.pool), q(p.q), k(p.k), v(p.v), out(p.q.size());
+    Memory<struct CudaPageRef> refs(p.refs);
+    Memory<int> n_refs(p.n_refs);
     size_t bytes = cuda_paged_scratch(c.rows, c.heads, c.dim, c.n_splits);
-    Device<float> part(bytes / 4);
+    Memory<float> part(bytes / 4);
     cudaMemset(part.p, 0, bytes);
     struct CudaPaged a = {};
     a.q = q.p;
@@ -497,11 +407,11 @@ template <class F> static float time_ms(int many, F run)
 static void time_packed(int dim, int heads, int kv_heads, int n_seqs, int len, int window)
 {
     size_t rows = (size_t)n_seqs * len, keys = rows * kv_heads * dim;
-    Device<bf16> q(rows * heads * dim), k(keys), v(keys), out(rows * heads * dim);
-    Device<float> lse(rows * heads), mass((size_t)n_seqs * kv_heads * len);
+    Memory<bf16> q(rows * heads * dim), k(keys), v(keys), out(rows * heads * dim);
+    Memory<float> lse(rows * heads), mass((size_t)n_seqs * kv_heads * len);
     vector<int> begins;
     for (int s = 0; s <= n_seqs; s++) begins.push_back(s * len);
-    Device<int> begin(begins), past(vector<int>(kv_heads, 0)), windows(vector<int>(heads, window));
+    Memory<int> begin(begins), past(vector<int>(kv_heads, 0)), windows(vector<int>(heads, window));
     fill(q.p, q.n);
     fill(k.p, k.n);
     fill(v.p, v.n);
@@ -537,7 +447,7 @@ static void time_paged(int dim, int heads, int kv_heads, int rows, int tokens, i
 {
     const int layers = dim == 64 ? 64 : 32, n_pages = (tokens + 63) / 64;
     size_t page = (size_t)2 * 64 * dim;
-    Device<bf16> pool(page * n_pages * kv_heads * layers), q((size_t)rows * heads * dim),
+    Memory<bf16> pool(page * n_pages * kv_heads * layers), q((size_t)rows * heads * dim),
         k((size_t)rows * kv_heads * dim), v(k.n), out(q.n);
     fill(pool.p, pool.n);
     fill(q.p, q.n);
@@ -548,14 +458,14 @@ static void time_paged(int dim, int heads, int kv_heads, int rows, int tokens, i
         for (int h = 0; h < kv_heads; h++)
             for (int p = 0; p < n_pages; p++)
                 all.push_back({(uint32_t)((l * n_pages + p) * kv_heads + h), 64});
-    Device<struct CudaPageRef> refs(all);
-    Device<int> n_refs(vector<int>(kv_heads, n_pages));
+    Memory<struct CudaPageRef> refs(all);
+    Memory<int> n_refs(vector<int>(kv_heads, n_pages));
     int n_sm;
     cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0);
     struct CudaPaged a = {};
     a.n_splits = per_sm ? per_sm * n_sm / kv_heads : cuda_paged_splits(kv_heads, n_pages, n_sm);
     size_t bytes = cuda_paged_scratch(rows, heads, dim, a.n_splits);
-    Device<float> part(bytes / 4);
+    Memory<float> part(bytes / 4);
     cudaMemset(part.p, 0, bytes);
     a.q = q.p;
     a.k = k.p;

@@ -5,55 +5,9 @@
  */
 #include "cuda/device.h"
 
-#include <algorithm>
+#include "support.cuh"
+
 #include <limits.h>
-#include <math.h>
-#include <stdio.h>
-#include <string.h>
-#include <vector>
-
-using std::vector;
-
-static int n_passed, n_failed;
-static const int GUARD = 4096;
-
-static void check_cuda(cudaError_t err, const char *what)
-{
-    if (!err) return;
-    printf("FAIL: %s: %s\n", what, cudaGetErrorString(err));
-    exit(1);
-}
-
-static void report(const char *name, bool ok, const char *why)
-{
-    ok ? n_passed++ : n_failed++;
-    if (!ok) printf("FAIL %s: %s\n", name, why);
-}
-
-static uint32_t random_state = 1;
-static uint32_t random_u32()
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 17;
-    return random_state ^= random_state << 5;
-}
-static int random_below(int n)
-{
-    return random_u32() % n;
-}
-static float random_normal()
-{
-    float x = 0;
-    for (int i = 0; i < 6; i++) x += random_u32() * (1.0f / 4294967296.0f) - 0.5f;
-    return x * 1.41f;
-}
-
-static vector<bf16> random_bf16(size_t n)
-{
-    vector<bf16> x(n);
-    for (auto &v : x) v = __float2bfloat16(random_normal());
-    return x;
-}
 
 /* Cosines, then sines, of any angles. */
 static vector<float> random_turns(int n, int rope_dim)
@@ -67,43 +21,6 @@ static vector<float> random_turns(int n, int rope_dim)
             x[(size_t)i * rope_dim + half + j] = sinf(angle);
         }
     return x;
-}
-
-/* Device memory with guard bytes behind it, all of it 0xff before (NaN in every float type). */
-template <class X> struct Memory {
-    X *p;
-    size_t n;
-    explicit Memory(size_t count) : n(count)
-    {
-        check_cuda(cudaMalloc(&p, bytes() + GUARD), "cudaMalloc");
-        poison();
-    }
-    explicit Memory(const vector<X> &from) : Memory(from.size())
-    {
-        check_cuda(cudaMemcpy(p, from.data(), bytes(), cudaMemcpyHostToDevice), "copy");
-    }
-    Memory(const Memory &) = delete;
-    ~Memory() { cudaFree(p); }
-    size_t bytes() const { return n * sizeof(X); }
-    void poison() { check_cuda(cudaMemset(p, 0xff, bytes() + GUARD), "memset"); }
-    vector<X> get() const
-    {
-        vector<X> x(n);
-        check_cuda(cudaMemcpy(x.data(), p, bytes(), cudaMemcpyDeviceToHost), "copy back");
-        return x;
-    }
-    bool guarded() const
-    {
-        vector<uint8_t> g(GUARD);
-        check_cuda(cudaMemcpy(g.data(), (char *)p + bytes(), GUARD, cudaMemcpyDeviceToHost),
-                   "copy back");
-        return std::all_of(g.begin(), g.end(), [](uint8_t b) { return b == 0xff; });
-    }
-};
-
-template <class X> static bool same(const vector<X> &a, const vector<X> &b)
-{
-    return !memcmp(a.data(), b.data(), a.size() * sizeof(X));
 }
 
 /* ==== Attention ==== */
