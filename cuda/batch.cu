@@ -5,18 +5,6 @@
 
 /* ==== Scratch ==== */
 
-struct Cut {
-    uint8_t *base; /* NULL: only measure */
-    size_t at;
-};
-
-static void *cut(struct Cut *c, size_t bytes)
-{
-    void *p = c->base ? c->base + c->at : NULL;
-    c->at += (bytes + 255) & ~(size_t)255;
-    return p;
-}
-
 static size_t max_size(size_t a, size_t b)
 {
     return a > b ? a : b;

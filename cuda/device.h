@@ -78,6 +78,19 @@ struct DevBlock {
     struct DevBlock *next;
 };
 
+/* Cuts a block into parts that copies in bulk and tensor maps may begin at. */
+struct Cut {
+    uint8_t *base; /* NULL: only measure */
+    size_t at;
+};
+
+static inline void *cut(struct Cut *c, size_t bytes)
+{
+    void *p = c->base ? c->base + c->at : NULL;
+    c->at += (bytes + 255) & ~(size_t)255;
+    return p;
+}
+
 struct Ring {
     uint8_t *data; /* pinned */
     size_t at, size;

@@ -81,18 +81,6 @@ const float *dev_vector(const struct Device *d, const float *host)
 
 /* ==== Where it lies ==== */
 
-struct Slab {
-    uint8_t *base; /* NULL: only measure */
-    size_t at;
-};
-
-static void *place(struct Slab *s, size_t bytes)
-{
-    void *p = s->base ? s->base + s->at : NULL;
-    s->at += (bytes + 255) & ~(size_t)255;
-    return p;
-}
-
 /* The output head and the embedding, which are read by the row. */
 static bool is_vocab(const struct Device *d, const struct DevWeight *w)
 {
@@ -113,24 +101,24 @@ static int vector_len(const struct Device *d, const float *host)
 
 static size_t lay_out(struct Device *d, uint8_t *base)
 {
-    struct Slab s = {base, 0};
+    struct Cut s = {base, 0};
     for (int i = 0; i < d->n_weights; i++) {
         struct DevWeight *w = &d->weights[i];
         size_t n = (size_t)w->rows * w->cols;
         bool fp8 = d->fp8 && !is_vocab(d, w);
         w->wide = NULL;
-        w->fp8 = fp8 ? place(&s, n) : NULL;
-        w->scale = fp8 ? (float *)place(&s, (size_t)w->rows * sizeof(float)) : NULL;
+        w->fp8 = fp8 ? cut(&s, n) : NULL;
+        w->scale = fp8 ? (float *)cut(&s, (size_t)w->rows * sizeof(float)) : NULL;
         if (fp8) continue;
-        w->data = place(&s, (size_t)w->rows * dtype_row_bytes((enum DType)w->type, w->cols));
+        w->data = cut(&s, (size_t)w->rows * dtype_row_bytes((enum DType)w->type, w->cols));
         if (w->type == DT_BF16)
             w->wide = (bf16 *)w->data;
         else if (is_vocab(d, w))
-            w->wide = (bf16 *)place(&s, n * sizeof(bf16));
+            w->wide = (bf16 *)cut(&s, n * sizeof(bf16));
     }
     for (int i = 0; i < d->n_vectors; i++) {
         size_t n = (size_t)vector_len(d, d->vectors[i].host);
-        d->vectors[i].data = (float *)place(&s, n * sizeof(float));
+        d->vectors[i].data = (float *)cut(&s, n * sizeof(float));
     }
     return s.at;
 }

@@ -30,18 +30,18 @@ size_t engine_made_bytes(const struct Engine *e)
     return e->model.geometry && !e->be->makes_weights ? geometry_bytes(&e->model) : 0;
 }
 
-size_t engine_available(const struct Engine *e)
+size_t engine_available(const struct Engine *e, struct DeviceLimits *limits)
 {
-    struct DeviceLimits limits;
-    e->be->limits(e->dev, &limits);
-    if (e->settings.memory && !limits.own_memory) return e->settings.memory;
-    return limits.memory + (e->model.tok_embd.data ? engine_made_bytes(e) : 0);
+    e->be->limits(e->dev, limits);
+    if (e->settings.memory && !limits->own_memory) return e->settings.memory;
+    return limits->memory + (e->model.tok_embd.data ? engine_made_bytes(e) : 0);
 }
 
 int engine_weights(struct Engine *e)
 {
+    struct DeviceLimits limits;
     if (!engine_made_bytes(e) || e->model.tok_embd.data) return PC_OK;
-    return geometry_materialise(&e->model, e->settings.threads, engine_available(e));
+    return geometry_materialise(&e->model, e->settings.threads, engine_available(e, &limits));
 }
 
 int engine_open(const char *model_path, const struct Settings *settings, struct Engine **out)

@@ -92,7 +92,7 @@ static int open_plain(struct Session *s, int window)
     size_t need = s->e->be->scratch_bytes(s->e->dev, &s->wave_shape) +
                   tf_bytes(s->e->be, &s->e->model.cfg, rows);
     need += engine_made_bytes(s->e);
-    size_t have = engine_available(s->e);
+    size_t have = engine_available(s->e, &s->limits);
     if (need > have)
         return err_set(
             PC_ENOMEM,

@@ -279,9 +279,8 @@ int plan_make(struct Session *s)
     TRY(plan_budget(s));
     p->kv_cap = s->budget ? s->set.kv_cap : s->cap;
     p->model_bytes = s->e->file_bytes;
-    s->e->be->limits(s->e->dev, &s->limits);
     p->made_bytes = engine_made_bytes(s->e);
-    p->available_bytes = engine_available(s->e);
+    p->available_bytes = engine_available(s->e, &s->limits);
     plan_wave(s);
     p->fits = p->peak_bytes <= p->available_bytes;
     p->kv_bytes = (size_t)m->n_layers * m->n_kv_heads * pages_for(kept_tokens(s)) *
@@ -302,10 +301,11 @@ int plan_check(const struct Session *s)
     if (p->made_bytes) TRY(geometry_room(&s->e->model, p->available_bytes));
     double gib = 1024.0 * 1024 * 1024;
     bool gpu = s->limits.own_memory;
-    return err_set(PC_ENOMEM,
-                   "the run needs %.2f GiB of %s and may use %.2f GiB; try a smaller --kv-cap (now %d), "
-                   "--keep (now %d), --chunk (now %d) or --wave 1, or %s",
-                   p->peak_bytes / gib, gpu ? "GPU memory beside the weights" : "memory",
-                   p->available_bytes / gib, p->kv_cap, p->keep, p->chunk_tokens,
-                   gpu ? "raise --gpu-memory" : "raise --memory");
+    return err_set(
+        PC_ENOMEM,
+        "the run needs %.2f GiB of %s and may use %.2f GiB; try a smaller --kv-cap (now %d), "
+        "--keep (now %d), --chunk (now %d) or --wave 1, or %s",
+        p->peak_bytes / gib, gpu ? "GPU memory beside the weights" : "memory",
+        p->available_bytes / gib, p->kv_cap, p->keep, p->chunk_tokens,
+        gpu ? "raise --gpu-memory" : "raise --memory");
 }

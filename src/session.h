@@ -87,8 +87,8 @@ struct Session {
 /* engine.c */
 /* Bytes of main memory that a geometry's weights take, now or once they are made; 0 for weights of files. */
 size_t engine_made_bytes(const struct Engine *e);
-/* Bytes that a run may use, those weights included. */
-size_t engine_available(const struct Engine *e);
+/* Bytes that a run may use, those weights included; and what the device can take. */
+size_t engine_available(const struct Engine *e, struct DeviceLimits *limits);
 /* Makes them, the first time. PC_ENOMEM when they alone do not fit. */
 int engine_weights(struct Engine *e);
 
