@@ -257,18 +257,22 @@ int cuda_ffn_add(struct Device *d, float *x, int n_rows, const struct FfnWeights
 
 /* ==== The output head ==== */
 
-/* Few rows that lie one after another are normed by the product. */
-static int few_heads(struct Device *d, const float *x, const int *idx, int n)
+/* Rows that lie one after another are normed by the product. */
+static int few_heads(struct Device *d, const float *x, int n)
 {
-    struct Product p = {d->s.normed, n,    dev_weight(d, &d->model->output), NULL, d->s.logits,
-                        true,        false};
+    struct Product p = {NULL, n, dev_weight(d, &d->model->output), NULL, d->s.logits, true, false};
     struct CudaMatvec m = matvec_of(&p);
-    if (idx)
-        TRY(norm_rows(d, x, n, d->model->output_norm, idx));
-    else
-        take_normed(d, x, d->model->output_norm, &m);
+    take_normed(d, x, d->model->output_norm, &m);
     CUDA_TRY(cuda_matvec(&m, d->stream));
     return PC_OK;
+}
+
+/* How many of the first rows lie one after another. */
+static int run_of(const int *idx, int n)
+{
+    int run = 1;
+    while (run < n && idx[run] == idx[0] + run) run++;
+    return run;
 }
 
 static int head(struct Device *d, const float *x, const int *idx, int n)
@@ -290,13 +294,18 @@ int cuda_logits(struct Device *d, const float *x, const int *idx, int n, float *
     Range range("logits");
     size_t vocab = (size_t)d->model->output.rows;
     if (d->step.recording) {
-        TRY(few_heads(d, x, NULL, 1));
+        TRY(few_heads(d, x, 1));
         return step_end(d);
     }
-    for (int i = 0; i < n; i += d->shape.head_rows) {
-        int m = n - i < d->shape.head_rows ? n - i : d->shape.head_rows;
-        TRY(dev_upload(d, d->s.rows, idx + i, (size_t)m * sizeof(int)));
-        TRY(m <= FEW_ROWS ? few_heads(d, x, d->s.rows, m) : head(d, x, d->s.rows, m));
+    for (int i = 0, m; i < n; i += m) {
+        m = n - i < d->shape.head_rows ? n - i : d->shape.head_rows;
+        if (m <= FEW_ROWS) {
+            m = run_of(idx + i, m);
+            TRY(few_heads(d, x + (size_t)idx[i] * d->model->cfg.dim, m));
+        } else {
+            TRY(dev_upload(d, d->s.rows, idx + i, (size_t)m * sizeof(int)));
+            TRY(head(d, x, d->s.rows, m));
+        }
         TRY(dev_download(d, out + (size_t)i * vocab, d->s.logits, m * vocab * sizeof(float)));
     }
     return PC_OK;
