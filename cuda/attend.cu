@@ -58,17 +58,20 @@ static int attend_pages(struct Device *d, const struct AttnArgs *a)
     p.scale = logit_scale(d);
     p.n_splits = d->s.n_splits;
     p.part = d->s.part;
+    if (d->step.recording) {
+        p.turn = turn_of(d, &d->step.rope);
+        p.slots = d->s.slots + d->step.noted;
+    }
     CUDA_TRY(cuda_paged_attention(&p, d->stream));
     return PC_OK;
 }
 
 /* ==== Many rows ==== */
 
-/* Keys a head of this batch has at most, in whole tiles; of a step that is recorded, those of any step to come. */
+/* Keys a head of this batch has at most, in whole tiles. */
 static int key_stride(const struct Device *d, const struct AttnArgs *a)
 {
     int past = 0;
-    if (d->recording) return packed_keys(&d->shape);
     for (int h = 0; a->past && h < d->model->cfg.n_kv_heads; h++) {
         int n = a->past->n_tokens[first_head(d, a->layer) + h];
         if (n > past) past = n;
@@ -159,6 +162,8 @@ int cuda_attend(struct Device *d, const struct AttnArgs *a)
     bool few = a->n_seqs == 1 && rows <= PAGED_ROWS && !a->far && usual_head(m->head_dim);
     bool votes =
         d->shape.mass_keys && a->seq_begin[1] > 1; /* attn_mass will want the packed keys */
+    if (d->step.recording && !(few && a->seq_begin[1] == 1))
+        return err_set(PC_EINTERNAL, "a recorded step has one row");
     return few && !votes ? attend_pages(d, a) : attend_packed(d, a);
 }
 
@@ -215,7 +220,7 @@ int cuda_keep(struct Device *d, const struct AttnArgs *a, const struct KeepArgs 
 
 /* ==== Pages ==== */
 
-int upload_writes(struct Device *d, const struct KvWrite *writes, int n)
+static int upload_writes(struct Device *d, const struct KvWrite *writes, int n)
 {
     void *staged;
     TRY(dev_stage(d, (size_t)n * sizeof(struct DevWrite), &staged));
@@ -242,9 +247,8 @@ int cuda_kv_write(struct Device *d, const struct PagePool *pool, const struct Kv
 {
     Range range("write pages");
     struct PagesArgs p = pages_of(d, pool);
-    if (d->recording) {
-        CUDA_TRY(pages_write(&p, d->s.writes + d->noted, n, d->stream));
-        d->noted += n;
+    if (d->step.recording) {
+        d->step.noted += n; /* the attention before did it */
         return PC_OK;
     }
     for (int at = 0; at < n; at += WRITES) {

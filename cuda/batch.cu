@@ -35,7 +35,7 @@ static bool packs(const struct Device *d, const struct BatchShape *b)
            b->rows * (m->n_heads / m->n_kv_heads) > PAGED_ROWS;
 }
 
-int packed_keys(const struct BatchShape *b)
+static int packed_keys(const struct BatchShape *b)
 {
     return (b->keys / CUDA_KEY_TILE + 1) * CUDA_KEY_TILE;
 }
@@ -92,6 +92,8 @@ static void cut_attention(struct Cut *c, const struct Device *d, const struct Ba
     s->table.n_refs = (int *)cut(c, heads * sizeof(int));
     s->table.n_tokens = (int *)cut(c, heads * sizeof(int));
     s->writes = (struct DevWrite *)cut(c, WRITES * sizeof *s->writes);
+    s->slots = (struct CudaPageSlot *)cut(c, heads * sizeof *s->slots);
+    s->best = (unsigned long long *)cut(c, 2 * sizeof *s->best);
 }
 
 static size_t cut_scratch(const struct Device *d, const struct BatchShape *b, uint8_t *base,
@@ -127,6 +129,7 @@ int cuda_reserve(struct Device *d, const struct BatchShape *shape)
     d->shape = *shape;
     /* the partial results hold counters that begin and end at zero */
     CUDA_TRY(cudaMemsetAsync(d->s.part, 0, d->s.part_bytes, d->stream));
+    CUDA_TRY(cudaMemsetAsync(d->s.best, 0, 2 * sizeof *d->s.best, d->stream));
     return PC_OK;
 }
 
@@ -168,11 +171,36 @@ static int upload_table(struct Device *d, const struct HeadTable *past)
     return dev_upload(d, t->n_tokens, past->n_tokens, heads * sizeof(int));
 }
 
+struct BeginArgs begin_args(struct Device *d)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    struct BeginArgs a = {};
+    a.table = d->embd;
+    a.tokens = d->s.tokens;
+    a.pos = d->s.pos;
+    a.inv_freq = d->inv_freq;
+    a.x = d->x;
+    a.angles = d->s.angles;
+    a.n_rows = 1;
+    a.dim = m->dim;
+    a.rope_dim = m->rope_dim;
+    a.scale = d->rope_scale;
+    return a;
+}
+
+/* The step after a replayed one: the device has what the host would tell it, but for the token and its position. */
+static int begin_next(struct Device *d, const struct HeadTable *past)
+{
+    for (int h = 0; h < past->n_heads; h++)
+        if (past->n_refs[h] >= d->s.table.stride)
+            return err_set(PC_EINTERNAL, "no room for another page behind %d", past->n_refs[h]);
+    return PC_OK;
+}
+
 int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope, float *x)
 {
     Range range("batch begins");
-    const struct ModelConfig *m = &d->model->cfg;
-    int n = b->seq_begin[b->n_seqs], half = m->rope_dim / 2;
+    int n = b->seq_begin[b->n_seqs], half = d->model->cfg.rope_dim / 2;
     if (n > d->shape.rows || b->n_seqs > d->shape.seqs)
         return err_set(PC_EINTERNAL, "batch of %d rows, %d sequences in room for %d, %d", n,
                        b->n_seqs, d->shape.rows, d->shape.seqs);
@@ -180,12 +208,19 @@ int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope,
     for (int i = 0; i < b->n_seqs; i++)
         if (b->seq_begin[i + 1] - b->seq_begin[i] > d->max_seq_rows)
             d->max_seq_rows = b->seq_begin[i + 1] - b->seq_begin[i];
+    d->step.host->token = b->tokens[0];
+    d->step.host->pos = b->pos[0];
+    if (b->follows && d->step.grown && d->step.graph) return begin_next(d, b->past);
+    d->step.grown = false;
+    d->x = x;
+    d->rope_scale = rope->scale;
     TRY(dev_upload(d, d->s.tokens, b->tokens, (size_t)n * sizeof(int)));
     TRY(dev_upload(d, d->s.pos, b->pos, (size_t)n * sizeof(int)));
     TRY(dev_upload(d, d->s.seq_begin, b->seq_begin, ((size_t)b->n_seqs + 1) * sizeof(int)));
     TRY(dev_upload(d, d->inv_freq, rope->inv_freq, (size_t)half * sizeof(float)));
-    CUDA_TRY(rows_embed(d->embd, d->s.tokens, n, m->dim, x, d->stream));
-    CUDA_TRY(rows_angles(d->inv_freq, d->s.pos, n, half, rope->scale, d->s.angles, d->stream));
+    struct BeginArgs args = begin_args(d);
+    args.n_rows = n;
+    CUDA_TRY(rows_begin(&args, d->stream));
     return upload_table(d, b->past);
 }
 
@@ -200,7 +235,7 @@ int cuda_turns(struct Device *d, const struct Rope *rope, const int *by, int n, 
         int rows = min_int(n - at, ROWS);
         TRY(dev_stage(d, (size_t)rows * sizeof(int), &staged));
         memcpy(staged, by + at, (size_t)rows * sizeof(int));
-        CUDA_TRY(rows_angles(d->inv_freq, (const int *)staged, rows, half, 1,
+        CUDA_TRY(rows_angles(d->inv_freq, (const int *)staged, rows, half,
                              out + (size_t)at * 2 * half, d->stream));
     }
     return PC_OK;
@@ -223,24 +258,37 @@ int cuda_compact(struct Device *d, void *x, size_t row_bytes, const int *idx, in
     return PC_OK;
 }
 
+struct CudaTurn turn_of(struct Device *d, const struct RopeArgs *a)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    struct CudaTurn t = {};
+    t.angles = d->s.angles;
+    t.q_norm = dev_vector(d, a->q_norm);
+    t.k_norm = dev_vector(d, a->k_norm);
+    t.rope_dim = m->rope_dim;
+    t.pairs = m->rope_style == ROPE_PAIRS;
+    t.eps = m->norm_eps;
+    return t;
+}
+
+/* In a recorded step the attention that follows does it. */
 int cuda_rope(struct Device *d, const struct RopeArgs *a)
 {
     Range range("rotation");
     const struct ModelConfig *m = &d->model->cfg;
     struct HeadsArgs h = {};
-    h.angles = d->s.angles;
+    d->step.rope = *a;
+    if (d->step.recording) return PC_OK;
+    h.turn = turn_of(d, a);
     h.n_rows = a->n_rows;
     h.head_dim = m->head_dim;
-    h.rope_dim = m->rope_dim;
-    h.pairs = m->rope_style == ROPE_PAIRS;
-    h.eps = m->norm_eps;
     h.x = (bf16 *)a->q;
     h.n_heads = m->n_heads;
-    h.norm = dev_vector(d, a->q_norm);
+    h.norm = h.turn.q_norm;
     CUDA_TRY(rows_rope(&h, d->stream));
     h.x = (bf16 *)a->k;
     h.n_heads = m->n_kv_heads;
-    h.norm = dev_vector(d, a->k_norm);
+    h.norm = h.turn.k_norm;
     CUDA_TRY(rows_rope(&h, d->stream));
     return PC_OK;
 }

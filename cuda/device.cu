@@ -47,6 +47,7 @@ static void cuda_close(struct Device *d)
     dev_free(d, d->block);
     dev_free(d, d->inv_freq);
     if (d->ring.data) cudaFreeHost(d->ring.data);
+    if (d->step.host) cudaFreeHost(d->step.host);
     if (d->stream) cudaStreamDestroy(d->stream);
     mem_free(d);
 }
@@ -93,6 +94,7 @@ static int open_parts(struct Device *d)
     CUDA_TRY(cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking));
     CUDA_TRY(cudaMallocHost(&d->ring.data, RING_BYTES));
     d->ring.size = RING_BYTES;
+    CUDA_TRY(cudaMallocHost(&d->step.host, sizeof *d->step.host));
     d->workspace = dev_alloc(d, GEMM_WORKSPACE);
     d->inv_freq = (float *)dev_alloc(d, sizeof(float) * (size_t)(d->model->cfg.rope_dim / 2 + 1));
     if (!d->workspace || !d->inv_freq) return PC_ENOMEM;
@@ -240,6 +242,7 @@ static void cuda_limits(const struct Device *d, struct DeviceLimits *out)
     double per_cycle = (d->capability >= 90 ? 4096 : 2048) * (d->fp8 ? 2 : 1);
     *out = (struct DeviceLimits){.memory = free_bytes,
                                  .own_memory = true,
+                                 .records = usual_head(d->model->cfg.head_dim),
                                  .wave_rows = wave_rows(&d->model->cfg),
                                  .segment_rows = SEGMENT_ROWS,
                                  .flops = per_cycle * d->n_sm * sm_khz * 1e3,
@@ -276,10 +279,20 @@ int dev_upload(struct Device *d, void *dst, const void *src, size_t bytes)
     return PC_OK;
 }
 
+/* Through the ring: the driver's own way to pageable memory is slower. */
 int dev_download(struct Device *d, void *dst, const void *src, size_t bytes)
 {
-    CUDA_TRY(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, d->stream));
-    CUDA_TRY(cudaStreamSynchronize(d->stream));
+    const uint8_t *from = (const uint8_t *)src;
+    uint8_t *to = (uint8_t *)dst;
+    while (bytes) {
+        void *staged = NULL;
+        size_t n = bytes < d->ring.size / 2 ? bytes : d->ring.size / 2;
+        TRY(dev_stage(d, n, &staged));
+        CUDA_TRY(cudaMemcpyAsync(staged, from, n, cudaMemcpyDeviceToHost, d->stream));
+        CUDA_TRY(cudaStreamSynchronize(d->stream));
+        memcpy(to, staged, n);
+        from += n, to += n, bytes -= n;
+    }
     return PC_OK;
 }
 

@@ -59,12 +59,17 @@ struct Scratch {
     size_t part_bytes;
     int n_splits;
     struct DevTable table;
-    struct DevWrite *writes; /* [WRITES] descriptions */
+    struct DevWrite *writes;    /* [WRITES] descriptions */
+    struct CudaPageSlot *slots; /* [n_layers, n_kv_heads] where a step puts its keys and values */
+    unsigned long long *best;   /* [2] of step.cu */
     int ffn_rows;
     size_t wide_bytes;
 };
 
-enum { PAGED_ROWS = 64 }; /* rows times query heads a KV head that attention over pages takes */
+enum {
+    PAGED_ROWS = 64,    /* rows times query heads a KV head that attention over pages takes */
+    STEP_HEADS = 16384, /* KV heads of all layers, of a recorded step */
+};
 
 /* A block of GPU memory in hand. */
 struct DevBlock {
@@ -91,6 +96,22 @@ struct Ring {
     size_t at, size;
 };
 
+/* What changes from step to step; the host fills it, and the device reads it there. */
+struct StepHost {
+    int token, pos;
+    unsigned long long best; /* see step.cu */
+    struct CudaPageSlot slots[STEP_HEADS];
+};
+
+struct Step {
+    cudaGraphExec_t graph; /* NULL: none is recorded */
+    bool recording;
+    int noted;            /* writes noted since recording began */
+    struct RopeArgs rope; /* noted, for the attention that follows */
+    struct StepHost *host;
+    bool grown; /* the page tables are those of the step before, grown by it */
+};
+
 struct Device {
     const struct Model *model;
     cudaStream_t stream;
@@ -113,9 +134,9 @@ struct Device {
     size_t block_bytes;
     struct Scratch s;
     int max_seq_rows; /* of the batch at hand */
-    bool recording;
-    int noted; /* writes noted since recording began */
-    cudaGraphExec_t step;
+    float *x;         /* of the batch at hand */
+    float rope_scale; /* likewise */
+    struct Step step;
 };
 
 /* Takes the error of a CUDA call: PC_ENOMEM with advice, or PC_EDEVICE. */
@@ -150,12 +171,14 @@ int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope,
 int cuda_turns(struct Device *d, const struct Rope *rope, const int *by, int n, float *out);
 int cuda_compact(struct Device *d, void *x, size_t row_bytes, const int *idx, int n);
 int cuda_rope(struct Device *d, const struct RopeArgs *args);
-/* Room for the packed keys of a head, in whole tiles. */
-int packed_keys(const struct BatchShape *shape);
+struct BeginArgs;
+struct BeginArgs begin_args(struct Device *d);
+struct CudaTurn turn_of(struct Device *d, const struct RopeArgs *a);
 /* step.cu */
 int cuda_record(struct Device *d, bool on);
-int cuda_replay(struct Device *d, const struct KvWrite *writes, int n, float *logits);
+int cuda_replay(struct Device *d, const struct KvWrite *writes, int n, float *logits, int *best);
 void step_forget(struct Device *d);
+int step_end(struct Device *d); /* the last kernel of a record */
 
 /* weights.cu */
 int weights_open(struct Device *d);
@@ -175,18 +198,26 @@ struct RowsArgs {
     int n_rows, dim;
     float eps;
 };
-cudaError_t rows_embed(const bf16 *table, const int *tokens, int n_rows, int dim, float *x,
-                       cudaStream_t s);
-cudaError_t rows_angles(const float *inv_freq, const int *pos, int n_rows, int half, float scale,
-                        float *out, cudaStream_t s);
+/* Rows into x and the angles of their positions. */
+struct BeginArgs {
+    const bf16 *table;
+    const int *tokens, *pos; /* [n_rows] */
+    const float *inv_freq;   /* [rope_dim / 2] */
+    float *x, *angles;       /* [n_rows, dim], [n_rows, rope_dim] */
+    int n_rows, dim, rope_dim, n_slots;
+    float scale;                     /* of the angles */
+    const struct CudaPageSlot *told; /* [n_slots] go to slots */
+    struct CudaPageSlot *slots;
+};
+cudaError_t rows_begin(const struct BeginArgs *a, cudaStream_t s);
+cudaError_t rows_angles(const float *inv_freq, const int *pos, int n_rows, int half, float *out,
+                        cudaStream_t s);
 cudaError_t rows_norm(const struct RowsArgs *a, cudaStream_t s);
 struct HeadsArgs {
-    bf16 *x;             /* [n_rows, n_heads, head_dim] */
-    const float *norm;   /* [head_dim] or NULL */
-    const float *angles; /* [n_rows, rope_dim] */
-    int n_rows, n_heads, head_dim, rope_dim;
-    bool pairs;
-    float eps;
+    bf16 *x;              /* [n_rows, n_heads, head_dim] */
+    const float *norm;    /* [head_dim] or NULL */
+    struct CudaTurn turn; /* angles [n_rows, rope_dim] */
+    int n_rows, n_heads, head_dim;
 };
 cudaError_t rows_rope(const struct HeadsArgs *a, cudaStream_t s);
 /* out [n_rows, hidden] = silu(gate) * up, rows of both `ld` apart. */
@@ -211,8 +242,6 @@ struct PagesArgs {
     size_t page_bytes;
     int n_kv_heads, head_dim;
 };
-/* Descriptions to d->s.writes. */
-int upload_writes(struct Device *d, const struct KvWrite *writes, int n);
 cudaError_t pages_write(const struct PagesArgs *p, const struct DevWrite *w, int n, cudaStream_t s);
 /* from [n], to [n]: see kv_pack of struct Backend. */
 cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, const uint32_t *to, int n,

@@ -106,6 +106,20 @@ cudaError_t cuda_select(const struct CudaSelect *a, cudaStream_t s);
 
 /* ==== Attention of few rows over pages ==== */
 
+/* How heads are turned: RMS norm of the head where it has one, then by the row's angles. */
+struct CudaTurn {
+    const float *angles; /* [rope_dim] cosines, then sines; NULL: heads are turned already */
+    const float *q_norm, *k_norm; /* [head_dim] or NULL */
+    int rope_dim;
+    bool pairs; /* columns 2 i and 2 i + 1 belong together, else i and i + rope_dim / 2 */
+    float eps;
+};
+
+/* Where a token is put. */
+struct CudaPageSlot {
+    uint32_t page, at;
+};
+
 /* Rows of one sequence over the pages of each KV head, then over their own keys up to themselves. */
 struct CudaPaged {
     const bf16 *q; /* [n_rows, n_heads, head_dim], rotated */
@@ -113,7 +127,7 @@ struct CudaPaged {
         *v; /* [n_rows, n_kv_heads, head_dim] own keys (rotated) and values; NULL: the pages hold them,
                               the last n_rows tokens of each head's pages being the rows' own, causal among them */
     bf16 *out; /* [n_rows, n_heads, head_dim] */
-    const uint8_t *pool;
+    uint8_t *pool;
     size_t page_bytes;
     const struct CudaPageRef *refs; /* [n_kv_heads, ref_stride]; pages need not be full anywhere */
     const int *n_refs;              /* [n_kv_heads] */
@@ -122,6 +136,10 @@ struct CudaPaged {
     float scale;
     int n_splits; /* work items a head; chosen by cuda_paged_splits */
     float *part;  /* scratch, cuda_paged_scratch bytes, zeroed once by its owner */
+    /* For the one row of a step: with angles q and k come as they are, are turned on the way in, and k and v are put
+     * to where `slots` [n_kv_heads] says. No kernel queued shortly before may write the tables or the pages they list. */
+    struct CudaTurn turn;
+    const struct CudaPageSlot *slots;
 };
 int cuda_paged_splits(int n_kv_heads, int max_refs, int n_sm);
 size_t cuda_paged_scratch(int n_rows, int n_heads, int head_dim, int n_splits);
@@ -169,7 +187,7 @@ cudaError_t cuda_quantize_fp8(const bf16 *x, int n_rows, int cols, void *out, fl
                               cudaStream_t s);
 
 /* y[r] = W [rows, cols] . x[r] for 1 to 4 rows of x; W in `type` (enum DType of src/quant.h, GGUF blocks, or DT_BF16).
- * W may be read while the work queued before still runs, so that work must not write it. */
+ * W and norm may be read while the work queued before still runs, so that work must not write them. */
 struct CudaMatvec {
     int type, rows, cols, n_rows;
     const void *w;
@@ -177,8 +195,13 @@ struct CudaMatvec {
     const float *bias; /* [rows] or NULL */
     void *out;         /* [n_rows, rows]: bf16, or f32 when out_f32 */
     bool out_f32, add; /* add: out += ..., f32 only */
+    const float *raw;  /* x is NULL: x = bf16(raw * rms(raw) * norm), raw [n_rows, cols] */
+    const float *norm; /* [cols] */
+    float eps;         /* rms(r) = 1 / sqrt(mean of r^2 + eps) */
 };
 cudaError_t cuda_matvec(const struct CudaMatvec *m, cudaStream_t s);
+/* n products, 3 at most, that differ in w, rows, bias and out. */
+cudaError_t cuda_matvecs(const struct CudaMatvec *m, int n, cudaStream_t s);
 /* h[r] = silu(gate . x[r]) * (up . x[r]), bf16; m->w is gate, m->out is h. */
 cudaError_t cuda_matvec_silu(const struct CudaMatvec *m, const void *up, cudaStream_t s);
 /* Blocks of a GGUF type to bf16, on the device: what a weight is before a product. */

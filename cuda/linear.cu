@@ -18,7 +18,7 @@ struct Product {
     bool out_f32, add;
 };
 
-static int matvec(struct Device *d, const struct Product *p)
+static struct CudaMatvec matvec_of(const struct Product *p)
 {
     struct CudaMatvec m = {};
     m.type = p->w->type;
@@ -31,8 +31,22 @@ static int matvec(struct Device *d, const struct Product *p)
     m.out = p->out;
     m.out_f32 = p->out_f32;
     m.add = p->add;
-    CUDA_TRY(cuda_matvec(&m, d->stream));
-    return PC_OK;
+    return m;
+}
+
+/* Rows of the residual stream that a product norms for itself. */
+static void take_normed(const struct Device *d, const float *x, const float *norm,
+                        struct CudaMatvec *m)
+{
+    m->x = NULL;
+    m->raw = x;
+    m->norm = dev_vector(d, norm);
+    m->eps = d->model->cfg.norm_eps;
+}
+
+static bool few(int n_rows, const struct DevWeight *w)
+{
+    return n_rows <= FEW_ROWS && !w->fp8;
 }
 
 /* The weight of a product, or of two at once when `b` is given and its rows follow those of `a`: *joined says so. */
@@ -79,7 +93,11 @@ static int product(struct Device *d, const struct Product *p, bool again)
 {
     struct CudaGemm g = {};
     bool joined;
-    if (p->n_rows <= FEW_ROWS && !p->w->fp8) return matvec(d, p);
+    if (few(p->n_rows, p->w)) {
+        struct CudaMatvec m = matvec_of(p);
+        CUDA_TRY(cuda_matvec(&m, d->stream));
+        return PC_OK;
+    }
     TRY(operand(d, p->w, NULL, &g, &joined));
     TRY(rows_operand(d, p->act, p->n_rows, again, &g));
     g.bias = p->bias;
@@ -107,10 +125,33 @@ static int norm_rows(struct Device *d, const float *x, int n_rows, const float *
     return PC_OK;
 }
 
+/* Weights of one type and width share a launch. */
+static int few_norm_linear(struct Device *d, const float *x, int n_rows, const float *norm,
+                           const struct LinearOp *ops, int n_ops)
+{
+    enum { MOST = 3 };
+    struct CudaMatvec m[MOST];
+    int n = 0;
+    for (int i = 0; i < n_ops; i++) {
+        const struct DevWeight *w = dev_weight(d, ops[i].w);
+        struct Product p = {NULL, n_rows, w, dev_vector(d, ops[i].bias), ops[i].out, false, false};
+        if (n == MOST || (n && (w->type != m->type || w->cols != m->cols))) {
+            CUDA_TRY(cuda_matvecs(m, n, d->stream));
+            n = 0;
+        }
+        m[n] = matvec_of(&p);
+        take_normed(d, x, norm, &m[n++]);
+    }
+    CUDA_TRY(cuda_matvecs(m, n, d->stream));
+    return PC_OK;
+}
+
 int cuda_norm_linear(struct Device *d, const float *x, int n_rows, const float *norm,
                      const struct LinearOp *ops, int n_ops)
 {
     Range range("queries, keys, values");
+    if (few(n_rows, dev_weight(d, ops[0].w)))
+        return few_norm_linear(d, x, n_rows, norm, ops, n_ops);
     TRY(norm_rows(d, x, n_rows, norm, NULL));
     for (int i = 0; i < n_ops; i++) {
         struct Product p = {
@@ -185,18 +226,12 @@ static int fused_gated(struct Device *d, const bf16 *rows, int n, const struct D
     return PC_OK;
 }
 
-static int few_gated(struct Device *d, const bf16 *rows, int n, const struct DevWeight *gate,
-                     const struct DevWeight *up)
+static int few_gated(struct Device *d, const float *x, int n, const struct FfnWeights *f)
 {
-    struct CudaMatvec m = {};
-    m.type = gate->type;
-    m.rows = gate->rows;
-    m.cols = gate->cols;
-    m.n_rows = n;
-    m.w = gate->data;
-    m.x = rows;
-    m.out = d->s.act;
-    CUDA_TRY(cuda_matvec_silu(&m, up->data, d->stream));
+    struct Product p = {NULL, n, dev_weight(d, f->gate), NULL, d->s.act, false, false};
+    struct CudaMatvec m = matvec_of(&p);
+    take_normed(d, x, f->norm, &m);
+    CUDA_TRY(cuda_matvec_silu(&m, dev_weight(d, f->up)->data, d->stream));
     return PC_OK;
 }
 
@@ -206,12 +241,12 @@ int cuda_ffn_add(struct Device *d, float *x, int n_rows, const struct FfnWeights
     const struct DevWeight *gate = dev_weight(d, f->gate), *up = dev_weight(d, f->up),
                            *down = dev_weight(d, f->down);
     int dim = d->model->cfg.dim;
-    TRY(norm_rows(d, x, n_rows, f->norm, NULL));
+    bool at_once = few(n_rows, gate) && gate->type == up->type;
+    if (!at_once) TRY(norm_rows(d, x, n_rows, f->norm, NULL));
     for (int at = 0; at < n_rows; at += d->s.ffn_rows) {
         int n = n_rows - at < d->s.ffn_rows ? n_rows - at : d->s.ffn_rows;
         const bf16 *rows = d->s.normed + (size_t)at * dim;
-        bool few = n <= FEW_ROWS && !gate->fp8 && gate->type == up->type;
-        TRY(few                     ? few_gated(d, rows, n, gate, up)
+        TRY(at_once                 ? few_gated(d, x, n, f)
             : fuses(d, n, gate, up) ? fused_gated(d, rows, n, gate, up)
                                     : gated(d, rows, n, gate, up));
         struct Product p = {d->s.act, n, down, NULL, x + (size_t)at * dim, true, true};
@@ -222,18 +257,33 @@ int cuda_ffn_add(struct Device *d, float *x, int n_rows, const struct FfnWeights
 
 /* ==== The output head ==== */
 
-static int head(struct Device *d, const float *x, const int *idx, int n, bool few)
+/* Rows that lie one after another are normed by the product. */
+static int few_heads(struct Device *d, const float *x, int n)
+{
+    struct Product p = {NULL, n, dev_weight(d, &d->model->output), NULL, d->s.logits, true, false};
+    struct CudaMatvec m = matvec_of(&p);
+    take_normed(d, x, d->model->output_norm, &m);
+    CUDA_TRY(cuda_matvec(&m, d->stream));
+    return PC_OK;
+}
+
+/* How many of the first rows lie one after another. */
+static int run_of(const int *idx, int n)
+{
+    int run = 1;
+    while (run < n && idx[run] == idx[0] + run) run++;
+    return run;
+}
+
+static int head(struct Device *d, const float *x, const int *idx, int n)
 {
     TRY(norm_rows(d, x, n, d->model->output_norm, idx));
-    struct Product p = {d->s.normed, n,    dev_weight(d, &d->model->output), NULL, d->s.logits,
-                        true,        false};
     struct CudaGemm g = {};
     bool joined;
-    if (few) return matvec(d, &p);
-    TRY(operand(d, p.w, NULL, &g, &joined));
+    TRY(operand(d, dev_weight(d, &d->model->output), NULL, &g, &joined));
     g.n_rows = n;
-    g.act = p.act;
-    g.out = p.out;
+    g.act = d->s.normed;
+    g.out = d->s.logits;
     g.out_f32 = true;
     CUDA_TRY(cuda_gemm(d->gemm, &g, d->stream));
     return PC_OK;
@@ -243,11 +293,19 @@ int cuda_logits(struct Device *d, const float *x, const int *idx, int n, float *
 {
     Range range("logits");
     size_t vocab = (size_t)d->model->output.rows;
-    if (d->recording) return head(d, x, NULL, 1, true);
-    for (int i = 0; i < n; i += d->shape.head_rows) {
-        int m = n - i < d->shape.head_rows ? n - i : d->shape.head_rows;
-        TRY(dev_upload(d, d->s.rows, idx + i, (size_t)m * sizeof(int)));
-        TRY(head(d, x, d->s.rows, m, m <= FEW_ROWS));
+    if (d->step.recording) {
+        TRY(few_heads(d, x, 1));
+        return step_end(d);
+    }
+    for (int i = 0, m; i < n; i += m) {
+        m = n - i < d->shape.head_rows ? n - i : d->shape.head_rows;
+        if (m <= FEW_ROWS) {
+            m = run_of(idx + i, m);
+            TRY(few_heads(d, x + (size_t)idx[i] * d->model->cfg.dim, m));
+        } else {
+            TRY(dev_upload(d, d->s.rows, idx + i, (size_t)m * sizeof(int)));
+            TRY(head(d, x, d->s.rows, m));
+        }
         TRY(dev_download(d, out + (size_t)i * vocab, d->s.logits, m * vocab * sizeof(float)));
     }
     return PC_OK;
@@ -266,7 +324,7 @@ int cuda_nll(struct Device *d, const float *x, const int *idx, const int *target
         TRY(dev_upload(d, targets, target + i, (size_t)m * sizeof(int)));
         if (m < block)
             CUDA_TRY(cudaMemsetAsync(rows + m, 0, (size_t)(block - m) * sizeof(int), d->stream));
-        TRY(head(d, x, rows, block, false));
+        TRY(head(d, x, rows, block));
         CUDA_TRY(rows_nll(d->s.logits, vocab, targets, m, d->s.nll + i, d->stream));
     }
     return dev_download(d, out, d->s.nll, (size_t)n * sizeof(float));

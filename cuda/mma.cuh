@@ -90,15 +90,15 @@ __device__ __forceinline__ void load_matrix_turned(uint32_t (&r)[4], uint32_t fr
 
 /* Where a lane's row of an operand's 16 x 16 block begins in a tile. The three operands differ in which half of the lanes
  * takes the later rows and which the later chunk. Tiles begin at multiples of 512 bytes, so that a step to the right is one
- * XOR, or in rows of 192 bytes an XOR and a constant. */
+ * XOR, and a constant where the XOR would meet bits of the row. */
 template <int D> struct LaneRow {
+    static constexpr int REACH = (D & (D - 1)) == 0 ? D / 16 : D % 64 == 0 ? 4 : 2; /* blocks */
     uint32_t at;
     __device__ __forceinline__ LaneRow(int row, int chunk) : at(tile_offset<D>(row, chunk)) {}
     /* The block `row` rows (a multiple of 16) down and `step` blocks to the right. */
     __device__ __forceinline__ uint32_t block(uint32_t tile, int row, int step) const
     {
-        if (D % 64 == 0) return ((tile + at) ^ (step * 32)) + row * (D * 2);
-        return ((tile + at) ^ (step % 2 * 32)) + step / 2 * 64 + row * (D * 2);
+        return ((tile + at) ^ (step % REACH * 32)) + step / REACH * (REACH * 32) + row * (D * 2);
     }
 };
 

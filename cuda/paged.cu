@@ -6,8 +6,10 @@
  * tile) times WK ranges of a tile's tokens; each keeps its own sums, joined in shared memory at the end. The last block of
  * a head to finish joins the head's blocks in their order.
  */
+#include "dependent.cuh"
 #include "kernels.h"
 #include "mma.cuh"
+#include "rope.cuh"
 
 static constexpr float RISE = 8, NO_KEY = 1e30f; /* see attention_sm80.cu */
 static constexpr int MAX_HEADS = 256, TICKET_BYTES = MAX_HEADS * 4;
@@ -464,7 +466,7 @@ __device__ __forceinline__ void join_items(const struct CudaPaged &a, const Shar
     write_out(a, T::D, share.head, at / CHUNKS, at % CHUNKS * 4, j);
 }
 
-/* ==== The kernel ==== */
+/* ==== Heads as they are ==== */
 
 template <class T>
 __device__ __forceinline__ void queries_load(const struct CudaPaged &a, int head, int rows,
@@ -479,6 +481,77 @@ __device__ __forceinline__ void queries_load(const struct CudaPaged &a, int head
     }
 }
 
+/* ==== Heads turned on the way in ==== */
+
+__device__ __forceinline__ void put_shared(uint32_t at, bf16 v)
+{
+    asm volatile("st.shared.b16 [%0], %1;" ::"r"(at), "h"(__bfloat16_as_ushort(v)) : "memory");
+}
+
+__device__ __forceinline__ void put_shared(uint32_t at, uint4 v)
+{
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z),
+                 "r"(v.w)
+                 : "memory");
+}
+
+/* Zeros behind the first `rows` rows of a tile of ROWS. */
+template <class T, int ROWS>
+__device__ __forceinline__ void zero_rows(uint32_t tile, int rows, int thread, int threads)
+{
+    for (int i = rows * (T::D / 8) + thread; i < ROWS * (T::D / 8); i += threads)
+        put_shared(tile + tile_offset<T::D>(i / (T::D / 8), i % (T::D / 8)),
+                   make_uint4(0, 0, 0, 0));
+}
+
+/* The row's own key, turned, and its value. */
+template <class T> struct Own {
+    bf16 key[T::D], value[T::D];
+};
+
+/* The query heads of a KV head to their tile, a warp a head; where `keeps`, also the row's own key and value to `own` and
+ * to the page that keeps them. */
+template <class T>
+__device__ __forceinline__ void heads_turn(const struct CudaPaged &a, int head, int rows,
+                                           bool keeps, uint32_t to, Own<T> *own)
+{
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    bool brings = keeps && warp == T::WARPS - 1 && lane < T::D / 8;
+    bf16 *page = NULL;
+    uint4 value;
+    if (keeps) {
+        struct CudaPageSlot slot = a.slots[head];
+        page = (bf16 *)(a.pool + slot.page * a.page_bytes) + slot.at * T::D;
+    }
+    if (brings) value = __ldcg((const uint4 *)(a.v + head * T::D) + lane);
+    for (int row = warp; row < rows + keeps; row += T::WARPS)
+        if (row < rows)
+            turn_head(a.turn, a.q + (int64_t)(head * rows + row) * T::D, a.turn.q_norm, T::D,
+                      [&](int i, bf16 v) {
+                          put_shared(to + tile_offset<T::D>(row, i / 8) + i % 8 * 2, v);
+                      });
+        else
+            turn_head(a.turn, a.k + head * T::D, a.turn.k_norm, T::D,
+                      [&](int i, bf16 v) { own->key[i] = page[i] = v; });
+    if (!brings) return;
+    ((uint4 *)own->value)[lane] = value;
+    ((uint4 *)(page + 64 * T::D))[lane] = value;
+}
+
+/* The row's own key and value as the tile behind the head's pages. */
+template <class T> __device__ __noinline__ void own_tile(const Own<T> *own, uint32_t to, int thread)
+{
+    zero_rows<T, 64>(to, 1, thread, 128);
+    zero_rows<T, 64>(to + T::KV_BYTES, 1, thread, 128);
+    if (thread < T::D / 8) {
+        put_shared(to + tile_offset<T::D>(0, thread), ((const uint4 *)own->key)[thread]);
+        put_shared(to + T::KV_BYTES + tile_offset<T::D>(0, thread),
+                   ((const uint4 *)own->value)[thread]);
+    }
+}
+
+/* ==== The kernel ==== */
+
 template <class T>
 __global__
 __launch_bounds__(T::THREADS,
@@ -487,6 +560,11 @@ __launch_bounds__(T::THREADS,
     extern __shared__ __align__(1024) char shared[];
     int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
     Share share;
+    bool turns = a.turn.angles; /* pages and tables are as they were before this step */
+    static_assert(T::PP == 1, "the own key has a tile to itself");
+    __shared__ __align__(16) Own<T> own;
+    let_next_begin();
+    if (!turns) wait_for_inputs();
     refs_prefetch(a);
     if (!share_of(a, share, lane)) return;
     int n_refs = share.pages;
@@ -500,15 +578,28 @@ __launch_bounds__(T::THREADS,
     uint2 ref = pages.ref(a, next);
     auto load = [&](int it) {
         uint32_t to = stages + it % T::STAGES * T::STAGE_BYTES + slot * (64 * T::D * 2);
-        page_load<T>(a, pages, next, ref, to, thread % 128);
+        if (turns && next == n_refs && next < share.end)
+            own_tile<T>(&own, to, thread % 128);
+        else
+            page_load<T>(a, pages, next, ref, to, thread % 128);
         next += T::PP;
         ref = pages.ref(a, next);
     };
     int group = a.n_heads / a.n_kv_heads, rows = a.n_rows * group;
-    queries_load<T>(a, share.head, rows, q_tile);
+    if (!turns) queries_load<T>(a, share.head, rows, q_tile);
+    int early = turns && share.end > n_refs ? n - 1 : n; /* tiles there before the row's own key */
     for (int it = 0; it < T::STAGES - 1; it++) {
-        if (it < n) load(it);
+        if (it < early) load(it);
         copy_commit();
+    }
+    if (turns) {
+        zero_rows<T, T::ROWS>(q_tile, rows, thread, T::THREADS);
+        wait_for_inputs();
+        heads_turn<T>(a, share.head, rows, early < n, q_tile, &own);
+        if (early < n && early < T::STAGES - 1) {
+            __syncthreads();
+            load(early);
+        }
     }
 
     Sums<T> sums = {};
@@ -543,11 +634,12 @@ __launch_bounds__(T::THREADS,
     if (share.n_items > 1 && is_last(a, share)) join_items<T>(a, share, rows, o, ml);
 }
 
+/* Less than LEAST_PAGES to an item would save less than the joining of more items costs. */
 int cuda_paged_splits(int n_kv_heads, int max_refs, int n_sm)
 {
-    /* One block an SM keeps enough copies under way; more of them only make the joins longer. */
-    int n = n_sm / (n_kv_heads > 0 ? n_kv_heads : 1);
-    if (n > max_refs) n = max_refs;
+    enum { LEAST_PAGES = 4 };
+    int n = 2 * n_sm / (n_kv_heads > 0 ? n_kv_heads : 1);
+    if (n > max_refs / LEAST_PAGES) n = max_refs / LEAST_PAGES;
     return n > 1 ? n : 1;
 }
 
@@ -561,8 +653,8 @@ template <class T> static cudaError_t launch(const struct CudaPaged *a, cudaStre
     cudaError_t err = cudaFuncSetAttribute(paged_attention_kernel<T>,
                                            cudaFuncAttributeMaxDynamicSharedMemorySize, T::SHARED);
     if (err) return err;
-    paged_attention_kernel<T><<<a->n_splits * a->n_kv_heads, T::THREADS, T::SHARED, s>>>(*a);
-    return cudaGetLastError();
+    return launch_dependent<paged_attention_kernel<T>>((unsigned)(a->n_splits * a->n_kv_heads),
+                                                       T::THREADS, T::SHARED, s, *a);
 }
 
 template <int D, int STAGES, int BLOCKS>
@@ -581,6 +673,7 @@ cudaError_t cuda_paged_attention(const struct CudaPaged *a, cudaStream_t s)
     if (a->n_rows * (a->n_heads / a->n_kv_heads) > MAX_ROWS || a->n_splits < 1)
         return cudaErrorInvalidValue;
     if (a->n_rows < 1) return cudaSuccess;
+    if (a->turn.angles && (a->n_rows > 1 || !a->k || !a->slots)) return cudaErrorInvalidValue;
     switch (a->head_dim) {
     case 64:
         return launch_rows<64, 4, 2>(a, s);

@@ -2,7 +2,9 @@
  *
  * All of it is bound by memory: 16 bytes an access where widths allow, one block or warp a row.
  */
+#include "dependent.cuh"
 #include "device.h"
+#include "rope.cuh"
 
 #include <math_constants.h>
 
@@ -35,39 +37,59 @@ static __device__ float block_sum(float v, float *shared)
 
 /* ==== Embedding and angles ==== */
 
-static __global__ void embed_kernel(const bf16 *table, const int *tokens, int dim, float *x)
-{
-    const bf16 *row = table + (size_t)tokens[blockIdx.x] * dim;
-    float *out = x + (size_t)blockIdx.x * dim;
-    for (int i = threadIdx.x; i < dim; i += blockDim.x) out[i] = __bfloat162float(row[i]);
-}
-
-cudaError_t rows_embed(const bf16 *table, const int *tokens, int n_rows, int dim, float *x,
-                       cudaStream_t s)
-{
-    embed_kernel<<<n_rows, THREADS, 0, s>>>(table, tokens, dim, x);
-    return cudaGetLastError();
-}
-
 /* In double, as on the CPU: at position 16M an f32 angle would be off by a radian. */
-static __global__ void angles_kernel(const float *inv_freq, const int *pos, int n_rows, int half,
-                                     float scale, float *out)
+static __device__ void row_angles(const float *inv_freq, int pos, int half, float scale, float *out)
 {
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= n_rows * half) return;
-    int row = i / half, pair = i % half;
-    double sine, cosine;
-    sincos((double)pos[row] * (double)inv_freq[pair], &sine, &cosine);
-    out[(size_t)row * 2 * half + pair] = (float)cosine * scale;
-    out[(size_t)row * 2 * half + half + pair] = (float)sine * scale;
+    for (int i = threadIdx.x; i < half; i += blockDim.x) {
+        double sine, cosine;
+        sincos((double)pos * (double)inv_freq[i], &sine, &cosine);
+        out[i] = (float)cosine * scale;
+        out[half + i] = (float)sine * scale;
+    }
 }
 
-cudaError_t rows_angles(const float *inv_freq, const int *pos, int n_rows, int half, float scale,
-                        float *out, cudaStream_t s)
+static __device__ void row_embed(const uint4 *row, int dim, float4 *out)
 {
-    int n = n_rows * half;
-    angles_kernel<<<(n + THREADS - 1) / THREADS, THREADS, 0, s>>>(inv_freq, pos, n_rows, half,
-                                                                  scale, out);
+    for (int i = threadIdx.x; i < dim / 8; i += blockDim.x) {
+        uint4 eight = row[i];
+        const __nv_bfloat162 *pair = (const __nv_bfloat162 *)&eight;
+        float2 v[4];
+        for (int k = 0; k < 4; k++) v[k] = __bfloat1622float2(pair[k]);
+        out[2 * i] = make_float4(v[0].x, v[0].y, v[1].x, v[1].y);
+        out[2 * i + 1] = make_float4(v[2].x, v[2].y, v[3].x, v[3].y);
+    }
+}
+
+/* Two blocks a row; what else a step needs goes along with the first row's angles. */
+static __global__ void begin_kernel(struct BeginArgs a)
+{
+    int row = blockIdx.x, half = a.rope_dim / 2;
+    let_next_begin();
+    wait_for_inputs();
+    if (blockIdx.y == 0) {
+        row_embed((const uint4 *)(a.table + (size_t)a.tokens[row] * a.dim), a.dim,
+                  (float4 *)(a.x + (size_t)row * a.dim));
+        return;
+    }
+    for (int i = threadIdx.x; row == 0 && i < a.n_slots; i += blockDim.x) a.slots[i] = a.told[i];
+    row_angles(a.inv_freq, a.pos[row], half, a.scale, a.angles + (size_t)row * a.rope_dim);
+}
+
+cudaError_t rows_begin(const struct BeginArgs *a, cudaStream_t s)
+{
+    if (a->dim % 8) return cudaErrorInvalidValue;
+    return launch_dependent<begin_kernel>(dim3((unsigned)a->n_rows, 2), THREADS, 0, s, *a);
+}
+
+static __global__ void angles_kernel(const float *inv_freq, const int *pos, int half, float *out)
+{
+    row_angles(inv_freq, pos[blockIdx.x], half, 1, out + (size_t)blockIdx.x * 2 * half);
+}
+
+cudaError_t rows_angles(const float *inv_freq, const int *pos, int n_rows, int half, float *out,
+                        cudaStream_t s)
+{
+    angles_kernel<<<n_rows, 64, 0, s>>>(inv_freq, pos, half, out);
     return cudaGetLastError();
 }
 
@@ -130,29 +152,11 @@ cudaError_t rows_norm(const struct RowsArgs *a, cudaStream_t s)
 static __global__ void rope_kernel(struct HeadsArgs a)
 {
     size_t head = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    int lane = threadIdx.x % 32, half = a.rope_dim / 2;
     if (head >= (size_t)a.n_rows * a.n_heads) return;
     bf16 *x = a.x + head * a.head_dim;
-    const float *angle = a.angles + head / a.n_heads * a.rope_dim;
-    float r = 1;
-    if (a.norm) {
-        float sum = 0;
-        for (int i = lane; i < a.head_dim; i += 32) {
-            float v = __bfloat162float(x[i]);
-            sum += v * v;
-        }
-        r = rsqrtf(warp_sum(sum) / (float)a.head_dim + a.eps);
-        for (int i = a.rope_dim + lane; i < a.head_dim; i += 32)
-            x[i] = __float2bfloat16(__bfloat162float(x[i]) * r * a.norm[i]);
-    }
-    for (int i = lane; i < half; i += 32) {
-        int p = a.pairs ? 2 * i : i, q = a.pairs ? 2 * i + 1 : i + half;
-        float u = __bfloat162float(x[p]), v = __bfloat162float(x[q]);
-        if (a.norm) u *= r * a.norm[p], v *= r * a.norm[q];
-        float c = angle[i], s = angle[half + i];
-        x[p] = __float2bfloat16(u * c - v * s);
-        x[q] = __float2bfloat16(u * s + v * c);
-    }
+    struct CudaTurn turn = a.turn;
+    turn.angles += head / a.n_heads * turn.rope_dim;
+    turn_head(turn, x, a.norm, a.head_dim, [&](int i, bf16 v) { x[i] = v; });
 }
 
 cudaError_t rows_rope(const struct HeadsArgs *a, cudaStream_t s)

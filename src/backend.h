@@ -33,6 +33,7 @@ struct DeviceOptions {
 struct DeviceLimits {
     size_t memory;    /* bytes that it can still give, those of its host where they are the same */
     bool own_memory;  /* has memory of its own, apart from the host's */
+    bool records;     /* record() takes steps of this model; never those with far keys */
     int wave_rows;    /* rows of a wave that keep it busy */
     int segment_rows; /* rows of a segment of plain prefill */
     double flops,
@@ -140,6 +141,8 @@ struct Batch {
     const struct PagePool *pool;
     const struct HeadTable *past;
     const struct FarKeys *far;
+    /* The step behind the one that replay() ran last: the same rope, and a past that grew by its writes alone. */
+    bool follows;
 };
 
 struct Backend {
@@ -196,11 +199,12 @@ struct Backend {
                    float *k, float *v);
     /* Logits of rows idx[0..n) of x: out [n, vocab_size] f32 in host memory. */
     int (*logits)(struct Device *d, const float *x, const int *idx, int n, float *out);
-    /* Optional: a step of decoding as one piece of work. While recording, ops are noted and not run: kv_write stands for
-     * the next n writes of the list that replay gets, logits for row 0 into replay's out. replay runs what was noted
-     * on the batch that begin() told. reserve() forgets it. */
+    /* Optional: a step of decoding, one row through all layers, as one piece of work. While recording, ops are noted and
+     * not run: kv_write stands for the next n writes of the list that replay gets, one token of every head in order,
+     * logits for row 0 into replay's logits. replay runs what was noted on the batch that begin() told. It gives the logits
+     * or, where that is NULL, the likeliest token (of equals the lowest); no token is an error. reserve() forgets it. */
     int (*record)(struct Device *d, bool on);
-    int (*replay)(struct Device *d, const struct KvWrite *writes, int n, float *logits);
+    int (*replay)(struct Device *d, const struct KvWrite *writes, int n, float *logits, int *best);
     /* -log p(target) of rows idx[0..n), natural log: out [n] in host memory. */
     int (*nll)(struct Device *d, const float *x, const int *idx, const int *target, int n,
                float *out);

@@ -215,8 +215,9 @@ static int step_layers(struct Session *s, const struct Batch *b, bool append)
     return s->tf.be->logits(s->tf.dev, s->tf.x, &row, 1, s->logits);
 }
 
-/* The same step from the device's own record of it, which the first one makes. */
-static int step_replayed(struct Session *s, const struct Batch *b)
+/* The same step from the device's own record of it, which the first one makes. What follows: its logits, or the
+ * likeliest token where `best` is given. */
+static int step_replayed(struct Session *s, const struct Batch *b, int *best)
 {
     const struct Backend *be = s->tf.be;
     struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, 1};
@@ -231,18 +232,20 @@ static int step_replayed(struct Session *s, const struct Batch *b)
         TRY(kv_append_all(&s->kv, &s->merged, l, &rows, &s->writes));
     int n = s->writes.n;
     s->writes.n = 0;
-    return be->replay(s->tf.dev, s->writes.list, n, s->logits);
+    return be->replay(s->tf.dev, s->writes.list, n, best ? NULL : s->logits, best);
 }
 
-/* One token through the model, its K and V appended; logits of what follows. */
-static int step(struct Session *s, int id, int pos)
+/* Token *id through the model, its K and V appended, and then the token that follows. */
+static int step(struct Session *s, struct Sampler *sampler, int pos, int *id)
 {
-    struct Batch b = tail_batch(s, &id, 1, pos);
+    struct Batch b = tail_batch(s, id, 1, pos);
     TRY(far_batch(s, &b));
+    bool replay = s->limits.records && !b.far, greedy = replay && sampler->config.temperature <= 0;
+    b.follows = s->recorded;
     TRY(tf_begin(&s->tf, &b));
-    TRY(s->tf.be->replay ? step_replayed(s, &b) : step_layers(s, &b, true));
+    TRY(replay ? step_replayed(s, &b, greedy ? id : NULL) : step_layers(s, &b, true));
     far_forget(s, &s->merged);
-    return PC_OK;
+    return greedy ? PC_OK : sampler_next(sampler, s->logits, id);
 }
 
 static int emit(struct Session *s, struct Decoder *d, int id)
@@ -279,10 +282,10 @@ static int generate(struct Session *s, struct Sampler *sampler, int stop_id)
 {
     struct Decoder d = {{0}, 0, false};
     if (stop_id >= 0) forbid_ends(s, stop_id);
-    int pos = s->plan.question_pos + s->prompt.tail.n;
+    int pos = s->plan.question_pos + s->prompt.tail.n, id = 0;
     for (int n = 0; n < s->set.max_tokens; n++) {
-        int id;
-        TRY(sampler_next(sampler, s->logits, &id));
+        if (n) TRY(session_stop(s));
+        TRY(n ? step(s, sampler, pos + n - 1, &id) : sampler_next(sampler, s->logits, &id));
         if (tokenizer_is_end(s->e->tok, id)) {
             s->out->stopped_at_eos = true;
             break;
@@ -294,9 +297,6 @@ static int generate(struct Session *s, struct Sampler *sampler, int stop_id)
         s->out->ids[s->out->n_ids++] = id;
         TRY(emit(s, &d, id));
         session_progress(s, STAGE_DECODE, s->plan.n_read, n + 1);
-        if (n + 1 == s->set.max_tokens) break;
-        TRY(session_stop(s));
-        TRY(step(s, id, pos + n));
     }
     size_t before = s->out->text.len;
     TRY(decode_flush(&d, &s->out->text));

@@ -5,6 +5,7 @@
  * What is exact is compared exactly: the choice of tokens from the same mass, pages, two runs of the same input.
  */
 #include "eviction/kv_evict.h"
+#include "src/sampler.h"
 #include "src/session.h"
 
 #include <limits.h>
@@ -391,6 +392,109 @@ static void run_case(const struct Case *c, struct Engine *cpu, struct Engine *gp
     free(p.pos);
 }
 
+/* ==== Steps of decoding ==== */
+
+enum { STEPS = 150 };
+enum StepWay { WAY_OPS, WAY_LOGITS, WAY_BEST };
+
+static int step_layers(struct Side *s, const struct Batch *b, bool append, float *logits)
+{
+    int row = 0;
+    for (int l = 0; l < s->e->model.cfg.n_layers; l++) {
+        struct AttnArgs a;
+        struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, 1};
+        must(tf_attend(&s->tf, b, l, 0, &a));
+        if (append) must(kv_append_all(&s->kv, &s->past, l, &rows, &s->writes));
+        if (append) must(kv_flush(&s->kv, &s->writes));
+        if (!append)
+            must(s->e->be->kv_write(s->e->dev, &s->kv.pool, NULL, s->e->model.cfg.n_kv_heads));
+        must(tf_ffn(&s->tf, l, 1));
+    }
+    return s->e->be->logits(s->e->dev, s->tf.x, &row, 1, logits);
+}
+
+static int step_replayed(struct Side *s, const struct Batch *b, bool *recorded, float *logits,
+                         int *best)
+{
+    const struct Backend *be = s->e->be;
+    struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, 1};
+    if (!*recorded) {
+        must(be->record(s->e->dev, true));
+        must(step_layers(s, b, false, logits));
+        must(be->record(s->e->dev, false));
+        *recorded = true;
+    }
+    for (int l = 0; l < s->e->model.cfg.n_layers; l++)
+        must(kv_append_all(&s->kv, &s->past, l, &rows, &s->writes));
+    int n = s->writes.n;
+    s->writes.n = 0;
+    return be->replay(s->e->dev, s->writes.list, n, logits, best);
+}
+
+/* STEPS tokens behind the case's past: out [STEPS, vocab_size], or with WAY_BEST the best tokens. */
+static void run_steps(struct Engine *gpu, const struct Case *c, const struct Plan *p,
+                      enum StepWay way, float *out, int *best)
+{
+    const struct ModelConfig *m = &gpu->model.cfg;
+    struct Side s = {.e = gpu};
+    int ends[2] = {0, 1};
+    bool recorded = false;
+    open_case(&s, c, p);
+    kv_table_close(&s.past);
+    kv_writes_close(&s.writes);
+    must(kv_table_open(&s.past, m, (c->past + STEPS) / PAGE_TOKENS + 2));
+    must(kv_writes_open(&s.writes, m->n_layers * m->n_kv_heads + 64));
+    make_past(&s, c, p);
+    for (int t = 0; t < STEPS; t++) {
+        int id = (t * 37 + 5) % m->vocab_size, pos = c->past + t;
+        struct Batch b = {.tokens = &id,
+                          .pos = &pos,
+                          .seq_begin = ends,
+                          .n_seqs = 1,
+                          .pool = &s.kv.pool,
+                          .past = &s.past,
+                          .follows = recorded && t % 50};
+        must(tf_begin(&s.tf, &b));
+        float *logits = out + (size_t)t * m->vocab_size;
+        if (way == WAY_OPS)
+            must(step_layers(&s, &b, true, logits));
+        else
+            must(step_replayed(&s, &b, &recorded, way == WAY_LOGITS ? logits : NULL, &best[t]));
+    }
+    close_case(&s);
+}
+
+/* A recorded step is the same bytes as its ops one by one, whatever lies before. */
+static void test_steps(struct Engine *gpu, const char *model, int past)
+{
+    struct Case c = {.model = model, .seqs = 1, .rows = {1}, .past = past};
+    struct Plan p = plan_case(&c, &gpu->model.cfg);
+    size_t vocab = (size_t)gpu->model.cfg.vocab_size, n = STEPS * vocab;
+    float *ops = calloc(n, sizeof *ops), *logits = calloc(n, sizeof *logits);
+    int best[STEPS], id;
+    char where[160];
+    snprintf(where, sizeof where, "%s, past %d", model, past);
+    p.shape.keys += STEPS;
+    p.shape.rows = past > 256 ? past : 256;
+    run_steps(gpu, &c, &p, WAY_OPS, ops, best);
+    for (int round = 0; round < 3; round++) {
+        run_steps(gpu, &c, &p, WAY_LOGITS, logits, best);
+        int wrong = 0;
+        for (int t = 0; t < STEPS; t++)
+            wrong += memcmp(ops + t * vocab, logits + t * vocab, vocab * sizeof *ops) != 0;
+        check(wrong == 0, "steps: logits", where, wrong);
+        run_steps(gpu, &c, &p, WAY_BEST, logits, best);
+        wrong = 0;
+        for (int t = 0; t < STEPS; t++)
+            wrong += sampler_argmax(ops + t * vocab, (int)vocab, &id) < 0 || id != best[t];
+        check(wrong == 0, "steps: best token", where, wrong);
+    }
+    free(ops);
+    free(logits);
+    free(p.tokens);
+    free(p.pos);
+}
+
 /* ==== Whole runs ==== */
 
 /* Stands before the backend of a run and keeps the logits that its answer was made of. */
@@ -421,10 +525,17 @@ static int tap_record(struct Device *d, bool on)
     return tap.real->record(d, on);
 }
 
-static int tap_replay(struct Device *d, const struct KvWrite *writes, int n, float *logits)
+static int tap_replay(struct Device *d, const struct KvWrite *writes, int n, float *logits,
+                      int *best)
 {
-    int status = tap.real->replay(d, writes, n, logits);
-    if (status >= 0) keep_row(logits);
+    float *row = calloc((size_t)tap.vocab, sizeof *row);
+    int status = tap.real->replay(d, writes, n, row, NULL);
+    if (status >= 0) {
+        keep_row(row);
+        if (logits) memcpy(logits, row, sizeof *row * (size_t)tap.vocab);
+        if (best) status = sampler_argmax(row, tap.vocab, best);
+    }
+    free(row);
     return status;
 }
 
@@ -578,9 +689,18 @@ int main(void)
             c.model = models[m];
             run_case(&c, cpu, gpu);
         }
+        for (int past = 0; past <= 700 && gpu->model.cfg.head_dim >= 64; past += 350)
+            test_steps(gpu, models[m], past);
         for (size_t i = 0; i < sizeof wholes / sizeof *wholes; i++)
             run_whole(cpu, gpu, models[m], &wholes[i]);
         engine_close(cpu);
+        engine_close(gpu);
+    }
+    static const char *const step_models[] = {"geometry:smollm2-135m",
+                                              "geometry:qwen2.5-0.5b:q8_0"};
+    for (size_t m = 0; m < sizeof step_models / sizeof *step_models; m++) {
+        struct Engine *gpu = open_side(step_models[m], "cuda");
+        test_steps(gpu, step_models[m], 3000);
         engine_close(gpu);
     }
     printf("%d passed, %d failed\n", passed, failed);

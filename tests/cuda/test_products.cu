@@ -332,6 +332,71 @@ static void test_matvec_shape(int type, int rows, int cols)
     }
 }
 
+/* ==== Several matrices over normed rows ==== */
+
+/* x as the kernel should make it of raw rows, but for roundings that the order of the sum decides. */
+static std::vector<uint16_t> normed(const std::vector<float> &raw, const std::vector<float> &norm,
+                                    float eps)
+{
+    std::vector<uint16_t> x(raw.size());
+    size_t cols = norm.size();
+    for (size_t r = 0; r < raw.size() / cols; r++) {
+        double sum = 0;
+        for (size_t c = 0; c < cols; c++) sum += (double)raw[r * cols + c] * raw[r * cols + c];
+        float by = (float)(1 / sqrt(sum / (double)cols + eps));
+        for (size_t c = 0; c < cols; c++)
+            x[r * cols + c] = bf16_bits(raw[r * cols + c] * by * norm[c]);
+    }
+    return x;
+}
+
+static void test_matvecs(int type, int cols)
+{
+    const int rows[3] = {70, 33, 1};
+    const float eps = 1e-5f;
+    std::vector<float> raw = random_f32((size_t)cols * 4), norm = random_f32((size_t)cols);
+    std::vector<uint16_t> x = normed(raw, norm, eps);
+    Buffer draw(raw), dnorm(norm);
+    for (int n_rows = 1; n_rows <= 4; n_rows++)
+        for (int n = 1; n <= 3; n++) {
+            struct CudaMatvec m[3] = {};
+            std::vector<std::vector<Expect>> want;
+            std::vector<std::vector<float>> bias;
+            std::vector<Buffer *> held;
+            auto hold = [&](Buffer *b) { return held.push_back(b), b->p; };
+            for (int i = 0; i < n; i++) {
+                std::vector<uint8_t> w = random_blocks(type, (int64_t)rows[i] * cols);
+                want.push_back(products(type, w, rows[i], cols, x));
+                bias.push_back(random_f32((size_t)rows[i]));
+                m[i] = {type, rows[i], cols, n_rows, hold(new Buffer(w)), NULL};
+                m[i].bias = (const float *)hold(new Buffer(bias[(size_t)i]));
+                m[i].out = hold(new Buffer((size_t)n_rows * rows[i] * 2));
+                m[i].raw = (const float *)draw.p;
+                m[i].norm = (const float *)dnorm.p;
+                m[i].eps = eps;
+            }
+            must(cuda_matvecs(m, n, 0), "cuda_matvecs");
+            must(cudaDeviceSynchronize(), "matvecs");
+            bool ok = true;
+            worst = 0;
+            for (int i = 0; i < n; i++) {
+                std::vector<uint8_t> out;
+                size_t values = (size_t)n_rows * rows[i];
+                ok &= held[(size_t)3 * i + 2]->read(values * 2, &out, 0xff);
+                for (size_t k = 0; ok && k < values; k++) {
+                    Expect e = want[(size_t)i][k];
+                    e = with_flags(e, {false, false, true}, bias[(size_t)i][k % rows[i]], 0);
+                    ok &= near(output_at(out, k, false), e, 2e-5, false);
+                }
+            }
+            for (Buffer *b : held) delete b;
+            char what[120];
+            snprintf(what, sizeof what, "%d matvecs of normed rows, %s, %d cols, n_rows %d: %.2f",
+                     n, dtype_name((uint32_t)type), cols, n_rows, worst);
+            check(ok, what);
+        }
+}
+
 /* ==== Dequantisation ==== */
 
 static void test_dequantize(int type, int64_t n)
@@ -581,6 +646,8 @@ static void run_matvec_tests(void)
         }
         if (weights <= 32) test_matvec_shape(type, 7, 32 * 33);
         test_matvec_shape(type, 3, 28672);
+        for (int c : {576, 2048, 8192})
+            if (c % weights == 0) test_matvecs(type, c);
         for (int64_t n : {256, 256 * 37, 1000 * 4864}) test_dequantize(type, n);
     }
 }

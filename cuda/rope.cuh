@@ -1,0 +1,36 @@
+/* rope.cuh - one warp turns a head by its row's angles, after an RMS norm of the head if it has one. */
+#ifndef PCOMP_CUDA_ROPE_CUH
+#define PCOMP_CUDA_ROPE_CUH
+
+#include "kernels.h"
+
+/* Column i of the head becomes what `store(i, value)` gets. `x` may be where `store` writes. The sums are fused by name, so
+ * that all who turn a head get the same bytes. */
+template <class Store>
+__device__ __forceinline__ void turn_head(const struct CudaTurn &t, const bf16 *x,
+                                          const float *norm, int head_dim, Store store)
+{
+    int lane = threadIdx.x % 32, half = t.rope_dim / 2;
+    auto value = [&](int i) {
+        return __bfloat162float(__ushort_as_bfloat16(__ldcg((const unsigned short *)x + i)));
+    };
+    float r = 1;
+    if (norm) {
+        float sum = 0;
+        for (int i = lane; i < head_dim; i += 32) sum = fmaf(value(i), value(i), sum);
+        for (int o = 16; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
+        r = rsqrtf(sum / (float)head_dim + t.eps);
+    }
+    for (int i = t.rope_dim + lane; i < head_dim; i += 32)
+        store(i, __float2bfloat16_rn(norm ? value(i) * r * norm[i] : value(i)));
+    for (int i = lane; i < half; i += 32) {
+        int p = t.pairs ? 2 * i : i, q = t.pairs ? 2 * i + 1 : i + half;
+        float u = value(p), v = value(q);
+        if (norm) u *= r * norm[p], v *= r * norm[q];
+        float c = __ldcg(t.angles + i), s = __ldcg(t.angles + half + i);
+        store(p, __float2bfloat16_rn(fmaf(u, c, -__fmul_rn(v, s))));
+        store(q, __float2bfloat16_rn(fmaf(u, s, __fmul_rn(v, c))));
+    }
+}
+
+#endif
