@@ -109,9 +109,11 @@ int chunk_count(const struct ChunkInput *in, int *n_chunks)
             "chunks of %d tokens cannot share %d with their neighbours; at most half of a "
             "chunk may overlap: lower --overlap or raise --chunk",
             in->payload, in->overlap);
-    int64_t fresh = in->payload - in->overlap; /* new tokens of every chunk but the first */
-    int64_t rest = (int64_t)in->n_tokens - in->payload;
-    *n_chunks = in->n_tokens <= 0 ? 0 : rest <= 0 ? 1 : (int)(1 + (rest + fresh - 1) / fresh);
+    int64_t fresh = in->payload - in->slack - in->overlap,
+            rest = (int64_t)in->n_tokens - in->overlap;
+    *n_chunks = in->n_tokens <= 0             ? 0
+                : in->n_tokens <= in->payload ? 1
+                                              : (int)((rest + fresh - 1) / fresh);
     return PC_OK;
 }
 

@@ -47,9 +47,10 @@ void boundary_classify(const char *text, size_t len, const size_t *offset, int n
 enum { SNAP_MAX = 64 }; /* tokens that a cut may move, either way */
 
 struct ChunkInput {
-    int n_tokens;            /* context tokens */
-    int payload;             /* most tokens of a chunk, overlap included */
-    int overlap;             /* tokens that each chunk but the first repeats from the one before */
+    int n_tokens; /* context tokens */
+    int payload;  /* most tokens of a chunk, overlap included */
+    int overlap;  /* tokens that each chunk but the first repeats from the one before */
+    int slack; /* of the payload that chunks leave free on average, for cuts to move; a quarter at most */
     const uint8_t *boundary; /* [n_tokens] enum Boundary after each token; NULL: cuts stay */
 };
 
@@ -57,7 +58,7 @@ struct Chunk {
     int begin, end; /* context tokens [begin, end) */
 };
 
-/* The least number of chunks that hold all tokens; 0 for no tokens.
+/* The least number of chunks that hold all tokens and, if they are several, leave their slack; 0 for no tokens.
  * Errors: PC_ERANGE (payload below 1, overlap of more than half of it). */
 int chunk_count(const struct ChunkInput *in, int *n_chunks);
 

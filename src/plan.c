@@ -98,6 +98,12 @@ static int plan_budget(struct Session *s)
     return PC_OK;
 }
 
+/* Whether cuts can look for the text's boundaries; token ids alone are cut where they are. */
+static bool has_text(const struct Session *s)
+{
+    return s->req->context && s->prompt.context_offset;
+}
+
 static int plan_chunks(struct Session *s)
 {
     struct ChunkBudget b = {s->plan.window, s->plan.n_prefix, s->plan.n_question,
@@ -105,6 +111,7 @@ static int plan_chunks(struct Session *s)
     int payload, n = s->prompt.context.n;
     TRY(chunk_payload(&b, &payload));
     s->cut = (struct ChunkInput){.n_tokens = n, .payload = payload, .overlap = s->set.overlap};
+    if (has_text(s)) s->cut.slack = min_int(SNAP_MAX, payload / 16);
     TRY(chunk_count(&s->cut, &s->plan.n_chunks));
     s->plan.chunk_tokens = min_int(payload, n);
     s->plan.keep =
@@ -122,7 +129,7 @@ static int cut_chunks(struct Session *s)
         s->chunks[0] = (struct Chunk){0, n};
         return PC_OK;
     }
-    if (s->req->context && s->prompt.context_offset) {
+    if (has_text(s)) {
         s->boundary = mem_alloc((size_t)max_int(n, 1), 1);
         if (!s->boundary) return PC_ENOMEM;
         boundary_classify(s->req->context, s->req->context_len, s->prompt.context_offset, n,

@@ -22,8 +22,9 @@ static int rng(int n)
 
 static int smallest_count(const struct ChunkInput *in)
 {
-    int held = 0, n = 0;
-    for (; held < in->n_tokens; n++) held += n == 0 ? in->payload : in->payload - in->overlap;
+    int fresh = in->payload - in->slack - in->overlap, n = 1;
+    if (in->n_tokens <= in->payload) return 1;
+    for (int held = in->payload - in->slack; held < in->n_tokens; n++) held += fresh;
     return n;
 }
 
@@ -163,6 +164,26 @@ static void test_snap_by_hand(void **state)
     in.payload = 1000; /* exactly full: no room to move */
     plan_and_check(&in, chunks);
     assert_int_equal(chunks[0].end, 1000);
+}
+
+/* With slack a text that fills its chunks exactly still gets cuts at its sentences. */
+static void test_slack(void **state)
+{
+    (void)state;
+    static struct Chunk chunks[CHUNKS_MAX];
+    static uint8_t boundary[70000];
+    for (int round = 0; round < 200; round++) {
+        struct ChunkInput in = {.payload = 512 + rng(4000), .slack = 64, .boundary = boundary};
+        in.overlap = round % 2 ? rng(in.payload / 4) : 0;
+        in.n_tokens = in.payload + (1 + rng(8)) * (in.payload - in.overlap);
+        for (int i = 0; i < in.n_tokens; i++)
+            boundary[i] = i % 30 ? BOUNDARY_SPACE : BOUNDARY_SENTENCE;
+        int n = plan_and_check(&in, chunks);
+        for (int i = 0; i + 1 < n; i++)
+            assert_int_equal(boundary[chunks[i].end - 1], BOUNDARY_SENTENCE);
+        in.n_tokens = in.payload;
+        assert_int_equal(plan_and_check(&in, chunks), 1);
+    }
 }
 
 static void test_count_edges(void **state)
@@ -305,10 +326,15 @@ static void test_defaults(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_balance),           cmocka_unit_test(test_snap_against_all_vectors),
-        cmocka_unit_test(test_snap_large),        cmocka_unit_test(test_snap_by_hand),
-        cmocka_unit_test(test_count_edges),       cmocka_unit_test(test_boundary_classes),
-        cmocka_unit_test(test_boundary_classify), cmocka_unit_test(test_payload),
+        cmocka_unit_test(test_balance),
+        cmocka_unit_test(test_snap_against_all_vectors),
+        cmocka_unit_test(test_snap_large),
+        cmocka_unit_test(test_snap_by_hand),
+        cmocka_unit_test(test_slack),
+        cmocka_unit_test(test_count_edges),
+        cmocka_unit_test(test_boundary_classes),
+        cmocka_unit_test(test_boundary_classify),
+        cmocka_unit_test(test_payload),
         cmocka_unit_test(test_defaults),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
