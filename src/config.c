@@ -26,7 +26,8 @@ static const char *const WORDS_CAP[] = {"auto=0", "off=-1", NULL};
 static const char *const WORDS_METHOD[] = {"parallelcomp",  "full",   "truncate",  "self-extend",
                                            "streaming-llm", "snapkv", "pyramidkv", NULL};
 static const char *const WORDS_SCALING[] = {"auto", "ntk", "yarn", NULL};
-static const char *const WORDS_SCORE[] = {"question", "published", "random", "bm25", "fusion", NULL};
+static const char *const WORDS_SCORE[] = {"auto", "question", "published", "random",
+                                          "bm25", "fusion",   NULL};
 static const char *const WORDS_ANCHOR[] = {"none", "last", "ends", NULL};
 static const char *const WORDS_PRECISION[] = {"auto", "int16", "f32", "bf16", "fp8", NULL};
 static const char *const WORDS_CHAT[] = {"auto",    "raw",     "chatml",  "qwen",
@@ -58,9 +59,10 @@ const struct Setting SETTINGS[] = {
      "last question rows whose attention votes for the tokens to keep; snapkv, pyramidkv keep these too"},
     {"pool", SET_INT, AT(pool), 0, 1, 255, NULL, "7", "method",
      "width of the max-pool over the votes, odd; 1: none"},
-    {"chunk_score", SET_ENUM, ENUM_AT(chunk_score), WORDS_SCORE, "question", "method",
+    {"chunk_score", SET_ENUM, ENUM_AT(chunk_score), WORDS_SCORE, "auto", "method",
      "what ranks the chunks: surprise of the question's own words, or of all that follows the chunk; "
-     "without the model: chance, or words shared with the question; fusion: the first and the last of these"},
+     "without the model: chance, or words shared with the question; fusion: the first and the last of these; "
+     "auto: fusion, or question where only token ids of the text are known"},
     {"anchor", SET_ENUM, ENUM_AT(anchor), WORDS_ANCHOR, "none", "method",
      "chunks kept whatever their score, among those of keep: the last, which stands next to the question; or both ends"},
     {"keep_gap", SET_FLOAT, AT(keep_gap), 0, 0.001, 1000, WORDS_GAP, "off", "method",
@@ -111,7 +113,8 @@ const struct Setting SETTINGS[] = {
      "chunks prefilled together; auto: from memory and cores"},
     {"memory", SET_SIZE, AT(memory), 0, 1 << 20, 1125899906842624.0, WORDS_AUTO, "auto", "machine",
      "bytes the run may use besides the model file, as 8G or 512M; auto: what is free"},
-    {"gpu_memory", SET_SIZE, AT(gpu_memory), 0, 1 << 20, 1125899906842624.0, WORDS_AUTO, "auto", "machine",
+    {"gpu_memory", SET_SIZE, AT(gpu_memory), 0, 1 << 20, 1125899906842624.0, WORDS_AUTO, "auto",
+     "machine",
      "bytes of the GPU that may be used, the model's weights included; auto: what is free"},
 };
 const int N_SETTINGS = sizeof SETTINGS / sizeof SETTINGS[0];

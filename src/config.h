@@ -19,7 +19,14 @@ enum Method {
     METHOD_PYRAMIDKV
 };
 enum Scaling { SCALING_AUTO, SCALING_NTK, SCALING_YARN };
-enum ChunkScore { SCORE_QUESTION, SCORE_PUBLISHED, SCORE_RANDOM, SCORE_BM25, SCORE_FUSION };
+enum ChunkScore {
+    SCORE_AUTO,
+    SCORE_QUESTION,
+    SCORE_PUBLISHED,
+    SCORE_RANDOM,
+    SCORE_BM25,
+    SCORE_FUSION
+};
 enum Anchor { ANCHOR_NONE, ANCHOR_LAST, ANCHOR_ENDS };
 enum Precision { PRECISION_AUTO, PRECISION_INT16, PRECISION_F32, PRECISION_BF16, PRECISION_FP8 };
 enum TokenClass { CLASS_SINK, CLASS_MIDDLE, CLASS_RECENT };
@@ -30,9 +37,9 @@ struct CalibRule {
     enum TokenClass token_class;
     int layer_lo, layer_hi; /* 0-based, inclusive */
     float lambda;
-    int region;             /* tokens at either end that count as sink or recent */
-    int rows;               /* question rows averaged; 0: all */
-    int stage;              /* 1: per chunk, 2: on the merged cache */
+    int region; /* tokens at either end that count as sink or recent */
+    int rows;   /* question rows averaged; 0: all */
+    int stage;  /* 1: per chunk, 2: on the merged cache */
 };
 
 enum { CALIB_RULES_MAX = 32, KEEP_ALL = -1, CAP_OFF = -1, AUTO = 0 };
@@ -40,60 +47,62 @@ enum { CALIB_RULES_MAX = 32, KEEP_ALL = -1, CAP_OFF = -1, AUTO = 0 };
 struct Settings {
     /* the method */
     enum Method method;
-    int window;              /* positions the model may use; AUTO: the trained context */
-    int chunk;               /* context tokens a chunk at most; AUTO: derived from the window */
-    int overlap;             /* tokens shared by neighbouring chunks */
-    int keep;                /* k: chunks kept; AUTO: 2; KEEP_ALL */
-    int kv_cap;              /* context tokens kept a chunk, layer and KV head; AUTO: half a chunk; CAP_OFF */
-    int obs_rows;            /* last question rows that vote for tokens */
-    int pool;                /* width of the max-pool over importance, odd */
+    int window;   /* positions the model may use; AUTO: the trained context */
+    int chunk;    /* context tokens a chunk at most; AUTO: derived from the window */
+    int overlap;  /* tokens shared by neighbouring chunks */
+    int keep;     /* k: chunks kept; AUTO: 2; KEEP_ALL */
+    int kv_cap;   /* context tokens kept a chunk, layer and KV head; AUTO: half a chunk; CAP_OFF */
+    int obs_rows; /* last question rows that vote for tokens */
+    int pool;     /* width of the max-pool over importance, odd */
     enum ChunkScore chunk_score;
-    float keep_gap;          /* nats above the best kept score at which a kept chunk leaves after all; 0: never */
-    float chunk_bias;        /* beta: logits of a kept chunk fall by this times its score above the best */
-    enum Anchor anchor;      /* chunks that stay whatever their score; among the k */
-    int prefix_copies;       /* weight of the shared prefix in the merged cache, as that many copies */
+    float
+        keep_gap; /* nats above the best kept score at which a kept chunk leaves after all; 0: never */
+    float chunk_bias; /* beta: logits of a kept chunk fall by this times its score above the best */
+    enum Anchor anchor; /* chunks that stay whatever their score; among the k */
+    int prefix_copies;  /* weight of the shared prefix in the merged cache, as that many copies */
     struct CalibRule calib[CALIB_RULES_MAX];
     int n_calib;
-    int calib_layers;        /* layers of the model the rules' bands were written for; AUTO: this model's */
+    int calib_layers; /* layers of the model the rules' bands were written for; AUTO: this model's */
     /* the baselines */
     enum Scaling rope_scaling; /* SCALING_AUTO: as the model file says */
-    float rope_factor;       /* AUTO: positions used over positions trained */
-    int group;               /* self-extend: positions that far keys share; AUTO: the fewest that fit the window */
-    int neighbours;          /* self-extend: near keys, at their true distance; AUTO: a quarter of the window */
-    int sinks;               /* streaming-llm: first tokens that stay */
+    float rope_factor;         /* AUTO: positions used over positions trained */
+    int group; /* self-extend: positions that far keys share; AUTO: the fewest that fit the window */
+    int neighbours; /* self-extend: near keys, at their true distance; AUTO: a quarter of the window */
+    int sinks;      /* streaming-llm: first tokens that stay */
     /* the prompt */
     char chat_template[32];  /* auto, raw, or a name */
     char instruction[1024];  /* before the context */
     char answer_prefix[256]; /* put into the model's mouth */
-    char system[1024];       /* system message; "none": no system block; empty: the template's default */
+    char system[1024]; /* system message; "none": no system block; empty: the template's default */
     /* the answer */
     int max_tokens;
-    float temperature;       /* 0: greedy */
+    float temperature; /* 0: greedy */
     float top_p;
     uint64_t seed;
     /* the machine */
-    char backend[16];        /* auto, cpu, cuda */
+    char backend[16]; /* auto, cpu, cuda */
     enum Precision precision;
-    char isa[16];            /* auto, avx2, avx512, avx512vnni */
-    int threads;             /* AUTO: cores of this process */
-    int wave;                /* chunks prefilled together; AUTO */
-    size_t memory;           /* bytes the run may use besides the mapped model; AUTO: what is free */
-    size_t gpu_memory;       /* bytes of the GPU that may be used, weights included; AUTO: what is free */
+    char isa[16];      /* auto, avx2, avx512, avx512vnni */
+    int threads;       /* AUTO: cores of this process */
+    int wave;          /* chunks prefilled together; AUTO */
+    size_t memory;     /* bytes the run may use besides the mapped model; AUTO: what is free */
+    size_t gpu_memory; /* bytes of the GPU that may be used, weights included; AUTO: what is free */
 };
 
 enum SettingType { SET_INT, SET_FLOAT, SET_U64, SET_SIZE, SET_ENUM, SET_TEXT, SET_CALIB };
 
 struct Setting {
-    const char *name;        /* as in JSON; the flag is --name with '-' for '_' */
+    const char *name; /* as in JSON; the flag is --name with '-' for '_' */
     enum SettingType type;
-    size_t offset;           /* in struct Settings */
-    size_t room;             /* SET_TEXT: bytes of the array */
-    double min, max;         /* numbers: accepted range, special words apart */
-    const char *const *words;/* SET_ENUM: names in value order, NULL-ended; SET_INT: words for special values
+    size_t offset;   /* in struct Settings */
+    size_t room;     /* SET_TEXT: bytes of the array */
+    double min, max; /* numbers: accepted range, special words apart */
+    const char *const
+        *words; /* SET_ENUM: names in value order, NULL-ended; SET_INT: words for special values
                               * as "all=-1", "auto=0", "off=-1"; SET_TEXT: accepted texts, NULL: any */
-    const char *def;         /* default, as it would be typed */
-    const char *group;       /* heading in --help: method, prompt, answer, machine */
-    const char *help;        /* one line */
+    const char *def;   /* default, as it would be typed */
+    const char *group; /* heading in --help: method, prompt, answer, machine */
+    const char *help;  /* one line */
 };
 
 extern const struct Setting SETTINGS[];

@@ -76,6 +76,7 @@ struct Timings {
 struct PlanInfo {
     enum Method method;
     enum Scaling rope_scaling;
+    enum ChunkScore chunk_score;         /* of parallelcomp; no AUTO */
     double rope_factor;                  /* 1: not stretched */
     int group, neighbours, sinks;        /* resolved; 0 where the method has none */
     int n_context, n_prefix, n_question; /* tokens */

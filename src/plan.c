@@ -113,6 +113,9 @@ static int plan_chunks(struct Session *s)
     s->cut = (struct ChunkInput){.n_tokens = n, .payload = payload, .overlap = s->set.overlap};
     if (has_text(s)) s->cut.slack = min_int(SNAP_MAX, payload / 16);
     TRY(chunk_count(&s->cut, &s->plan.n_chunks));
+    if (s->set.chunk_score == SCORE_AUTO)
+        s->set.chunk_score = has_text(s) ? SCORE_FUSION : SCORE_QUESTION;
+    s->plan.chunk_score = s->set.chunk_score;
     s->plan.chunk_tokens = min_int(payload, n);
     s->plan.keep =
         s->set.keep == KEEP_ALL ? s->plan.n_chunks : min_int(s->set.keep, s->plan.n_chunks);

@@ -81,6 +81,9 @@ static void add_plan(cJSON *root, const struct PlanInfo *plan)
     cJSON_AddNumberToObject(object, "n_prefix", plan->n_prefix);
     cJSON_AddNumberToObject(object, "n_question", plan->n_question);
     cJSON_AddNumberToObject(object, "n_chunks", plan->n_chunks);
+    if (plan->method == METHOD_PARALLELCOMP)
+        cJSON_AddStringToObject(object, "chunk_score",
+                                setting_word("chunk_score", plan->chunk_score));
     cJSON_AddNumberToObject(object, "n_read", plan->n_read);
     cJSON_AddNumberToObject(object, "chunk_tokens", plan->chunk_tokens);
     cJSON_AddNumberToObject(object, "wave", plan->wave);

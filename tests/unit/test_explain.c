@@ -125,11 +125,11 @@ static void test_page(void **state)
 static void test_scores(void **state)
 {
     (void)state;
-    static const char *const words[] = {"surprise", "surprise", "chance", "BM25",
-                                        "less for words they share"};
+    static const char *const words[] = {NULL,     "surprise", "surprise",
+                                        "chance", "BM25",     "less for words they share"};
     make_sample(8);
-    for (int i = 0; i <= SCORE_FUSION; i++) {
-        sample.explain.chunk_score = (enum ChunkScore)i;
+    for (int i = SCORE_QUESTION; i <= SCORE_FUSION; i++) {
+        sample.result.plan.chunk_score = (enum ChunkScore)i;
         assert_non_null(strstr(render(), words[i]));
         assert_non_null(strstr(render(), "lowest bars win</b>."));
     }
