@@ -265,6 +265,9 @@ struct CudaTurn turn_of(struct Device *d, const struct RopeArgs *a)
     t.angles = d->s.angles;
     t.q_norm = dev_vector(d, a->q_norm);
     t.k_norm = dev_vector(d, a->k_norm);
+    t.k_slow = dev_slow(d, a->k_bias);
+    t.centred =
+        !d->shape.far; /* far keys are turned once more, and would no longer be shifted alike */
     t.rope_dim = m->rope_dim;
     t.pairs = m->rope_style == ROPE_PAIRS;
     t.eps = m->norm_eps;
@@ -289,6 +292,7 @@ int cuda_rope(struct Device *d, const struct RopeArgs *a)
     h.x = (bf16 *)a->k;
     h.n_heads = m->n_kv_heads;
     h.norm = h.turn.k_norm;
+    h.slow = h.turn.k_slow;
     CUDA_TRY(rows_rope(&h, d->stream));
     return PC_OK;
 }

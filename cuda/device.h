@@ -28,6 +28,8 @@ struct DevWeight {
 struct DevVector {
     const float *host;
     float *data;
+    float *
+        slow; /* what is left out of data until keys are turned: see weights.cu; NULL but for their bias */
 };
 
 /* The past of a batch, all layers: see struct HeadTable. */
@@ -185,6 +187,7 @@ int weights_open(struct Device *d);
 void weights_close(struct Device *d);
 const struct DevWeight *dev_weight(const struct Device *d, const struct Weight *w);
 const float *dev_vector(const struct Device *d, const float *host); /* NULL for NULL */
+const float *dev_slow(const struct Device *d, const float *k_bias);
 
 /* geometry.cu: rows [row, row + n_rows) of a random weight, in the type that the device holds. */
 cudaError_t geometry_fill(const struct Weight *w, int row, int n_rows, void *out, cudaStream_t s);
@@ -216,6 +219,7 @@ cudaError_t rows_norm(const struct RowsArgs *a, cudaStream_t s);
 struct HeadsArgs {
     bf16 *x;              /* [n_rows, n_heads, head_dim] */
     const float *norm;    /* [head_dim] or NULL */
+    const float *slow;    /* [n_heads, head_dim] or NULL: see CudaTurn */
     struct CudaTurn turn; /* angles [n_rows, rope_dim] */
     int n_rows, n_heads, head_dim;
 };

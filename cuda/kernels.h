@@ -110,6 +110,9 @@ cudaError_t cuda_select(const struct CudaSelect *a, cudaStream_t s);
 struct CudaTurn {
     const float *angles; /* [rope_dim] cosines, then sines; NULL: heads are turned already */
     const float *q_norm, *k_norm; /* [head_dim] or NULL */
+    const float *
+        k_slow; /* [n_kv_heads, head_dim] or NULL: parts of the keys' bias that turn slowly, not in the keys yet */
+    bool centred; /* keys less k_slow as it is: what they share does not cost them bits */
     int rope_dim;
     bool pairs; /* columns 2 i and 2 i + 1 belong together, else i and i + rope_dim / 2 */
     float eps;

@@ -526,12 +526,13 @@ __device__ __forceinline__ void heads_turn(const struct CudaPaged &a, int head, 
     if (brings) value = __ldcg((const uint4 *)(a.v + head * T::D) + lane);
     for (int row = warp; row < rows + keeps; row += T::WARPS)
         if (row < rows)
-            turn_head(a.turn, a.q + (int64_t)(head * rows + row) * T::D, a.turn.q_norm, T::D,
+            turn_head(a.turn, a.q + (int64_t)(head * rows + row) * T::D, a.turn.q_norm, NULL, T::D,
                       [&](int i, bf16 v) {
                           put_shared(to + tile_offset<T::D>(row, i / 8) + i % 8 * 2, v);
                       });
         else
-            turn_head(a.turn, a.k + head * T::D, a.turn.k_norm, T::D,
+            turn_head(a.turn, a.k + head * T::D, a.turn.k_norm,
+                      a.turn.k_slow ? a.turn.k_slow + head * T::D : NULL, T::D,
                       [&](int i, bf16 v) { own->key[i] = page[i] = v; });
     if (!brings) return;
     ((uint4 *)own->value)[lane] = value;

@@ -4,11 +4,12 @@
 
 #include "kernels.h"
 
-/* Column i of the head becomes what `store(i, value)` gets. `x` may be where `store` writes. The sums are fused by name, so
- * that all who turn a head get the same bytes. */
+/* Column i of the head becomes what `store(i, value)` gets. `x` may be where `store` writes. `slow`: see CudaTurn's k_slow,
+ * of this head; NULL for queries. The sums are fused by name, so that all who turn a head get the same bytes. */
 template <class Store>
 __device__ __forceinline__ void turn_head(const struct CudaTurn &t, const bf16 *x,
-                                          const float *norm, int head_dim, Store store)
+                                          const float *norm, const float *slow, int head_dim,
+                                          Store store)
 {
     int lane = threadIdx.x % 32, half = t.rope_dim / 2;
     auto value = [&](int i) {
@@ -21,15 +22,23 @@ __device__ __forceinline__ void turn_head(const struct CudaTurn &t, const bf16 *
         for (int o = 16; o; o >>= 1) sum += __shfl_xor_sync(~0u, sum, o);
         r = rsqrtf(sum / (float)head_dim + t.eps);
     }
-    for (int i = t.rope_dim + lane; i < head_dim; i += 32)
-        store(i, __float2bfloat16_rn(norm ? value(i) * r * norm[i] : value(i)));
+    for (int i = t.rope_dim + lane; i < head_dim; i += 32) {
+        float u = norm ? value(i) * r * norm[i] : value(i);
+        store(i, __float2bfloat16_rn(slow && !t.centred ? u + slow[i] : u));
+    }
     for (int i = lane; i < half; i += 32) {
         int p = t.pairs ? 2 * i : i, q = t.pairs ? 2 * i + 1 : i + half;
         float u = value(p), v = value(q);
         if (norm) u *= r * norm[p], v *= r * norm[q];
         float c = __ldcg(t.angles + i), s = __ldcg(t.angles + half + i);
-        store(p, __float2bfloat16_rn(fmaf(u, c, -__fmul_rn(v, s))));
-        store(q, __float2bfloat16_rn(fmaf(u, s, __fmul_rn(v, c))));
+        float a = fmaf(u, c, -__fmul_rn(v, s)), b = fmaf(u, s, __fmul_rn(v, c));
+        if (slow) {
+            float x = slow[p], y = slow[q], d = t.centred ? c - 1 : c;
+            a += fmaf(x, d, -__fmul_rn(y, s));
+            b += fmaf(x, s, __fmul_rn(y, d));
+        }
+        store(p, __float2bfloat16_rn(a));
+        store(q, __float2bfloat16_rn(b));
     }
 }
 

@@ -156,7 +156,8 @@ static __global__ void rope_kernel(struct HeadsArgs a)
     bf16 *x = a.x + head * a.head_dim;
     struct CudaTurn turn = a.turn;
     turn.angles += head / a.n_heads * turn.rope_dim;
-    turn_head(turn, x, a.norm, a.head_dim, [&](int i, bf16 v) { x[i] = v; });
+    const float *slow = a.slow ? a.slow + head % a.n_heads * a.head_dim : NULL;
+    turn_head(turn, x, a.norm, slow, a.head_dim, [&](int i, bf16 v) { x[i] = v; });
 }
 
 cudaError_t rows_rope(const struct HeadsArgs *a, cudaStream_t s)

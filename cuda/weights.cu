@@ -3,6 +3,11 @@
  * bf16, f16 and f32 files become bf16; quantised ones stay in their blocks, which decoding reads as they are and
  * the prefill turns into bf16 a layer at a time. With fp8 the layers' weights are e4m3 with a scale a row instead. The
  * embedding and the output head are bf16 at hand too, since single rows are read from both.
+ *
+ * A bias of the keys can be a hundred times as large as what differs from key to key (Qwen2), so that in bf16 it would take
+ * the bits that tell keys apart. It lies mostly in columns that turn by less than a radian over the trained positions.
+ * These parts are left out of the product and come in when keys are turned: there only by how far they turn, since
+ * what all keys of a head share is nothing to a softmax.
  */
 #include "device.h"
 
@@ -79,6 +84,14 @@ const float *dev_vector(const struct Device *d, const float *host)
     return v ? v->data : NULL;
 }
 
+const float *dev_slow(const struct Device *d, const float *k_bias)
+{
+    if (!k_bias) return NULL;
+    const struct DevVector *v = (const struct DevVector *)bsearch(
+        &k_bias, d->vectors, (size_t)d->n_vectors, sizeof *d->vectors, by_host);
+    return v ? v->slow : NULL;
+}
+
 /* ==== Where it lies ==== */
 
 /* The output head and the embedding, which are read by the row. */
@@ -97,6 +110,14 @@ static int vector_len(const struct Device *d, const float *host)
         if (host == l->bk || host == l->bv) return c->n_kv_heads * c->head_dim;
     }
     return c->dim;
+}
+
+/* Where heads are normed before they turn, the bias is part of what is normed. */
+static bool is_key_bias(const struct Device *d, const float *host)
+{
+    for (int i = 0; i < d->model->cfg.n_layers; i++)
+        if (host == d->model->layers[i].bk) return !d->model->layers[i].k_norm;
+    return false;
 }
 
 static size_t lay_out(struct Device *d, uint8_t *base)
@@ -119,6 +140,8 @@ static size_t lay_out(struct Device *d, uint8_t *base)
     for (int i = 0; i < d->n_vectors; i++) {
         size_t n = (size_t)vector_len(d, d->vectors[i].host);
         d->vectors[i].data = (float *)cut(&s, n * sizeof(float));
+        d->vectors[i].slow =
+            is_key_bias(d, d->vectors[i].host) ? (float *)cut(&s, n * sizeof(float)) : NULL;
     }
     return s.at;
 }
@@ -170,6 +193,37 @@ static int fill_weight(struct Device *d, const struct DevWeight *w, void *raw, b
     return PC_OK;
 }
 
+/* Whether column i of a head turns by less than a radian over the trained positions. */
+static bool is_slow(const struct Model *m, int i)
+{
+    int half = m->cfg.rope_dim / 2, pair = m->cfg.rope_style == ROPE_PAIRS ? i / 2 : i % half;
+    return i >= m->cfg.rope_dim || m->cfg.inv_freq[pair] * (float)m->cfg.train_len <= 1;
+}
+
+static int fill_key_bias(struct Device *d, const struct DevVector *v)
+{
+    int n = vector_len(d, v->host);
+    size_t bytes = (size_t)n * sizeof(float);
+    float *slow = (float *)mem_alloc(2 * (size_t)n, sizeof *slow);
+    if (!slow) return PC_ENOMEM;
+    float *fast = slow + n;
+    for (int i = 0; i < n; i++) {
+        bool late = is_slow(d->model, i % d->model->cfg.head_dim);
+        slow[i] = late ? v->host[i] : 0;
+        fast[i] = late ? 0 : v->host[i];
+    }
+    int status = dev_upload(d, v->data, fast, bytes);
+    if (status == PC_OK) status = dev_upload(d, v->slow, slow, bytes);
+    mem_free(slow);
+    return status;
+}
+
+static int fill_vector(struct Device *d, const struct DevVector *v)
+{
+    if (v->slow) return fill_key_bias(d, v);
+    return dev_upload(d, v->data, v->host, (size_t)vector_len(d, v->host) * sizeof(float));
+}
+
 static int fill_slab(struct Device *d)
 {
     size_t most = SLICE;
@@ -180,10 +234,8 @@ static int fill_slab(struct Device *d)
     int status = raw && tmp ? PC_OK : PC_ENOMEM;
     for (int i = 0; i < d->n_weights && status == PC_OK; i++)
         status = fill_weight(d, &d->weights[i], raw, tmp);
-    for (int i = 0; i < d->n_vectors && status == PC_OK; i++) {
-        const struct DevVector *v = &d->vectors[i];
-        status = dev_upload(d, v->data, v->host, (size_t)vector_len(d, v->host) * sizeof(float));
-    }
+    for (int i = 0; i < d->n_vectors && status == PC_OK; i++)
+        status = fill_vector(d, &d->vectors[i]);
     cudaError_t e = cudaStreamSynchronize(d->stream);
     dev_free(d, raw);
     dev_free(d, tmp);

@@ -86,6 +86,9 @@ struct RopeArgs {
     void *q, *k; /* [n_rows, n_heads * head_dim], [n_rows, n_kv_heads * head_dim], in place */
     const float *q_norm, *k_norm; /* [head_dim] f32 or NULL: RMS norm of each head first */
     int n_rows;
+    /* [n_kv_heads * head_dim] or NULL: the bias that norm_linear was given for k. A backend may leave parts of it until
+     * here, and may shift all keys of a head by one vector, which no softmax sees. */
+    const float *k_bias;
 };
 
 /* Tokens far behind a row, which sees them from another place than its own, or not at all. Tokens are counted

@@ -69,7 +69,7 @@ int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_
     int rows = b->seq_begin[b->n_seqs];
     struct LinearOp qkv[3] = {{&l->wq, l->bq, t->q}, {&l->wk, l->bk, t->k}, {&l->wv, l->bv, t->v}};
     TRY(t->be->norm_linear(t->dev, t->x, rows, l->attn_norm, qkv, 3));
-    struct RopeArgs rope = {t->q, t->k, l->q_norm, l->k_norm, rows};
+    struct RopeArgs rope = {t->q, t->k, l->q_norm, l->k_norm, rows, l->bk};
     TRY(t->be->rope(t->dev, &rope));
     *args = (struct AttnArgs){
         .q = t->q,

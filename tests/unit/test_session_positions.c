@@ -133,7 +133,7 @@ static void naive_logits(struct Engine *e, struct Tokens ids, const struct View 
         const struct Layer *w = &e->model.layers[l];
         struct LinearOp qkv[3] = {
             {&w->wq, w->bq, tf.q}, {&w->wk, w->bk, tf.k}, {&w->wv, w->bv, tf.v}};
-        struct RopeArgs rope = {tf.q, tf.k, w->q_norm, w->k_norm, ids.n};
+        struct RopeArgs rope = {tf.q, tf.k, w->q_norm, w->k_norm, ids.n, w->bk};
         must(e->be->norm_linear(e->dev, tf.x, ids.n, w->attn_norm, qkv, 3));
         must(e->be->rope(e->dev, &rope));
         naive_attention(&tf, v, &t, ids.n);
