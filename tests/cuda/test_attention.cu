@@ -443,11 +443,12 @@ static void time_packed(int dim, int heads, int kv_heads, int n_seqs, int len, i
     }
 }
 
-static void time_paged(int dim, int heads, int kv_heads, int rows, int tokens, int per_sm)
+/* One row is timed as a step of decoding runs it: heads are turned and stored on the way. */
+static void time_paged(int dim, int heads, int kv_heads, int rows, int tokens)
 {
     const int layers = dim == 64 ? 64 : 32, n_pages = (tokens + 63) / 64;
     size_t page = (size_t)2 * 64 * dim;
-    Memory<bf16> pool(page * n_pages * kv_heads * layers), q((size_t)rows * heads * dim),
+    Memory<bf16> pool(page * (n_pages * layers + 1) * kv_heads), q((size_t)rows * heads * dim),
         k((size_t)rows * kv_heads * dim), v(k.n), out(q.n);
     fill(pool.p, pool.n);
     fill(q.p, q.n);
@@ -463,7 +464,7 @@ static void time_paged(int dim, int heads, int kv_heads, int rows, int tokens, i
     int n_sm;
     cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0);
     struct CudaPaged a = {};
-    a.n_splits = per_sm ? per_sm * n_sm / kv_heads : cuda_paged_splits(kv_heads, n_pages, n_sm);
+    a.n_splits = cuda_paged_splits(kv_heads, n_pages, n_sm);
     size_t bytes = cuda_paged_scratch(rows, heads, dim, a.n_splits);
     Memory<float> part(bytes / 4);
     cudaMemset(part.p, 0, bytes);
@@ -481,6 +482,16 @@ static void time_paged(int dim, int heads, int kv_heads, int rows, int tokens, i
     a.head_dim = dim;
     a.scale = 1 / sqrtf(dim);
     a.part = part.p;
+    vector<struct CudaPageSlot> spare;
+    for (int h = 0; h < kv_heads; h++)
+        spare.push_back({(uint32_t)(n_pages * layers * kv_heads + h), 0});
+    Memory<struct CudaPageSlot> slots(spare);
+    Memory<float> angles(vector<float>(dim, 0.6f));
+    if (rows == 1) {
+        a.turn.angles = angles.p;
+        a.turn.rope_dim = dim;
+        a.slots = slots.p;
+    }
     cudaStream_t s;
     cudaStreamCreate(&s);
     cudaGraph_t graph;
@@ -508,11 +519,10 @@ static void time_all()
     time_packed(128, 32, 8, 2, 8192, 512);
     time_packed(96, 32, 8, 1, 8192, 0);
     time_packed(256, 8, 4, 1, 8192, 0);
-    time_paged(128, 32, 8, 1, 12000, 0);
-    time_paged(128, 32, 8, 16, 12000, 0);
-    time_paged(64, 9, 3, 1, 32000, 0);
-    time_paged(64, 14, 2, 1, 32000, 0);
-    time_paged(128, 32, 8, 1, 1000, 0);
+    for (int tokens : {1000, 12000, 16384, 48000, 131072}) time_paged(128, 32, 8, 1, tokens);
+    time_paged(128, 32, 8, 16, 12000);
+    time_paged(64, 9, 3, 1, 32000);
+    time_paged(64, 14, 2, 1, 32000);
 }
 
 int main(int argc, char **argv)

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# compute-sanitizer over the op table: bad and leaked memory, races in shared memory, reads of what was never written.
+# Usage: tests/cuda/sanitize.sh [PROGRAM]      (default: build/cuda/tests/test_backend)
+set -uo pipefail
+program=${1:-build/cuda/tests/test_backend}
+failed=0
+for tool in "memcheck --leak-check full" racecheck initcheck; do
+    echo "== $tool"
+    # shellcheck disable=SC2086 # the tool's own flags
+    timeout "${SECONDS_A_TOOL:-600}" compute-sanitizer --tool $tool --error-exitcode 9 --print-limit 20 "$program" brief ||
+        { echo "FAIL $tool: exit code $?"; failed=1; }
+done
+exit $failed
