@@ -252,14 +252,15 @@ static void test_mass(struct Side *s, const struct Case *c, const struct Plan *p
     free(mass[1]);
 }
 
-/* Token `at` as read back; its key less the first one's (see compare_keys). */
+/* Token `at` as read back; with a bias its key less the first one's (see compare_keys). */
 static void read_back(struct Side *s, const struct HeadTable *t, int at, float *k, float *v)
 {
     float first[256], unused[256];
     const struct Backend *be = s->e->be;
     must(be->kv_read(s->e->dev, &s->kv.pool, t->refs[0], 0, first, unused));
     must(be->kv_read(s->e->dev, &s->kv.pool, t->refs[at / PAGE_TOKENS], at % PAGE_TOKENS, k, v));
-    for (int i = 0; at && i < s->e->model.cfg.head_dim; i++) k[i] -= first[i];
+    if (!s->e->model.layers[0].bk) return;
+    for (int i = 0; i < s->e->model.cfg.head_dim; i++) k[i] -= first[i];
 }
 
 /* Rows into pages, two thirds of them out again in order, and what is then read back. */
