@@ -130,22 +130,6 @@ static void cut_free(struct Cut *cut)
     mem_free(cut->state);
 }
 
-static int cut_reserve(struct Cut *cut, size_t n)
-{
-    if (n <= cut->room) return PC_OK;
-    size_t room = cut->room ? cut->room : 128;
-    while (room < n) room *= 2;
-    cut_free(cut);
-    cut->room = 0;
-    cut->c = mem_alloc(room, sizeof *cut->c);
-    cut->score = mem_alloc(room + 1, sizeof *cut->score);
-    cut->step = mem_alloc(room, sizeof *cut->step);
-    cut->state = mem_alloc(room, sizeof *cut->state);
-    if (!cut->c || !cut->score || !cut->step || !cut->state) return PC_ENOMEM;
-    cut->room = room;
-    return PC_OK;
-}
-
 /* Gives out the block's characters from begin to end as one word; they are the next of the text. */
 static int give(struct Cut *cut, size_t begin, size_t end)
 {
@@ -262,9 +246,9 @@ static int cut_unknown(struct Cut *cut, size_t begin, size_t end)
 
 static bool is_word(const struct JiebaDict *d, const uint16_t *c, size_t n)
 {
-    uint32_t node = d->first[c[0]];
-    for (size_t i = 1; node && i < n; i++) node = dict_step(d, node, c[i]);
-    return node && d->weight[node] != DICT_NO_WORD;
+    const struct DictSlot *slot = dict_begin(d, c[0]);
+    for (size_t i = 1; slot && i < n; i++) slot = dict_step(d, slot, c[i]);
+    return slot && slot->weight != DICT_NO_WORD;
 }
 
 /* Single characters in a row. Should they be a word that lost to its parts, they stay apart. */
@@ -282,15 +266,15 @@ static void route_at(struct Cut *cut, size_t at, size_t n)
 {
     const struct JiebaDict *d = &cut->jieba->dict;
     double best = -INFINITY;
-    uint32_t node = d->first[cut->c[at]];
+    const struct DictSlot *slot = dict_begin(d, cut->c[at]);
     size_t end = at, step = 0;
-    while (node) {
-        double way = d->weight[node] + cut->score[++end];
-        if (d->weight[node] != DICT_NO_WORD && way >= best) {
+    while (slot) {
+        double way = slot->weight + cut->score[++end];
+        if (slot->weight != DICT_NO_WORD && way >= best) {
             best = way;
             step = end - at;
         }
-        node = end < n ? dict_step(d, node, cut->c[end]) : 0;
+        slot = end < n ? dict_step(d, slot, cut->c[end]) : NULL;
     }
     cut->score[at] = step ? best : d->unknown + cut->score[at + 1];
     cut->step[at] = step ? (uint8_t)step : 1;
@@ -321,15 +305,37 @@ static size_t block_char(const unsigned char *s, size_t left, uint32_t *c)
     return is_han(*c) ? 3 : 0;
 }
 
-static size_t block_count(const char *text, size_t len)
+/* Room for more characters; those of the block at hand stay. */
+static int cut_grow(struct Cut *cut, size_t n)
 {
-    size_t n = 0, bytes;
+    size_t room = cut->room ? 2 * cut->room : 128;
+    uint16_t *c = mem_grow(cut->c, n, room, sizeof *c);
+    if (!c) return PC_ENOMEM;
+    cut->c = c;
+    mem_free(cut->score);
+    mem_free(cut->step);
+    mem_free(cut->state);
+    cut->score = mem_alloc(room + 1, sizeof *cut->score);
+    cut->step = mem_alloc(room, sizeof *cut->step);
+    cut->state = mem_alloc(room, sizeof *cut->state);
+    if (!cut->score || !cut->step || !cut->state) return PC_ENOMEM;
+    cut->room = room;
+    return PC_OK;
+}
+
+/* The characters of the block that begins here, into cut->c. */
+static int read_block(struct Cut *cut, const char *end, size_t *n)
+{
+    const unsigned char *s = (const unsigned char *)cut->text;
+    size_t left = (size_t)(end - cut->text), bytes;
     uint32_t c;
-    for (size_t at = 0; at < len; at += bytes, n++) {
-        bytes = block_char((const unsigned char *)text + at, len - at, &c);
-        if (!bytes) break;
+    for (*n = 0; left && (bytes = block_char(s, left, &c)) > 0; ++*n) {
+        if (*n == cut->room) TRY(cut_grow(cut, *n));
+        cut->c[*n] = (uint16_t)c;
+        s += bytes;
+        left -= bytes;
     }
-    return n;
+    return PC_OK;
 }
 
 /* Bytes of what stands alone at text: CR LF, a character, or a byte that is part of none. */
@@ -344,21 +350,15 @@ static size_t alone_length(const char *text, size_t left)
 static int cut_text(struct Cut *cut, const char *end)
 {
     while (cut->text < end) {
-        size_t left = (size_t)(end - cut->text), n = block_count(cut->text, left);
-        if (n == 0) {
-            size_t len = alone_length(cut->text, left);
-            cut->text += len;
-            TRY(cut->word(cut->user, cut->text - len, len));
+        size_t n;
+        TRY(read_block(cut, end, &n));
+        if (n) {
+            TRY(cut_block(cut, n));
             continue;
         }
-        TRY(cut_reserve(cut, n));
-        const unsigned char *s = (const unsigned char *)cut->text;
-        for (size_t i = 0; i < n; i++) {
-            uint32_t c;
-            s += block_char(s, (size_t)((const unsigned char *)end - s), &c);
-            cut->c[i] = (uint16_t)c;
-        }
-        TRY(cut_block(cut, n));
+        size_t len = alone_length(cut->text, (size_t)(end - cut->text));
+        cut->text += len;
+        TRY(cut->word(cut->user, cut->text - len, len));
     }
     return PC_OK;
 }
