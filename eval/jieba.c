@@ -109,6 +109,8 @@ void jieba_close(struct Jieba *j)
 
 /* ==== Work space ==== */
 
+enum { CUT_FEW = 128 }; /* characters of a block that needs no allocation: nearly every one */
+
 /* One call's state. The arrays hold one block, by character. */
 struct Cut {
     const struct Jieba *jieba;
@@ -120,14 +122,49 @@ struct Cut {
     double *score;  /* [room + 1] log probability of the best way from here to the block's end */
     uint8_t *step;  /* [room] characters of that way's first word */
     uint8_t *state; /* [room] the model's: first where each state came from, then the best path */
+    uint16_t few_c[CUT_FEW];
+    double few_score[CUT_FEW + 1];
+    uint8_t few_step[CUT_FEW], few_state[CUT_FEW];
 };
 
-static void cut_free(struct Cut *cut)
+static void cut_open(struct Cut *cut)
 {
+    cut->room = CUT_FEW;
+    cut->c = cut->few_c;
+    cut->score = cut->few_score;
+    cut->step = cut->few_step;
+    cut->state = cut->few_state;
+}
+
+static void cut_close(struct Cut *cut)
+{
+    if (cut->room == CUT_FEW) return;
     mem_free(cut->c);
     mem_free(cut->score);
     mem_free(cut->step);
-    mem_free(cut->state);
+}
+
+/* Room for more characters; all that are there stay. */
+static int cut_grow(struct Cut *cut)
+{
+    size_t room = 2 * cut->room;
+    uint16_t *c = mem_alloc(room, sizeof *c);
+    double *score = mem_alloc(room + 1, sizeof *score);
+    uint8_t *step = mem_alloc(room, 2);
+    if (!c || !score || !step) {
+        mem_free(c);
+        mem_free(score);
+        mem_free(step);
+        return PC_ENOMEM;
+    }
+    memcpy(c, cut->c, cut->room * sizeof *c);
+    cut_close(cut);
+    cut->c = c;
+    cut->score = score;
+    cut->step = step;
+    cut->state = step + room;
+    cut->room = room;
+    return PC_OK;
 }
 
 /* Gives out the block's characters from begin to end as one word; they are the next of the text. */
@@ -305,24 +342,6 @@ static size_t block_char(const unsigned char *s, size_t left, uint32_t *c)
     return is_han(*c) ? 3 : 0;
 }
 
-/* Room for more characters; those of the block at hand stay. */
-static int cut_grow(struct Cut *cut, size_t n)
-{
-    size_t room = cut->room ? 2 * cut->room : 128;
-    uint16_t *c = mem_grow(cut->c, n, room, sizeof *c);
-    if (!c) return PC_ENOMEM;
-    cut->c = c;
-    mem_free(cut->score);
-    mem_free(cut->step);
-    mem_free(cut->state);
-    cut->score = mem_alloc(room + 1, sizeof *cut->score);
-    cut->step = mem_alloc(room, sizeof *cut->step);
-    cut->state = mem_alloc(room, sizeof *cut->state);
-    if (!cut->score || !cut->step || !cut->state) return PC_ENOMEM;
-    cut->room = room;
-    return PC_OK;
-}
-
 /* The characters of the block that begins here, into cut->c. */
 static int read_block(struct Cut *cut, const char *end, size_t *n)
 {
@@ -330,7 +349,7 @@ static int read_block(struct Cut *cut, const char *end, size_t *n)
     size_t left = (size_t)(end - cut->text), bytes;
     uint32_t c;
     for (*n = 0; left && (bytes = block_char(s, left, &c)) > 0; ++*n) {
-        if (*n == cut->room) TRY(cut_grow(cut, *n));
+        if (*n == cut->room) TRY(cut_grow(cut));
         cut->c[*n] = (uint16_t)c;
         s += bytes;
         left -= bytes;
@@ -366,8 +385,13 @@ static int cut_text(struct Cut *cut, const char *end)
 int jieba_cut(const struct Jieba *j, const char *text, size_t len,
               int (*word)(void *user, const char *word, size_t len), void *user)
 {
-    struct Cut cut = {.jieba = j, .word = word, .user = user, .text = text};
+    struct Cut cut;
+    cut_open(&cut);
+    cut.jieba = j;
+    cut.word = word;
+    cut.user = user;
+    cut.text = text;
     int status = len ? cut_text(&cut, text + len) : PC_OK;
-    cut_free(&cut);
+    cut_close(&cut);
     return status;
 }

@@ -115,39 +115,11 @@ static int score_f1(const struct Row *row, bool zh, struct ScoreOutput *out)
 
 /* ==== ROUGE ==== */
 
-static int score_rouge(const struct Row *row, struct ScoreOutput *out)
+static int score_rouge(const struct Row *row, bool zh, struct ScoreOutput *out)
 {
     struct Str pred = {.data = (char *)row->pred.data, .len = row->pred.len}; /* only read */
-    for (int i = 0; i < row->in->n_answers; i++) {
-        double f;
-        TRY(rouge_l(&pred, &row->in->answers[i], ROUGE_CALLS, &f));
-        keep_best(out, f);
-    }
-    return PC_OK;
-}
-
-static int join_word(void *user, const char *word, size_t len)
-{
-    struct Str *text = user;
-    if (text->len) TRY(str_append(text, " ", 1));
-    return str_append(text, word, len);
-}
-
-static int score_rouge_zh(const struct Row *row, struct ScoreOutput *out)
-{
-    struct Str pred = {0}, truth = {0};
-    int status = jieba_cut(row->options->jieba, row->pred.data, row->pred.len, join_word, &pred);
-    for (int i = 0; i < row->in->n_answers && status == PC_OK; i++) {
-        struct Span text = span_of(&row->in->answers[i]);
-        double f = 0;
-        str_clear(&truth);
-        status = jieba_cut(row->options->jieba, text.data, text.len, join_word, &truth);
-        if (status == PC_OK) status = rouge_l(&pred, &truth, ROUGE_CALLS_ZH, &f);
-        keep_best(out, f);
-    }
-    str_free(&pred);
-    str_free(&truth);
-    return status;
+    return rouge_l_best(zh ? row->options->jieba : NULL, &pred, row->in->answers,
+                        row->in->n_answers, &out->score);
 }
 
 /* ==== Classes ==== */
@@ -304,9 +276,9 @@ static int score_row(enum Metric metric, const struct Row *row, struct ScoreOutp
     case QA_F1_ZH:
         return score_f1(row, true, out);
     case ROUGE:
-        return score_rouge(row, out);
+        return score_rouge(row, false, out);
     case ROUGE_ZH:
-        return score_rouge_zh(row, out);
+        return score_rouge(row, true, out);
     case CLASSIFICATION:
         return score_classes(row, out);
     case RETRIEVAL:

@@ -7,6 +7,7 @@
  */
 #include "rouge.h"
 
+#include "jieba.h"
 #include "lexicon.h"
 
 #include <string.h>
@@ -25,29 +26,39 @@ struct Pair {
     struct Text pred, truth;
 };
 
-/* Between two words stands a byte at least, and a sentence has a word at least. */
-static int text_open(struct Text *t, size_t bytes)
+/* Every sentence has a word at least. */
+static int text_open(struct Text *t, size_t most_words)
 {
-    size_t words = bytes / 2 + 1;
-    if (words > UINT32_MAX) return err_set(PC_ENOMEM, "a text of %zu bytes is too long", bytes);
-    t->ids = mem_alloc(words, 2 * sizeof *t->ids);
-    t->ends = t->ids + words;
+    *t = (struct Text){0};
+    if (most_words > UINT32_MAX) return err_set(PC_ENOMEM, "a text is too long");
+    t->ids = mem_alloc(most_words, 2 * sizeof *t->ids);
+    t->ends = t->ids + most_words;
     return t->ids ? PC_OK : PC_ENOMEM;
 }
 
-static int pair_open(struct Pair *p, const struct Str *pred, const struct Str *truth)
+/* Most words of a text in which a byte at least stands between two. */
+static size_t words_apart(size_t bytes)
+{
+    return bytes / 2 + 1;
+}
+
+static void pair_open(struct Pair *p)
 {
     lexicon_open(&p->lex);
     p->pred = p->truth = (struct Text){0};
-    TRY(text_open(&p->pred, pred->len));
-    return text_open(&p->truth, truth->len);
+}
+
+static void text_close(struct Text *t)
+{
+    mem_free(t->ids);
+    *t = (struct Text){0};
 }
 
 static void pair_close(struct Pair *p)
 {
     lexicon_close(&p->lex);
-    mem_free(p->pred.ids);
-    mem_free(p->truth.ids);
+    text_close(&p->pred);
+    text_close(&p->truth);
 }
 
 static int add_word(struct Text *t, struct Lexicon *lex, struct Span w)
@@ -346,6 +357,55 @@ static int split_stops(const struct Str *s, struct Text *t, struct Lexicon *lex)
     return PC_OK;
 }
 
+/* A text on its way from the segmenter. */
+struct Pieces {
+    struct Text *text;
+    struct Lexicon *lex;
+    size_t before; /* words before the sentence at hand */
+    bool begun;    /* the text has a word */
+    bool any;      /* the sentence has a byte, if only a space */
+};
+
+static int end_piece(struct Pieces *p)
+{
+    if (p->any && p->text->n == p->before) TRY(add_word(p->text, p->lex, (struct Span){"", 0}));
+    if (p->any) end_sentence(p->text);
+    p->before = p->text->n;
+    p->any = false;
+    return PC_OK;
+}
+
+/* The words that split_stops would find in the segmenter's words with a space between; these are white space
+ * alone or hold none. */
+static int take_word(void *user, const char *word, size_t len)
+{
+    struct Pieces *p = user;
+    struct Span part;
+    size_t at = 0;
+    p->any |= p->begun;
+    p->begun = true;
+    if (py_is_space(py_next(word, len, &at))) {
+        p->any = true;
+        return PC_OK;
+    }
+    for (at = 0; py_split_at(word, len, '.', &at, &part);) {
+        if (part.data > word) TRY(end_piece(p));
+        if (!part.len) continue;
+        TRY(add_word(p->text, p->lex, part));
+        p->any = true;
+    }
+    return PC_OK;
+}
+
+static int read_text(struct Pair *p, const struct Jieba *jieba, const struct Str *s, struct Text *t)
+{
+    struct Pieces pieces = {.text = t, .lex = &p->lex};
+    TRY(text_open(t, jieba ? s->len + 1 : words_apart(s->len)));
+    if (!jieba) return split_stops(s, t, &p->lex);
+    TRY(jieba_cut(jieba, s->data ? s->data : "", s->len, take_word, &pieces));
+    return end_piece(&pieces);
+}
+
 /* n_pred: distinct words of the prediction, which are numbered first. */
 static int rouge_l_pair(struct Pair *p, size_t n_pred, int max_calls, double *f)
 {
@@ -366,17 +426,42 @@ static int rouge_l_pair(struct Pair *p, size_t n_pred, int max_calls, double *f)
     return PC_OK;
 }
 
-int rouge_l(const struct Str *pred, const struct Str *truth, int max_calls, double *f)
+static int best_of(struct Pair *p, const struct Jieba *jieba, const struct Str *truths, int n,
+                   int max_calls, double *best)
+{
+    size_t n_pred = p->lex.n;
+    for (int i = 0; i < n; i++) {
+        double f = 0;
+        int status = read_text(p, jieba, &truths[i], &p->truth);
+        if (status == PC_OK) status = rouge_l_pair(p, n_pred, max_calls, &f);
+        text_close(&p->truth);
+        TRY(status);
+        if (f > *best) *best = f;
+    }
+    return PC_OK;
+}
+
+static int rouge_l_any(const struct Jieba *jieba, const struct Str *pred, const struct Str *truths,
+                       int n, int max_calls, double *f)
 {
     struct Pair p;
     *f = 0;
-    int status = pair_open(&p, pred, truth);
-    if (status == PC_OK) status = split_stops(pred, &p.pred, &p.lex);
-    size_t n_pred = p.lex.n;
-    if (status == PC_OK) status = split_stops(truth, &p.truth, &p.lex);
-    if (status == PC_OK) status = rouge_l_pair(&p, n_pred, max_calls, f);
+    pair_open(&p);
+    int status = read_text(&p, jieba, pred, &p.pred);
+    if (status == PC_OK) status = best_of(&p, jieba, truths, n, max_calls, f);
     pair_close(&p);
     return status;
+}
+
+int rouge_l(const struct Str *pred, const struct Str *truth, int max_calls, double *f)
+{
+    return rouge_l_any(NULL, pred, truth, 1, max_calls, f);
+}
+
+int rouge_l_best(const struct Jieba *jieba, const struct Str *pred, const struct Str *truths, int n,
+                 double *f)
+{
+    return rouge_l_any(jieba, pred, truths, n, jieba ? ROUGE_CALLS_ZH : ROUGE_CALLS, f);
 }
 
 /* ==== rouge_score 0.1.2 ==== */
@@ -439,8 +524,9 @@ double rouge_lsum(const char *pred, size_t pred_len, const char *truth, size_t t
     double f = 0;
     int status = py_lower(pred, pred_len, &low_pred);
     if (status == PC_OK) status = py_lower(truth, truth_len, &low_truth);
-    int opened = pair_open(&p, &low_pred, &low_truth);
-    if (status == PC_OK) status = opened;
+    pair_open(&p);
+    if (status == PC_OK) status = text_open(&p.pred, words_apart(low_pred.len));
+    if (status == PC_OK) status = text_open(&p.truth, words_apart(low_truth.len));
     if (status == PC_OK) status = split_lines(&low_pred, &p.pred, &p.lex);
     if (status == PC_OK) status = split_lines(&low_truth, &p.truth, &p.lex);
     if (status == PC_OK) status = lsum_pair(&p, &f);
