@@ -182,7 +182,8 @@ static void note_error(struct Preds *p, size_t line, size_t byte)
 static bool is_plain_three(const char *text)
 {
     const unsigned char *s = (const unsigned char *)text;
-    return s[0] > 0xE0 && s[0] < 0xED && (s[1] & 0xC0) == 0x80 && (s[2] & 0xC0) == 0x80;
+    return s[0] > 0xE0 && s[0] < 0xF0 && s[0] != 0xED && (s[1] & 0xC0) == 0x80 &&
+           (s[2] & 0xC0) == 0x80;
 }
 
 /* utf8_invalid_at, past what is ASCII or Chinese. */
