@@ -317,10 +317,24 @@ static void route_at(struct Cut *cut, size_t at, size_t n)
     cut->step[at] = step ? (uint8_t)step : 1;
 }
 
+/* The best ways from all places. A way waits for those behind it, but the dictionary's memory need not: the first
+ * step from each character is asked for some characters ahead. */
+static void route_block(struct Cut *cut, size_t n)
+{
+    enum { AHEAD = 12 };
+    const struct JiebaDict *d = &cut->jieba->dict;
+    size_t fetched = n - 1;
+    cut->score[n] = 0;
+    for (size_t i = n; i-- > 0;) {
+        for (; fetched > 0 && fetched + AHEAD > i; fetched--)
+            dict_fetch(d, cut->c[fetched - 1], cut->c[fetched]);
+        route_at(cut, i, n);
+    }
+}
+
 static int cut_block(struct Cut *cut, size_t n)
 {
-    cut->score[n] = 0;
-    for (size_t i = n; i-- > 0;) route_at(cut, i, n);
+    route_block(cut, n);
     size_t singles = 0; /* where the single characters not given out begin */
     for (size_t at = 0; at < n; at += cut->step[at]) {
         if (cut->step[at] == 1) continue;
