@@ -85,13 +85,6 @@ int py_put(struct Str *out, uint32_t cp)
     return str_append(out, bytes, py_encode(cp, bytes));
 }
 
-size_t py_len(const char *text, size_t len)
-{
-    size_t n = 0;
-    for (size_t at = 0; at < len; n++) py_next(text, len, &at);
-    return n;
-}
-
 size_t py_points(const char *text, size_t len, uint32_t *out)
 {
     size_t n = 0;

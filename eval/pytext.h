@@ -23,8 +23,6 @@ uint32_t py_next(const char *text, size_t len, size_t *at);
 /* Writes 1 to 4 bytes; returns how many. */
 size_t py_encode(uint32_t cp, char *to);
 int py_put(struct Str *out, uint32_t cp);
-/* len(text) */
-size_t py_len(const char *text, size_t len);
 /* Writes the code points of text to out, which has room for len of them; returns how many. */
 size_t py_points(const char *text, size_t len, uint32_t *out);
 

@@ -205,8 +205,10 @@ static bool walk(const struct Search *s, const struct Table *t)
     for (size_t calls = 1; i > 0 && j > 0; calls++) {
         uint32_t word = t->row[i - 1];
         bool same = word == t->col[j - 1];
-        bool deep = !same && (i > SMALL_INT || j > SMALL_INT);
-        if (calls + 1 + deep > s->max_calls) return false;
+        if (calls + 2 > s->max_calls) { /* else there are enough either way */
+            bool deep = !same && (i > SMALL_INT || j > SMALL_INT);
+            if (calls + 1 + deep > s->max_calls) return false;
+        }
         if (same) marked[s->by_place ? j - 1 : word] = true;
         bool up = same || exceeds_left(t, i - 1, j - 1);
         i -= up;
