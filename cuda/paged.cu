@@ -11,7 +11,7 @@
 #include "mma.cuh"
 #include "rope.cuh"
 
-static constexpr float RISE = 8, NO_KEY = 1e30f; /* see attention_sm80.cu */
+static constexpr float RISE = 8, NO_KEY = 1e30f; /* see attention.cuh */
 static constexpr int MAX_HEADS = 256, TICKET_BYTES = MAX_HEADS * 4;
 static constexpr int MAX_ROWS = 64; /* of a KV head's tile */
 static constexpr unsigned ALL = 0xffffffffu;
