@@ -1,24 +1,42 @@
 /* attention_any.cu - attention of many rows over packed keys for heads of any width, and for rows with far keys; and
  * the mass on keys for the widths that attn_mass.cu does not have.
  *
- * A head stands in shared memory padded with zeros to a width P that the products are compiled for. A block takes BM rows
+ * A head stands in shared memory padded with zeros to a width D that the products are compiled for. A block takes BM rows
  * of one query head. With far keys it walks twice: first over the tiles behind its rows' windows with turned queries, then
  * over the windows with the queries as they are, which take the same place in shared memory. The sums go on from one walk
  * to the next, so both parts share one softmax; a tile at the border is visited twice, each time for its part.
- *
- * Softmax is base 2, and a row's reference point moves only when a logit passes it by 2^RISE, as in attention_sm80.cu.
  */
-#include "kernels.h"
-#include "mma.cuh"
+#include "attention.cuh"
 
-static constexpr float RISE = 8;
 static constexpr int WARPS = 4, THREADS = WARPS * 32;
 
-template <int P_, int RM_, int BN_> struct Shape {
-    static constexpr int P = P_, RM = RM_, BN = BN_;
+/* A reference point in units of q.k; the functions are LowPoint's. */
+struct TopPoint {
+    static constexpr float NONE = -INFINITY;
+
+    __device__ __forceinline__ static bool passed(float point, float x, float scale2)
+    {
+        return (x - point) * scale2 > RISE;
+    }
+    __device__ __forceinline__ static float move(float &point, float x, float scale2)
+    {
+        float top = fmaxf(point, x);
+        float shrink = top == NONE ? 1 : exp2_fast((point - top) * scale2);
+        point = top;
+        return shrink;
+    }
+    __device__ __forceinline__ static float log_sum_exp(float point, float sum, float scale)
+    {
+        return point * scale + logf(sum);
+    }
+};
+
+template <int D_, int RM_, int BN_> struct Shape {
+    using Reference = TopPoint;
+    static constexpr int D = D_, RM = RM_, BN = BN_;
     static constexpr int WM = RM * 16, BM = WARPS * WM; /* rows of a warp, of a block */
-    static constexpr int LANES = P % 64 == 0 ? 8 : 4;   /* that share a row in copies */
-    static constexpr int Q_BYTES = BM * P * 2, KV_BYTES = BN * P * 2;
+    static constexpr int LANES = D % 64 == 0 ? 8 : 4;   /* that share a row in copies */
+    static constexpr int Q_BYTES = BM * D * 2, KV_BYTES = BN * D * 2;
     static constexpr int SHARED = Q_BYTES + 4 * KV_BYTES; /* two stages of keys and values */
     static constexpr int MASS_SHARED = Q_BYTES + KV_BYTES + WARPS * BN * 4;
 };
@@ -56,7 +74,7 @@ __device__ __forceinline__ Part part_of(const struct CudaAttn &a, const struct C
 
 /* ==== Tiles ==== */
 
-/* `rows` rows of `dim` values to a tile of ROWS x P; zeros elsewhere. */
+/* `rows` rows of `dim` values to a tile of ROWS x D; zeros elsewhere. */
 template <class T, int ROWS>
 __device__ __forceinline__ void keys_load(uint32_t to, const bf16 *from, int dim, int rows)
 {
@@ -65,9 +83,9 @@ __device__ __forceinline__ void keys_load(uint32_t to, const bf16 *from, int dim
     for (int i = 0; i < ROWS; i += THREADS / T::LANES) {
         if (i + row >= ROWS) break;
 #pragma unroll
-        for (int step = 0; step < T::P / 8; step += T::LANES) {
+        for (int step = 0; step < T::D / 8; step += T::LANES) {
             int c = step + lane;
-            copy_async(to + tile_offset<T::P>(i + row, c), from + (int64_t)(i + row) * dim + c * 8,
+            copy_async(to + tile_offset<T::D>(i + row, c), from + (int64_t)(i + row) * dim + c * 8,
                        i + row < rows && c * 8 < dim);
         }
     }
@@ -80,10 +98,10 @@ template <class T, class F> __device__ __forceinline__ void queries_load(char *q
     __syncwarp();
     for (int at = lane / T::LANES; at < T::WM; at += 32 / T::LANES) {
         const bf16 *row = row_of(at);
-        for (int c = lane % T::LANES; c < T::P / 8; c += T::LANES) {
+        for (int c = lane % T::LANES; c < T::D / 8; c += T::LANES) {
             uint4 x = make_uint4(0, 0, 0, 0);
             if (row && c * 8 < dim) x = *(const uint4 *)(row + c * 8);
-            *(uint4 *)(q + tile_offset<T::P>(at, c)) = x;
+            *(uint4 *)(q + tile_offset<T::D>(at, c)) = x;
         }
     }
     __syncwarp();
@@ -106,64 +124,25 @@ __device__ __forceinline__ void queries_turn(char *q, const struct CudaFar &f, c
     for (int n = threadIdx.x % 32; n < n_rows * half; n += 32) {
         int at = n / half, i = n % half;
         int first = f.pairs ? 2 * i : i, second = f.pairs ? first + 1 : first + half;
-        bf16 *a = (bf16 *)(q + tile_offset<T::P>(at, first / 8)) + first % 8;
-        bf16 *b = (bf16 *)(q + tile_offset<T::P>(at, second / 8)) + second % 8;
+        bf16 *a = (bf16 *)(q + tile_offset<T::D>(at, first / 8)) + first % 8;
+        bf16 *b = (bf16 *)(q + tile_offset<T::D>(at, second / 8)) + second % 8;
         turn(a, b, __bfloat162float(*a), __bfloat162float(*b), turns + (int64_t)at * f.rope_dim, i,
              half);
     }
     __syncwarp();
 }
 
-/* ==== A tile's products ==== */
+/* ==== Logits and sums ==== */
 
-/* Lane l has rows l / 4 and l / 4 + 8 of each 16, there columns l % 4 * 2 and the next one of each 8. */
-template <class T> struct Sums {
-    float o[T::RM][T::P / 8][4];
-    float top[T::RM][2]; /* reference point, in units of q.k */
-    float sum[T::RM][2]; /* this lane's share */
-};
-
-template <class T> using Logits = float[T::RM][T::BN / 8][4];
-
-template <class T> __device__ __forceinline__ void sums_clear(Sums<T> &r)
-{
-#pragma unroll
-    for (int m = 0; m < T::RM; m++) {
-#pragma unroll
-        for (int n = 0; n < T::P / 8; n++)
-#pragma unroll
-            for (int c = 0; c < 4; c++) r.o[m][n][c] = 0;
-        r.top[m][0] = r.top[m][1] = -INFINITY;
-        r.sum[m][0] = r.sum[m][1] = 0;
-    }
-}
-
+/* The reference points as products_pv takes them. */
 template <class T>
-__device__ __forceinline__ void products_qk(Logits<T> &s, uint32_t q, uint32_t k, int lane)
+__device__ __forceinline__ void lows(float (&low)[T::RM][2], const Sums<T> &r, float scale2)
 {
-    LaneRow<T::P> at_q = lane_row_a<T::P>(lane), at_k = lane_row_b<T::P>(lane);
 #pragma unroll
     for (int m = 0; m < T::RM; m++)
 #pragma unroll
-        for (int n = 0; n < T::BN / 8; n++)
-#pragma unroll
-            for (int c = 0; c < 4; c++) s[m][n][c] = 0;
-#pragma unroll
-    for (int d = 0; d < T::P / 16; d++) {
-        uint32_t a[T::RM][4];
-#pragma unroll
-        for (int m = 0; m < T::RM; m++) load_matrix(a[m], at_q.block(q, m * 16, d));
-#pragma unroll
-        for (int n = 0; n < T::BN / 16; n++) {
-            uint32_t b[4];
-            load_matrix(b, at_k.block(k, n * 16, d));
-#pragma unroll
-            for (int m = 0; m < T::RM; m++) {
-                mma_bf16(s[m][2 * n], a[m], b[0], b[1]);
-                mma_bf16(s[m][2 * n + 1], a[m], b[2], b[3]);
-            }
-        }
-    }
+        for (int h = 0; h < 2; h++)
+            low[m][h] = r.point[m][h] == -INFINITY ? 0 : -r.point[m][h] * scale2;
 }
 
 /* bias: of the tile's keys, times `unit` in units of q.k; i0, j0: the warp's first row and the tile's first key. */
@@ -191,102 +170,17 @@ __device__ __forceinline__ void mask(Logits<T> &s, const Part &p, const float *b
         }
 }
 
-/* Moves the reference points to the rows' maxima when one is passed by too much. */
-template <class T>
-__device__ __forceinline__ void raise(Sums<T> &r, const Logits<T> &s, float scale2)
-{
-    float most[T::RM][2];
-    bool passed = false;
-#pragma unroll
-    for (int m = 0; m < T::RM; m++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float x = fmaxf(s[m][0][2 * h], s[m][0][2 * h + 1]);
-#pragma unroll
-            for (int n = 1; n < T::BN / 8; n++)
-                x = fmaxf(x, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
-            most[m][h] = x;
-            passed |= (x - r.top[m][h]) * scale2 > RISE;
-        }
-    if (!__any_sync(0xffffffffu, passed)) return;
-#pragma unroll
-    for (int m = 0; m < T::RM; m++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float top = fmaxf(r.top[m][h], quad_max(most[m][h]));
-            float shrink = top == -INFINITY ? 1 : exp2_fast((r.top[m][h] - top) * scale2);
-            r.top[m][h] = top;
-            r.sum[m][h] *= shrink;
-#pragma unroll
-            for (int n = 0; n < T::P / 8; n++) {
-                r.o[m][n][2 * h] *= shrink;
-                r.o[m][n][2 * h + 1] *= shrink;
-            }
-        }
-}
-
-template <class T>
-__device__ __forceinline__ void products_pv(Sums<T> &r, const Logits<T> &s, uint32_t v,
-                                            float scale2, int lane)
-{
-    LaneRow<T::P> at_v = lane_row_a<T::P>(lane);
-    float low[T::RM][2];
-#pragma unroll
-    for (int m = 0; m < T::RM; m++)
-#pragma unroll
-        for (int h = 0; h < 2; h++)
-            low[m][h] = r.top[m][h] == -INFINITY ? 0 : -r.top[m][h] * scale2;
-#pragma unroll
-    for (int k = 0; k < T::BN / 16; k++) {
-        uint32_t p[T::RM][4];
-#pragma unroll
-        for (int m = 0; m < T::RM; m++)
-#pragma unroll
-            for (int c = 0; c < 4; c++) {
-                const float *x = &s[m][2 * k + (c >> 1)][(c & 1) * 2];
-                float p0 = exp2_fast(fmaf(x[0], scale2, low[m][c & 1]));
-                float p1 = exp2_fast(fmaf(x[1], scale2, low[m][c & 1]));
-                r.sum[m][c & 1] += p0 + p1;
-                p[m][c] = pack_bf16(p0, p1);
-            }
-#pragma unroll
-        for (int n = 0; n < T::P / 16; n++) {
-            uint32_t b[4];
-            load_matrix_turned(b, at_v.block(v, k * 16, n));
-#pragma unroll
-            for (int m = 0; m < T::RM; m++) {
-                mma_bf16(r.o[m][2 * n], p[m], b[0], b[1]);
-                mma_bf16(r.o[m][2 * n + 1], p[m], b[2], b[3]);
-            }
-        }
-    }
-}
-
-/* Through the warp's own rows of Q, so that rows leave in whole lines. n_rows of the warp's rows exist. */
+/* n_rows of the warp's rows exist. */
 template <class T>
 __device__ __forceinline__ void sums_store(const Sums<T> &r, const struct CudaAttn &a, char *q,
                                            int row, int n_rows, int head, int lane)
 {
     int dim = a.head_dim;
-    __syncwarp();
-#pragma unroll
-    for (int m = 0; m < T::RM; m++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            int at = m * 16 + h * 8 + lane / 4;
-            float sum = quad_sum(r.sum[m][h]), part = sum > 0 ? 1 / sum : 0;
-#pragma unroll
-            for (int n = 0; n < T::P / 8; n++)
-                *(uint32_t *)(q + tile_offset<T::P>(at, n) + lane % 4 * 4) =
-                    pack_bf16(r.o[m][n][2 * h] * part, r.o[m][n][2 * h + 1] * part);
-            if (a.lse && lane % 4 == 0 && at < n_rows)
-                a.lse[(int64_t)head * a.n_rows + row + at] = r.top[m][h] * a.scale + logf(sum);
-        }
-    __syncwarp();
+    sums_to_tile<T>(r, a, q, row, n_rows, head, lane);
     for (int at = lane / T::LANES; at < n_rows; at += 32 / T::LANES) {
         bf16 *out = a.out + ((int64_t)(row + at) * a.n_heads + head) * dim;
         for (int c = lane % T::LANES; c * 8 < dim; c += T::LANES)
-            *(uint4 *)(out + c * 8) = *(const uint4 *)(q + tile_offset<T::P>(at, c));
+            *(uint4 *)(out + c * 8) = *(const uint4 *)(q + tile_offset<T::D>(at, c));
     }
 }
 
@@ -344,7 +238,7 @@ __global__ __launch_bounds__(THREADS,
     copy_commit();
 
     int row = w.i0 + warp * T::WM, n_rows = min(w.len - row, T::WM); /* the warp's */
-    char *q = shared + warp * (T::WM * T::P * 2);
+    char *q = shared + warp * (T::WM * T::D * 2);
     auto query = [&](int at) {
         return at < n_rows ? a.q + ((int64_t)(w.begin + row + at) * a.n_heads + head) * dim : NULL;
     };
@@ -366,12 +260,14 @@ __global__ __launch_bounds__(THREADS,
         if (n_rows <= 0 || part.unseen(i, i + T::WM - 1, j, j + T::BN - 1)) continue;
         uint32_t k_tile = kv_tiles + it % 2 * (2 * T::KV_BYTES);
         Logits<T> s;
-        products_qk<T>(s, shared_address(q), k_tile, lane);
+        products_qk<T>(s, SharedQueries<T>(shared_address(q), lane), k_tile, lane);
         if (!part.plain(i, i + T::WM - 1, j, j + T::BN - 1))
             mask<T>(s, part, a.key_bias + (int64_t)kv_head * a.kv.key_stride + j, 1 / a.scale, i, j,
                     lane);
         raise<T>(sums, s, scale2);
-        products_pv<T>(sums, s, k_tile + T::KV_BYTES, scale2, lane);
+        float low[T::RM][2];
+        lows(low, sums, scale2);
+        products_pv<T>(sums, low, s, k_tile + T::KV_BYTES, scale2, lane);
     }
     sums_store<T>(sums, a, q, w.begin + row, n_rows, head, lane);
 }
@@ -415,7 +311,7 @@ __launch_bounds__(THREADS) void mass_any_kernel(const __grid_constant__ struct C
     int begin = a.seq_begin[seq], len = a.seq_begin[seq + 1] - begin, past = a.kv.past[kv_head];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = a.n_heads / a.n_kv_heads;
     int obs = min(m.obs_rows, len), n_ask = j0 < past + len ? obs * group : 0;
-    char *q = shared + warp * (T::WM * T::P * 2);
+    char *q = shared + warp * (T::WM * T::D * 2);
     float *share = (float *)(shared + T::Q_BYTES + T::KV_BYTES);
     uint32_t k_tile = shared_address(shared) + T::Q_BYTES;
     int64_t set = ((int64_t)seq * a.n_kv_heads + kv_head) * a.kv.key_stride + j0;
@@ -434,7 +330,7 @@ __launch_bounds__(THREADS) void mass_any_kernel(const __grid_constant__ struct C
             return ask + at < n_ask ? a.q + place(ask + at) * a.head_dim : NULL;
         });
         Logits<T> s;
-        products_qk<T>(s, shared_address(q), k_tile, lane);
+        products_qk<T>(s, SharedQueries<T>(shared_address(q), lane), k_tile, lane);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             int n = ask + h * 8 + lane / 4;

@@ -19,7 +19,7 @@ namespace
 constexpr int TILE_ROWS = 128, TILE_COLS = 128; /* of the output: as many rows of gate and of up */
 constexpr int SET_ROWS = 2 * TILE_ROWS;         /* of a cluster */
 constexpr int GROUP_ROWS = 64, GROUPS = 2;      /* rows of a warpgroup */
-constexpr int STEP_BYTES = 128;                 /* of each row of x and the weights a step */
+constexpr int STEP = 64, STEP_BYTES = STEP * 2; /* of each row of x and the weights a step */
 constexpr int STAGES = 4;
 constexpr int SECTION_ROWS =
     2048; /* whose tiles follow one another: of 4096 values, 16 MB of the L2 cache's 50 */
@@ -27,18 +27,11 @@ constexpr int THREADS = 128 * (GROUPS + 1);
 constexpr int LOAD_REGS = 40, MATH_REGS = 232;
 constexpr float LOG2E = 1.4426950408889634f;
 
-template <bool FP8_> struct Shape {
-    static constexpr bool FP8 = FP8_;
-    static constexpr int STEP = FP8 ? STEP_BYTES : STEP_BYTES / 2; /* of k */
-};
-
 struct Params {
     CUtensorMap x, w[2], out; /* w: gate and up */
-    int n_rows, n_cols;       /* of the output */
     int n_steps;              /* of a tile */
     int row_sets, col_tiles;  /* a set is the rows of the two tiles of a cluster */
     int section;              /* row sets whose rows share the L2 cache at a time */
-    const float *x_scale, *w_scale[2];
 };
 
 constexpr int X_BYTES = TILE_ROWS * STEP_BYTES, W_BYTES = TILE_COLS * STEP_BYTES;
@@ -47,7 +40,6 @@ constexpr int OUT_BYTES = GROUP_ROWS * TILE_COLS * 2; /* of a warpgroup: two box
 
 struct Control {
     uint64_t full[STAGES], empty[STAGES];
-    float scale[GROUPS][2][TILE_COLS]; /* of the tile's weights, e4m3 */
 };
 
 struct Memory {
@@ -110,7 +102,7 @@ __device__ __forceinline__ void load_step(const struct Params *p, uint8_t *to, u
     tensor_load_2d_all(to + X_BYTES + rank * W_BYTES, &p->w[rank], full, k, t.col, BOTH_BLOCKS);
 }
 
-template <class S> __device__ __forceinline__ void load(const struct Params *p, const Memory &m)
+__device__ __forceinline__ void load(const struct Params *p, const Memory &m)
 {
     Cursor at;
     int rank = (int)cluster_rank();
@@ -119,14 +111,13 @@ template <class S> __device__ __forceinline__ void load(const struct Params *p, 
             uint64_t *full = &m.c->full[at.stage];
             mbar_wait(&m.c->empty[at.stage], at.parity ^ 1);
             mbar_arrive_expect(full, STAGE_BYTES);
-            load_step(p, m.ring + at.stage * STAGE_BYTES, full, i * S::STEP, t, rank);
+            load_step(p, m.ring + at.stage * STAGE_BYTES, full, i * STEP, t, rank);
         }
     });
 }
 
 /* ==== Products ==== */
 
-template <class S>
 __device__ __forceinline__ void multiply_step(float (&d)[128], const Memory &m, int stage,
                                               int group, bool add)
 {
@@ -134,12 +125,8 @@ __device__ __forceinline__ void multiply_step(float (&d)[128], const Memory &m, 
     uint64_t x = wgmma_desc(at + group * GROUP_ROWS * STEP_BYTES, 16, 1024),
              w = wgmma_desc(at + X_BYTES, 16, 1024);
 #pragma unroll
-    for (int i = 0; i < STEP_BYTES; i += 32) {
-        if (S::FP8)
-            wgmma_64x256_e4m3(d, wgmma_desc_at(x, i), wgmma_desc_at(w, i), add || i > 0);
-        else
-            wgmma_64x256_bf16(d, wgmma_desc_at(x, i), wgmma_desc_at(w, i), add || i > 0);
-    }
+    for (int i = 0; i < STEP_BYTES; i += 32)
+        wgmma_64x256_bf16(d, wgmma_desc_at(x, i), wgmma_desc_at(w, i), add || i > 0);
     wgmma_commit();
 }
 
@@ -151,7 +138,7 @@ __device__ __forceinline__ void release(const Memory &m, int stage)
 }
 
 /* d = this warpgroup's rows of the tile. Two steps are queued at a time; `meanwhile` runs once while they are. */
-template <class S, class F>
+template <class F>
 __device__ __forceinline__ void multiply_tile(float (&d)[128], const Memory &m, Cursor *at,
                                               int group, int n_steps, const F &meanwhile)
 {
@@ -160,7 +147,7 @@ __device__ __forceinline__ void multiply_tile(float (&d)[128], const Memory &m, 
         mbar_wait(&m.c->full[at->stage], at->parity);
         pin_registers(d);
         wgmma_fence();
-        multiply_step<S>(d, m, at->stage, group, i > 0);
+        multiply_step(d, m, at->stage, group, i > 0);
         if (i == second) meanwhile();
         if (i > 0) {
             wgmma_wait<1>();
@@ -186,7 +173,7 @@ __device__ __forceinline__ uint32_t silu_pair(const float *g, const float *u)
 }
 
 /* Of a warpgroup: a thread has rows lane / 4 and + 8 of its warp's 16, and two columns of each eight. */
-template <class S> struct Gate {
+struct Gate {
     const struct Params *p;
     const Memory &m;
     int group;
@@ -196,30 +183,11 @@ template <class S> struct Gate {
 
     __device__ __forceinline__ void sync() { named_sync(1 + group, 128); }
 
-    /* What e4m3 sums are to be multiplied by. */
-    __device__ __forceinline__ void scale(float (&d)[128])
-    {
-        const float *w = m.c->scale[group][0] + threadIdx.x % 4 * 2;
-        int row = tile.row + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
-        float x[2];
-#pragma unroll
-        for (int r = 0; r < 2; r++) x[r] = row + 8 * r < p->n_rows ? p->x_scale[row + 8 * r] : 0;
-#pragma unroll
-        for (int j = 0; j < 32; j++) {
-            float2 f = *(const float2 *)(w + 8 * j);
-            d[4 * j] *= x[0] * f.x;
-            d[4 * j + 1] *= x[0] * f.y;
-            d[4 * j + 2] *= x[1] * f.x;
-            d[4 * j + 3] *= x[1] * f.y;
-        }
-    }
-
     /* Gate in d[0..63], up in d[64..127]. */
     __device__ __forceinline__ void take(float (&d)[128], struct Tile t)
     {
         tile = {t.row + group * GROUP_ROWS, t.col};
         pending = true;
-        if (S::FP8) scale(d);
 #pragma unroll
         for (int i = 0; i < 32; i++) h[i] = silu_pair(&d[2 * i], &d[64 + 2 * i]);
     }
@@ -236,19 +204,14 @@ template <class S> struct Gate {
         }
     }
 
-    /* Writes the tile before, and fetches the scales of the one that is under way. */
-    __device__ __forceinline__ void write(int col)
+    /* Writes the tile before. */
+    __device__ __forceinline__ void write()
     {
         uint8_t *out = m.out + group * OUT_BYTES;
         bool issues = threadIdx.x % 128 == 0;
         if (issues) tensor_store_wait_read();
         sync();
         if (pending) put_shared(out);
-        if (S::FP8 && col >= 0) {
-            int i = threadIdx.x % 128, at = min(col + i, p->n_cols - 1);
-            m.c->scale[group][0][i] = p->w_scale[0][at];
-            m.c->scale[group][1][i] = p->w_scale[1][at];
-        }
         fence_async_shared();
         sync();
         if (!pending || !issues) return;
@@ -260,17 +223,16 @@ template <class S> struct Gate {
 
 /* ==== Kernel ==== */
 
-template <class S>
 __device__ __forceinline__ void multiply(const struct Params *p, const Memory &m, int group)
 {
     Cursor at;
     float d[128];
-    Gate<S> gate = {p, m, group, {}, {}, false};
+    Gate gate = {p, m, group, {}, {}, false};
     for_tiles(p, [&](struct Tile t) {
-        multiply_tile<S>(d, m, &at, group, p->n_steps, [&] { gate.write(t.col); });
+        multiply_tile(d, m, &at, group, p->n_steps, [&] { gate.write(); });
         gate.take(d, t);
     });
-    gate.write(-1);
+    gate.write();
     if (threadIdx.x % 128 == 0) tensor_store_wait();
 }
 
@@ -283,7 +245,6 @@ __device__ void init_barriers(struct Control *c)
     mbar_init_fence();
 }
 
-template <class S>
 __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1)
     gated_sm90a_kernel(const __grid_constant__ struct Params p)
 {
@@ -295,10 +256,10 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1)
     int group = __shfl_sync(~0u, threadIdx.x / 128, 0);
     if (group == 0) {
         registers_drop<LOAD_REGS>();
-        if (threadIdx.x == 0) load<S>(&p, m);
+        if (threadIdx.x == 0) load(&p, m);
     } else {
         registers_raise<MATH_REGS>();
-        multiply<S>(&p, m, group - 1);
+        multiply(&p, m, group - 1);
     }
     /* The other block may still arrive at barriers of this one. */
     __syncwarp();
@@ -319,18 +280,15 @@ PFN_cuTensorMapEncodeTiled_v12000 find_encoder(void)
 }
 
 /* A matrix of which a box is `box_rows` rows of 128 bytes. */
-bool encode_map(CUtensorMap *map, const void *base, bool bytes, int rows, int cols, int box_rows)
+bool encode_map(CUtensorMap *map, const void *base, int rows, int cols, int box_rows)
 {
     static const PFN_cuTensorMapEncodeTiled_v12000 encode = find_encoder();
-    int size = bytes ? 1 : 2;
     cuuint64_t dims[] = {(cuuint64_t)cols, (cuuint64_t)rows};
-    cuuint64_t strides[] = {(cuuint64_t)cols * size};
-    cuuint32_t box[] = {(cuuint32_t)(STEP_BYTES / size), (cuuint32_t)box_rows};
+    cuuint64_t strides[] = {(cuuint64_t)cols * 2};
+    cuuint32_t box[] = {STEP, (cuuint32_t)box_rows};
     cuuint32_t steps[] = {1, 1};
-    CUtensorMapDataType type =
-        bytes ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-    return encode && encode(map, type, 2, (void *)base, dims, strides, box, steps,
-                            CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+    return encode && encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)base, dims, strides,
+                            box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
@@ -341,7 +299,7 @@ int div_up(int a, int b)
 }
 
 /* Clusters that run at once. */
-template <class S> cudaError_t resident_clusters(int *out)
+cudaError_t resident_clusters(int *out)
 {
     static std::atomic<int> known;
     int device, n_sm;
@@ -349,7 +307,7 @@ template <class S> cudaError_t resident_clusters(int *out)
     cudaError_t e = cudaGetDevice(&device);
     if (e == cudaSuccess) e = cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, device);
     if (e == cudaSuccess)
-        e = cudaFuncSetAttribute(gated_sm90a_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        e = cudaFuncSetAttribute(gated_sm90a_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  Memory::BYTES);
     if (e != cudaSuccess) return e;
     cudaLaunchAttribute cluster = {};
@@ -361,40 +319,35 @@ template <class S> cudaError_t resident_clusters(int *out)
     config.dynamicSmemBytes = Memory::BYTES;
     config.attrs = &cluster;
     config.numAttrs = 1;
-    e = cudaOccupancyMaxActiveClusters(out, gated_sm90a_kernel<S>, &config);
+    e = cudaOccupancyMaxActiveClusters(out, gated_sm90a_kernel, &config);
     if (e == cudaSuccess && *out == 0) e = cudaErrorInvalidConfiguration;
     if (e == cudaSuccess) known = *out;
     return e;
 }
 
-template <class S> bool fill_params(struct Params *p, const struct CudaGated *g)
+bool fill_params(struct Params *p, const struct CudaGated *g)
 {
-    p->n_rows = g->n_rows;
-    p->n_cols = g->hidden;
-    p->n_steps = div_up(g->cols, S::STEP);
+    p->n_steps = div_up(g->cols, STEP);
     p->row_sets = div_up(g->n_rows, SET_ROWS);
     p->col_tiles = div_up(g->hidden, TILE_COLS);
     int sections = div_up(p->row_sets, SECTION_ROWS / SET_ROWS);
     p->section = div_up(p->row_sets, sections); /* all of about one size */
-    p->x_scale = g->x_scale;
-    p->w_scale[0] = g->gate_scale;
-    p->w_scale[1] = g->up_scale;
-    return encode_map(&p->x, g->x, g->fp8, g->n_rows, g->cols, TILE_ROWS) &&
-           encode_map(&p->w[0], g->gate, g->fp8, g->hidden, g->cols, TILE_COLS) &&
-           encode_map(&p->w[1], g->up, g->fp8, g->hidden, g->cols, TILE_COLS) &&
-           encode_map(&p->out, g->out, false, g->n_rows, g->hidden, GROUP_ROWS);
+    return encode_map(&p->x, g->x, g->n_rows, g->cols, TILE_ROWS) &&
+           encode_map(&p->w[0], g->gate, g->hidden, g->cols, TILE_COLS) &&
+           encode_map(&p->w[1], g->up, g->hidden, g->cols, TILE_COLS) &&
+           encode_map(&p->out, g->out, g->n_rows, g->hidden, GROUP_ROWS);
 }
 
-template <class S> cudaError_t launch(const struct CudaGated *g, cudaStream_t s)
+cudaError_t launch(const struct CudaGated *g, cudaStream_t s)
 {
     struct Params p = {};
     int resident;
-    cudaError_t e = resident_clusters<S>(&resident);
+    cudaError_t e = resident_clusters(&resident);
     if (e != cudaSuccess) return e;
-    if (!fill_params<S>(&p, g)) return cudaErrorInvalidValue;
+    if (!fill_params(&p, g)) return cudaErrorInvalidValue;
     int64_t n = (int64_t)p.row_sets * p.col_tiles;
     int grid = 2 * (n < resident ? (int)n : resident);
-    gated_sm90a_kernel<S><<<grid, THREADS, Memory::BYTES, s>>>(p);
+    gated_sm90a_kernel<<<grid, THREADS, Memory::BYTES, s>>>(p);
     return cudaGetLastError();
 }
 
@@ -402,7 +355,7 @@ bool valid(const struct CudaGated *g)
 {
     uintptr_t all = (uintptr_t)g->x | (uintptr_t)g->gate | (uintptr_t)g->up | (uintptr_t)g->out;
     return g->n_rows > 0 && g->hidden > 0 && g->cols > 0 && g->hidden % 8 == 0 &&
-           g->cols % (g->fp8 ? 16 : 8) == 0 && all % 16 == 0;
+           g->cols % 8 == 0 && all % 16 == 0;
 }
 
 } // namespace
@@ -418,5 +371,5 @@ double cuda_gated_fill(int n_rows, int hidden, int n_sm)
 cudaError_t cuda_gated_sm90a(const struct CudaGated *g, cudaStream_t s)
 {
     if (!valid(g)) return cudaErrorInvalidValue;
-    return g->fp8 ? launch<Shape<true>>(g, s) : launch<Shape<false>>(g, s);
+    return launch(g, s);
 }

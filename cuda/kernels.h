@@ -172,12 +172,9 @@ cudaError_t cuda_gemm(struct GemmPlan *p, const struct CudaGemm *g, cudaStream_t
 
 /* out [n_rows, hidden] = silu(x W_gate^T) * (x W_up^T), the sums in f32. Compute capability 9.0 only. */
 struct CudaGated {
-    int n_rows, hidden, cols; /* multiples of 8; e4m3: cols of 16 */
-    const void *x;            /* [n_rows, cols] bf16, or e4m3 with the scales below */
-    const void *gate, *up;    /* [hidden, cols] likewise */
-    bool fp8;
-    const float *x_scale;               /* fp8: [n_rows] one factor a row */
-    const float *gate_scale, *up_scale; /* fp8: [hidden] one factor an output channel */
+    int n_rows, hidden, cols; /* hidden, cols: multiples of 8 */
+    const void *x;            /* [n_rows, cols] bf16 */
+    const void *gate, *up;    /* [hidden, cols] bf16 */
     bf16 *out;
 };
 cudaError_t cuda_gated_sm90a(const struct CudaGated *g, cudaStream_t s);

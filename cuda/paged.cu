@@ -6,21 +6,21 @@
  * tile) times WK ranges of a tile's tokens; each keeps its own sums, joined in shared memory at the end. The last block of
  * a head to finish joins the head's blocks in their order.
  */
+#include "attention.cuh"
 #include "dependent.cuh"
-#include "kernels.h"
-#include "mma.cuh"
 #include "rope.cuh"
 
-static constexpr float RISE = 8, NO_KEY = 1e30f; /* see attention_sm80.cu */
 static constexpr int MAX_HEADS = 256, TICKET_BYTES = MAX_HEADS * 4;
 static constexpr int MAX_ROWS = 64; /* of a KV head's tile */
 static constexpr unsigned ALL = 0xffffffffu;
 
 template <int D_, int WM_, int PP_, int STAGES_, int BLOCKS_> struct PagedShape {
+    using Reference = LowPoint;
     static constexpr int D = D_, WM = WM_, PP = PP_, STAGES = STAGES_, BLOCKS = BLOCKS_;
     static constexpr int WARPS = 4 * PP, THREADS = WARPS * 32, WK = WARPS / WM;
     static constexpr int ROWS = 16 * WM; /* of the query tile */
-    static constexpr int KEYS = 16 * WM; /* a warp's tokens of a tile */
+    static constexpr int RM = 1;         /* a warp's rows are 16 */
+    static constexpr int BN = 16 * WM;   /* a warp's tokens of a tile */
     static constexpr int TILE = 64 * PP; /* tokens */
     static constexpr int KV_BYTES = TILE * D * 2;
     static constexpr int STAGE_BYTES =
@@ -187,107 +187,21 @@ __device__ __forceinline__ PageView page_view(const struct CudaPaged &a, const H
 
 /* ==== A warp's 16 rows over its tokens of a tile ==== */
 
-/* Lane l has rows l / 4 and l / 4 + 8, there columns l % 4 * 2 and the next one of each 8. */
-template <class T> struct Sums {
-    float o[T::D / 8][4];
-    float low[2]; /* the reference point, base 2, negated; huge before the first key */
-    float sum[2]; /* this lane's share */
-};
-
 template <class T>
-__device__ __forceinline__ void mask(float (&s)[T::KEYS / 8][4], const struct CudaPaged &a,
-                                     const PageView &v, int row, int token, float group_part,
-                                     float bias, int lane)
+__device__ __forceinline__ void mask(Logits<T> &s, const struct CudaPaged &a, const PageView &v,
+                                     int row, int token, float group_part, float bias, int lane)
 {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int r = (int)((row + h * 8 + lane / 4 + 0.5f) * group_part); /* of the batch */
         int seen = v.len - max(v.hidden - r, 0);
 #pragma unroll
-        for (int n = 0; n < T::KEYS / 8; n++)
+        for (int n = 0; n < T::BN / 8; n++)
 #pragma unroll
             for (int c = 0; c < 2; c++) {
                 int t = token + n * 8 + lane % 4 * 2 + c;
-                s[n][2 * h + c] = t < seen ? s[n][2 * h + c] + bias : -INFINITY;
+                s[0][n][2 * h + c] = t < seen ? s[0][n][2 * h + c] + bias : -INFINITY;
             }
-    }
-}
-
-template <class T>
-__device__ __forceinline__ void raise(Sums<T> &r, const float (&s)[T::KEYS / 8][4], float scale2)
-{
-    float most[2];
-    bool far = false;
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        most[h] = -INFINITY;
-#pragma unroll
-        for (int n = 0; n < T::KEYS / 8; n++)
-            most[h] = fmaxf(most[h], fmaxf(s[n][2 * h], s[n][2 * h + 1]));
-        far |= fmaf(most[h], scale2, r.low[h]) > RISE;
-    }
-    if (!__any_sync(ALL, far)) return;
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        float low = fminf(r.low[h], -quad_max(most[h]) * scale2);
-        float shrink = exp2_fast(low - r.low[h]);
-        r.low[h] = low;
-        r.sum[h] *= shrink;
-#pragma unroll
-        for (int n = 0; n < T::D / 8; n++) {
-            r.o[n][2 * h] *= shrink;
-            r.o[n][2 * h + 1] *= shrink;
-        }
-    }
-}
-
-/* q: the warp's rows; k, v: its first token in the tile. */
-template <class T>
-__device__ __forceinline__ void products_qk(float (&s)[T::KEYS / 8][4], uint32_t q, uint32_t k,
-                                            int lane)
-{
-    LaneRow<T::D> at_q = lane_row_a<T::D>(lane), at_k = lane_row_b<T::D>(lane);
-#pragma unroll
-    for (int n = 0; n < T::KEYS / 8; n++)
-#pragma unroll
-        for (int c = 0; c < 4; c++) s[n][c] = 0;
-#pragma unroll
-    for (int d = 0; d < T::D / 16; d++) {
-        uint32_t a[4];
-        load_matrix(a, at_q.block(q, 0, d));
-#pragma unroll
-        for (int n = 0; n < T::KEYS / 16; n++) {
-            uint32_t b[4];
-            load_matrix(b, at_k.block(k, n * 16, d));
-            mma_bf16(s[2 * n], a, b[0], b[1]);
-            mma_bf16(s[2 * n + 1], a, b[2], b[3]);
-        }
-    }
-}
-
-template <class T>
-__device__ __forceinline__ void products_pv(Sums<T> &r, const float (&s)[T::KEYS / 8][4],
-                                            uint32_t v, float scale2, int lane)
-{
-    LaneRow<T::D> at = lane_row_a<T::D>(lane);
-#pragma unroll
-    for (int k = 0; k < T::KEYS / 16; k++) {
-        uint32_t p[4];
-#pragma unroll
-        for (int c = 0; c < 4; c++) {
-            const float *x = &s[2 * k + (c >> 1)][(c & 1) * 2];
-            float p0 = exp2_fast(fmaf(x[0], scale2, r.low[c & 1]));
-            float p1 = exp2_fast(fmaf(x[1], scale2, r.low[c & 1]));
-            r.sum[c & 1] += p0 + p1;
-            p[c] = pack_bf16(p0, p1);
-        }
-#pragma unroll
-        for (int n = 0; n < T::D / 16; n++) {
-            uint32_t b[4];
-            load_matrix_turned(b, at.block(v, k * 16, n));
-            mma_bf16(r.o[2 * n], p, b[0], b[1]);
-            mma_bf16(r.o[2 * n + 1], p, b[2], b[3]);
-        }
     }
 }
 
@@ -346,13 +260,13 @@ __device__ __forceinline__ void sums_to_shared(const Sums<T> &r, float4 *o, floa
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         int row = warp * 16 + h * 8 + lane / 4;
-        float sum = quad_sum(r.sum[h]);
-        if (lane % 4 == 0) ml[row] = make_float2(-r.low[h], sum);
+        float sum = quad_sum(r.sum[0][h]);
+        if (lane % 4 == 0) ml[row] = make_float2(-r.point[0][h], sum);
 #pragma unroll
         for (int n = 0; n < T::D / 8; n++) {
             int chunk = sums_chunk(row, n * 2 + (lane >> 1 & 1));
             float2 *to = (float2 *)(o + row * (T::D / 4) + chunk) + (lane & 1);
-            *to = make_float2(r.o[n][2 * h], r.o[n][2 * h + 1]);
+            *to = make_float2(r.o[0][n][2 * h], r.o[0][n][2 * h + 1]);
         }
     }
 }
@@ -603,10 +517,10 @@ __launch_bounds__(T::THREADS,
         }
     }
 
-    Sums<T> sums = {};
-    sums.low[0] = sums.low[1] = NO_KEY;
+    Sums<T> sums;
+    sums_clear(sums);
     float scale2 = a.scale * LOG2_E, group_part = 1.0f / group;
-    int row = warp % T::WM * 16, token = warp / T::WM * T::KEYS; /* of the tile */
+    int row = warp % T::WM * 16, token = warp / T::WM * T::BN; /* of the tile */
     uint32_t q = q_tile + row * (T::D * 2);
     for (int it = 0; it < n; it++) {
         copy_wait<T::STAGES - 2>();
@@ -617,12 +531,12 @@ __launch_bounds__(T::THREADS,
         PageView view = page_view(a, pages, page);
         if (in_page >= view.len) continue;
         uint32_t k = stages + it % T::STAGES * T::STAGE_BYTES + token * (T::D * 2);
-        float s[T::KEYS / 8][4];
-        products_qk<T>(s, q, k, lane);
-        if (in_page + T::KEYS > view.len || view.hidden > 0 || view.bias != 0)
+        Logits<T> s;
+        products_qk<T>(s, SharedQueries<T>(q, lane), k, lane);
+        if (in_page + T::BN > view.len || view.hidden > 0 || view.bias != 0)
             mask<T>(s, a, view, row, in_page, group_part, view.bias / a.scale, lane);
         raise<T>(sums, s, scale2);
-        products_pv<T>(sums, s, k + T::KV_BYTES, scale2, lane);
+        products_pv<T>(sums, sums.point, s, k + T::KV_BYTES, scale2, lane);
     }
 
     copy_wait<0>();

@@ -241,23 +241,13 @@ template <int N> __device__ static __forceinline__ void pin_registers(float (&d)
     "%115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, "                           \
     "%126, %127"
 
-/* d [64, 256] = A x B^T (+ d when `add`), both in shared memory, 32 contiguous bytes a row: 16 bf16 or 32 e4m3. */
+/* d [64, 256] = A [64, 16] x B [256, 16]^T (+ d when `add`), both in shared memory, 16 contiguous elements a row. */
 __device__ static __forceinline__ void wgmma_64x256_bf16(float (&d)[128], uint64_t a, uint64_t b,
                                                          int add)
 {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" SM90_NAMES_128
                  "}, %128, %129, p, 1, 1, 0, 0;\n}"
-                 : SM90_D32(d, 0), SM90_D32(d, 32), SM90_D32(d, 64), SM90_D32(d, 96)
-                 : "l"(a), "l"(b), "r"(add));
-}
-
-__device__ static __forceinline__ void wgmma_64x256_e4m3(float (&d)[128], uint64_t a, uint64_t b,
-                                                         int add)
-{
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n256k32.f32.e4m3.e4m3 {" SM90_NAMES_128
-                 "}, %128, %129, p, 1, 1;\n}"
                  : SM90_D32(d, 0), SM90_D32(d, 32), SM90_D32(d, 64), SM90_D32(d, 96)
                  : "l"(a), "l"(b), "r"(add));
 }

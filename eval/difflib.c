@@ -166,6 +166,17 @@ static struct Match longest_match(struct Places *p, const struct Part *part)
     return m;
 }
 
+/* Puts what is left and right of a match on the stack, whose new depth it returns. Parts there overlap neither in
+ * a nor in b and none is empty, so the stack outgrows neither. */
+static size_t push_rest(struct Part *parts, size_t depth, struct Part part, struct Match m)
+{
+    if (!m.n) return depth;
+    if (part.a0 < m.a && part.b0 < m.b) parts[depth++] = (struct Part){part.a0, m.a, part.b0, m.b};
+    if (m.a + m.n < part.a1 && m.b + m.n < part.b1)
+        parts[depth++] = (struct Part){m.a + m.n, part.a1, m.b + m.n, part.b1};
+    return depth;
+}
+
 static size_t count_matches(struct Places *p)
 {
     size_t total = 0, depth = 0;
@@ -174,24 +185,92 @@ static size_t count_matches(struct Places *p)
         struct Part part = p->parts[--depth];
         struct Match m = longest_match(p, &part);
         total += m.n;
-        if (!m.n) continue;
-        /* Parts on the stack do not overlap in a and none is empty, so the stack never outgrows a. */
-        if (part.a0 < m.a && part.b0 < m.b)
-            p->parts[depth++] = (struct Part){part.a0, m.a, part.b0, m.b};
-        if (m.a + m.n < part.a1 && m.b + m.n < part.b1)
-            p->parts[depth++] = (struct Part){m.a + m.n, part.a1, m.b + m.n, part.b1};
+        depth = push_rest(p->parts, depth, part, m);
     }
     return total;
+}
+
+/* ==== difflib, two short lines ==== */
+
+/* Lines of code mostly are ASCII and short: then the places in b of a byte are the bits of a word, and nothing
+ * is allocated. Such a b is too short for autojunk. */
+enum { SHORT_A = 256, SHORT_B = 64 };
+
+struct Short {
+    uint64_t places[SHORT_A]; /* in b of a[i] */
+    uint8_t run[SHORT_B];     /* length of the match that ends at a place of b, in the row before */
+    struct Part parts[SHORT_B + 1];
+};
+
+static bool is_short(struct Span a, struct Span b)
+{
+    unsigned char any = 0;
+    if (a.len > SHORT_A || b.len > SHORT_B) return false;
+    for (size_t i = 0; i < a.len; i++) any |= (unsigned char)a.data[i];
+    for (size_t j = 0; j < b.len; j++) any |= (unsigned char)b.data[j];
+    return any < ASCII;
+}
+
+static void short_places(struct Short *s, struct Span a, struct Span b)
+{
+    uint64_t of_byte[ASCII] = {0};
+    for (size_t j = 0; j < b.len; j++) of_byte[(unsigned char)b.data[j]] |= (uint64_t)1 << j;
+    for (size_t i = 0; i < a.len; i++) s->places[i] = of_byte[(unsigned char)a.data[i]];
+}
+
+/* As longest_match. A row is gone through from its end, so that `run` still has the row before to the left;
+ * of equal matches in one row the one furthest left counts. */
+static struct Match short_match(struct Short *s, const struct Part *part)
+{
+    struct Match m = {part->a0, part->b0, 0};
+    uint64_t range = (~(uint64_t)0 >> (SHORT_B - (part->b1 - part->b0))) << part->b0, before = 0;
+    for (size_t i = part->a0; i < part->a1; i++) {
+        uint64_t here = s->places[i] & range, follows = before << 1;
+        before = here;
+        while (here) {
+            size_t j = SHORT_B - 1 - (size_t)__builtin_clzll(here);
+            uint64_t bit = (uint64_t)1 << j;
+            uint8_t n = (uint8_t)(follows & bit ? s->run[j - 1] + 1 : 1);
+            s->run[j] = n;
+            if (n > m.n || (n == m.n && m.a + n == i + 1))
+                m = (struct Match){i + 1 - n, j + 1 - n, n};
+            here ^= bit;
+        }
+    }
+    return m;
+}
+
+static size_t count_short(struct Span a, struct Span b)
+{
+    struct Short s;
+    size_t total = 0, depth = 0;
+    short_places(&s, a, b);
+    s.parts[depth++] = (struct Part){0, a.len, 0, b.len};
+    while (depth) {
+        struct Part part = s.parts[--depth];
+        struct Match m = short_match(&s, &part);
+        total += m.n;
+        depth = push_rest(s.parts, depth, part, m);
+    }
+    return total;
+}
+
+static double ratio_of(size_t matches, size_t total)
+{
+    return total ? 2.0 * (double)matches / (double)total : 1.0;
 }
 
 int difflib_ratio(struct Span a, struct Span b, double *ratio)
 {
     struct Places p;
+    if (a.len && b.len && is_short(a, b)) {
+        *ratio = ratio_of(count_short(a, b), a.len + b.len);
+        return PC_OK;
+    }
     int status = places_open(&p, a, b);
     if (status == PC_OK) {
-        size_t total = p.n_a + p.n_b;
         drop_popular(&p);
-        *ratio = total ? 2.0 * (double)count_matches(&p) / (double)total : 1.0;
+        *ratio = ratio_of(count_matches(&p), p.n_a + p.n_b);
     }
     places_free(&p);
     return status;

@@ -7,6 +7,7 @@
  * longbook_choice_eng: the option's content, then its letter. Where the original raises (math_find:
  * int("3.5"); more digits than Python converts) the answer is wrong here.
  */
+#include "answers.h"
 #include "pytext.h"
 #include "rouge.h"
 #include "score.h"
@@ -274,49 +275,34 @@ static int score_choice(struct Job *job)
     return PC_OK;
 }
 
-typedef int (*Normalize)(const char *text, size_t len, struct Str *out);
-typedef int (*Tokens)(const char *text, size_t len, struct Span **out, size_t *n);
-
-/* A text's tokens, which borrow from *normal. */
-static int tokens_of(struct Span text, Normalize normalize, Tokens split, struct Str *normal,
-                     struct Span **tokens, size_t *n)
+/* F1 of the words, the best over the answers. `words` appends a text's words with spaces between. */
+static int score_f1(struct Job *job, int (*words)(const char *text, size_t len, struct Str *out))
 {
-    *tokens = NULL;
-    *n = 0;
-    TRY(normalize(text.data, text.len, normal));
-    return normal->len ? split(normal->data, normal->len, tokens, n) : PC_OK;
-}
-
-/* F1 of the tokens, the best over the answers. */
-static int score_f1(struct Job *job, Normalize normalize, Tokens split)
-{
-    struct Span *pred, *truth = NULL;
-    size_t n_pred, n_truth;
-    struct Str normal = {0};
-    struct Span text = {job->in->pred, job->in->pred_len};
-    int status = tokens_of(text, normalize, split, &job->text, &pred, &n_pred);
+    struct Str truth = {0};
+    struct Bag bag;
+    int status = words(job->in->pred, job->in->pred_len, &job->text);
+    bag_open(&bag);
+    if (status == PC_OK) status = bag_fill(&bag, &job->text);
     for (int i = 0; status == PC_OK && i < job->in->n_answers; i++) {
-        str_clear(&normal);
-        status = tokens_of(answer(job, i), normalize, split, &normal, &truth, &n_truth);
-        if (status == PC_OK)
-            job->out->score = fmax(job->out->score, token_f1(pred, n_pred, truth, n_truth));
-        mem_free(truth);
-        truth = NULL;
+        struct Span text = answer(job, i);
+        str_clear(&truth);
+        status = words(text.data, text.len, &truth);
+        if (status == PC_OK) job->out->score = fmax(job->out->score, bag_f1(&bag, &truth));
     }
-    mem_free(pred);
-    str_free(&normal);
+    bag_close(&bag);
+    str_free(&truth);
     return status;
 }
 
 static int score_qa(struct Job *job)
 {
-    return score_f1(job, answer_normalize, py_words);
+    return score_f1(job, answer_normalize);
 }
 
-/* Every character is a token. */
+/* Every character is a word. */
 static int score_qa_zh(struct Job *job)
 {
-    return score_f1(job, answer_normalize_zh, py_chars);
+    return score_f1(job, answer_chars_zh);
 }
 
 static int score_summary(struct Job *job)

@@ -109,6 +109,8 @@ void jieba_close(struct Jieba *j)
 
 /* ==== Work space ==== */
 
+enum { CUT_FEW = 128 }; /* characters of a block that needs no allocation: nearly every one */
+
 /* One call's state. The arrays hold one block, by character. */
 struct Cut {
     const struct Jieba *jieba;
@@ -120,28 +122,47 @@ struct Cut {
     double *score;  /* [room + 1] log probability of the best way from here to the block's end */
     uint8_t *step;  /* [room] characters of that way's first word */
     uint8_t *state; /* [room] the model's: first where each state came from, then the best path */
+    uint16_t few_c[CUT_FEW];
+    double few_score[CUT_FEW + 1];
+    uint8_t few_step[CUT_FEW], few_state[CUT_FEW];
 };
 
-static void cut_free(struct Cut *cut)
+static void cut_open(struct Cut *cut)
 {
+    cut->room = CUT_FEW;
+    cut->c = cut->few_c;
+    cut->score = cut->few_score;
+    cut->step = cut->few_step;
+    cut->state = cut->few_state;
+}
+
+static void cut_close(struct Cut *cut)
+{
+    if (cut->room == CUT_FEW) return;
     mem_free(cut->c);
     mem_free(cut->score);
     mem_free(cut->step);
-    mem_free(cut->state);
 }
 
-static int cut_reserve(struct Cut *cut, size_t n)
+/* Room for more characters; all that are there stay. */
+static int cut_grow(struct Cut *cut)
 {
-    if (n <= cut->room) return PC_OK;
-    size_t room = cut->room ? cut->room : 128;
-    while (room < n) room *= 2;
-    cut_free(cut);
-    cut->room = 0;
-    cut->c = mem_alloc(room, sizeof *cut->c);
-    cut->score = mem_alloc(room + 1, sizeof *cut->score);
-    cut->step = mem_alloc(room, sizeof *cut->step);
-    cut->state = mem_alloc(room, sizeof *cut->state);
-    if (!cut->c || !cut->score || !cut->step || !cut->state) return PC_ENOMEM;
+    size_t room = 2 * cut->room;
+    uint16_t *c = mem_alloc(room, sizeof *c);
+    double *score = mem_alloc(room + 1, sizeof *score);
+    uint8_t *step = mem_alloc(room, 2);
+    if (!c || !score || !step) {
+        mem_free(c);
+        mem_free(score);
+        mem_free(step);
+        return PC_ENOMEM;
+    }
+    memcpy(c, cut->c, cut->room * sizeof *c);
+    cut_close(cut);
+    cut->c = c;
+    cut->score = score;
+    cut->step = step;
+    cut->state = step + room;
     cut->room = room;
     return PC_OK;
 }
@@ -262,9 +283,9 @@ static int cut_unknown(struct Cut *cut, size_t begin, size_t end)
 
 static bool is_word(const struct JiebaDict *d, const uint16_t *c, size_t n)
 {
-    uint32_t node = d->first[c[0]];
-    for (size_t i = 1; node && i < n; i++) node = dict_step(d, node, c[i]);
-    return node && d->weight[node] != DICT_NO_WORD;
+    const struct DictSlot *slot = dict_begin(d, c[0]);
+    for (size_t i = 1; slot && i < n; i++) slot = dict_step(d, slot, c[i]);
+    return slot && slot->weight != DICT_NO_WORD;
 }
 
 /* Single characters in a row. Should they be a word that lost to its parts, they stay apart. */
@@ -282,24 +303,38 @@ static void route_at(struct Cut *cut, size_t at, size_t n)
 {
     const struct JiebaDict *d = &cut->jieba->dict;
     double best = -INFINITY;
-    uint32_t node = d->first[cut->c[at]];
+    const struct DictSlot *slot = dict_begin(d, cut->c[at]);
     size_t end = at, step = 0;
-    while (node) {
-        double way = d->weight[node] + cut->score[++end];
-        if (d->weight[node] != DICT_NO_WORD && way >= best) {
+    while (slot) {
+        double way = slot->weight + cut->score[++end];
+        if (slot->weight != DICT_NO_WORD && way >= best) {
             best = way;
             step = end - at;
         }
-        node = end < n ? dict_step(d, node, cut->c[end]) : 0;
+        slot = end < n ? dict_step(d, slot, cut->c[end]) : NULL;
     }
     cut->score[at] = step ? best : d->unknown + cut->score[at + 1];
     cut->step[at] = step ? (uint8_t)step : 1;
 }
 
+/* The best ways from all places. A way waits for those behind it, but the dictionary's memory need not: the first
+ * step from each character is asked for some characters ahead. */
+static void route_block(struct Cut *cut, size_t n)
+{
+    enum { AHEAD = 12 };
+    const struct JiebaDict *d = &cut->jieba->dict;
+    size_t fetched = n - 1;
+    cut->score[n] = 0;
+    for (size_t i = n; i-- > 0;) {
+        for (; fetched > 0 && fetched + AHEAD > i; fetched--)
+            dict_fetch(d, cut->c[fetched - 1], cut->c[fetched]);
+        route_at(cut, i, n);
+    }
+}
+
 static int cut_block(struct Cut *cut, size_t n)
 {
-    cut->score[n] = 0;
-    for (size_t i = n; i-- > 0;) route_at(cut, i, n);
+    route_block(cut, n);
     size_t singles = 0; /* where the single characters not given out begin */
     for (size_t at = 0; at < n; at += cut->step[at]) {
         if (cut->step[at] == 1) continue;
@@ -321,15 +356,19 @@ static size_t block_char(const unsigned char *s, size_t left, uint32_t *c)
     return is_han(*c) ? 3 : 0;
 }
 
-static size_t block_count(const char *text, size_t len)
+/* The characters of the block that begins here, into cut->c. */
+static int read_block(struct Cut *cut, const char *end, size_t *n)
 {
-    size_t n = 0, bytes;
+    const unsigned char *s = (const unsigned char *)cut->text;
+    size_t left = (size_t)(end - cut->text), bytes;
     uint32_t c;
-    for (size_t at = 0; at < len; at += bytes, n++) {
-        bytes = block_char((const unsigned char *)text + at, len - at, &c);
-        if (!bytes) break;
+    for (*n = 0; left && (bytes = block_char(s, left, &c)) > 0; ++*n) {
+        if (*n == cut->room) TRY(cut_grow(cut));
+        cut->c[*n] = (uint16_t)c;
+        s += bytes;
+        left -= bytes;
     }
-    return n;
+    return PC_OK;
 }
 
 /* Bytes of what stands alone at text: CR LF, a character, or a byte that is part of none. */
@@ -344,21 +383,15 @@ static size_t alone_length(const char *text, size_t left)
 static int cut_text(struct Cut *cut, const char *end)
 {
     while (cut->text < end) {
-        size_t left = (size_t)(end - cut->text), n = block_count(cut->text, left);
-        if (n == 0) {
-            size_t len = alone_length(cut->text, left);
-            cut->text += len;
-            TRY(cut->word(cut->user, cut->text - len, len));
+        size_t n;
+        TRY(read_block(cut, end, &n));
+        if (n) {
+            TRY(cut_block(cut, n));
             continue;
         }
-        TRY(cut_reserve(cut, n));
-        const unsigned char *s = (const unsigned char *)cut->text;
-        for (size_t i = 0; i < n; i++) {
-            uint32_t c;
-            s += block_char(s, (size_t)((const unsigned char *)end - s), &c);
-            cut->c[i] = (uint16_t)c;
-        }
-        TRY(cut_block(cut, n));
+        size_t len = alone_length(cut->text, (size_t)(end - cut->text));
+        cut->text += len;
+        TRY(cut->word(cut->user, cut->text - len, len));
     }
     return PC_OK;
 }
@@ -366,8 +399,13 @@ static int cut_text(struct Cut *cut, const char *end)
 int jieba_cut(const struct Jieba *j, const char *text, size_t len,
               int (*word)(void *user, const char *word, size_t len), void *user)
 {
-    struct Cut cut = {.jieba = j, .word = word, .user = user, .text = text};
+    struct Cut cut;
+    cut_open(&cut);
+    cut.jieba = j;
+    cut.word = word;
+    cut.user = user;
+    cut.text = text;
     int status = len ? cut_text(&cut, text + len) : PC_OK;
-    cut_free(&cut);
+    cut_close(&cut);
     return status;
 }

@@ -8,6 +8,7 @@
 #include <math.h>
 #include <string.h>
 
+enum { FIRST_CHARS = 1 << 16 };
 static const uint32_t MAX_NODES = (1u << 24) - 1;
 static const double MAX_TOTAL = 9007199254740992.0; /* 2^53: sums below it are exact */
 
@@ -27,20 +28,20 @@ static int line_error(const char *what)
 
 /* ==== Building ==== */
 
-static void slot_put(uint64_t *slots, size_t mask, uint64_t slot)
+static void slot_put(struct DictSlot *slots, size_t mask, uint64_t edge)
 {
-    size_t at = dict_home(slot >> 24, mask);
-    while (slots[at]) at = (at + 1) & mask;
-    slots[at] = slot;
+    size_t at = dict_home(edge >> 24, mask);
+    while (slots[at].edge) at = (at + 1) & mask;
+    slots[at].edge = edge;
 }
 
 static int slots_grow(struct JiebaDict *d)
 {
     size_t cap = d->slots ? (d->mask + 1) * 2 : 1 << 12;
-    uint64_t *slots = mem_alloc(cap, sizeof *slots);
+    struct DictSlot *slots = mem_alloc(cap, sizeof *slots);
     if (!slots) return PC_ENOMEM;
     for (size_t i = 0; d->slots && i <= d->mask; i++)
-        if (d->slots[i]) slot_put(slots, cap - 1, d->slots[i]);
+        if (d->slots[i].edge) slot_put(slots, cap - 1, d->slots[i].edge);
     mem_free(d->slots);
     d->slots = slots;
     d->mask = cap - 1;
@@ -64,8 +65,11 @@ static int node_add(struct JiebaDict *d, uint32_t *node)
 
 static int node_child(struct JiebaDict *d, uint32_t parent, uint16_t c, uint32_t *node)
 {
-    *node = dict_step(d, parent, c);
-    if (*node) return PC_OK;
+    const struct DictSlot *known = dict_find(d, dict_edge(parent, c));
+    if (known) {
+        *node = dict_node(known);
+        return PC_OK;
+    }
     TRY(node_add(d, node));
     if (d->n_nodes * 2 > d->mask) TRY(slots_grow(d));
     slot_put(d->slots, d->mask, dict_edge(parent, c) << 24 | *node);
@@ -97,10 +101,10 @@ static int word_add(struct JiebaDict *d, const struct Line *line)
     size_t n = word_chars(line, c);
     if (n > DICT_MAX_WORD) return line_error("the word has more than 255 characters");
     if (n == 0) return PC_OK;
-    uint32_t node = d->first[c[0]];
+    uint32_t node = dict_node(&d->first[c[0]]);
     if (!node) {
         TRY(node_add(d, &node));
-        d->first[c[0]] = node;
+        d->first[c[0]].edge = node;
     }
     for (size_t i = 1; i < n; i++) TRY(node_child(d, node, c[i], &node));
     d->weight[node] = line->frequency; /* of a word listed twice the last one counts */
@@ -158,13 +162,37 @@ static int read_lines(const char *name, const char *data, size_t len, struct Jie
     return PC_OK;
 }
 
-/* Frequencies to weights. */
-static void weigh(struct JiebaDict *d, double total)
+static int maybe_fill(struct JiebaDict *d)
 {
-    double log_total = log(total);
-    for (size_t i = 1; i < d->n_nodes; i++)
-        d->weight[i] = d->weight[i] > 0 ? log(d->weight[i]) - log_total : DICT_NO_WORD;
-    d->unknown = 0.0 - log_total;
+    d->maybe = mem_alloc((d->mask + 1) / MAYBE_SHARE, sizeof *d->maybe);
+    if (!d->maybe) return PC_ENOMEM;
+    for (size_t i = 0; i <= d->mask; i++) {
+        uint64_t hash = dict_hash(d->slots[i].edge >> 24);
+        if (d->slots[i].edge)
+            d->maybe[(hash >> 32 & d->mask) / MAYBE_SHARE] |= (uint64_t)1 << (hash >> 26 & 63);
+    }
+    return PC_OK;
+}
+
+/* Frequencies of the nodes to weights of the n slots. */
+static void weigh(const struct JiebaDict *d, double log_total, struct DictSlot *slots, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        double frequency = d->weight[dict_node(&slots[i])]; /* of no node: 0 */
+        slots[i].weight = frequency > 0 ? log(frequency) - log_total : DICT_NO_WORD;
+    }
+}
+
+/* What makes the words that were read a dictionary. */
+static int finish(struct JiebaDict *d, double total)
+{
+    TRY(maybe_fill(d));
+    weigh(d, log(total), d->first, FIRST_CHARS);
+    weigh(d, log(total), d->slots, d->mask + 1);
+    d->unknown = 0.0 - log(total);
+    mem_free(d->weight);
+    d->weight = NULL;
+    return PC_OK;
 }
 
 int jieba_dict_parse(const char *name, const char *data, size_t len, struct JiebaDict *out)
@@ -172,17 +200,15 @@ int jieba_dict_parse(const char *name, const char *data, size_t len, struct Jieb
     int status;
     double total = 0;
     *out = (struct JiebaDict){.n_nodes = 1, .room = 1024};
-    out->first = mem_alloc(1 << 16, sizeof *out->first);
+    out->first = mem_alloc(FIRST_CHARS, sizeof *out->first);
     out->weight = mem_alloc(out->room, sizeof *out->weight);
     status = out->first && out->weight ? slots_grow(out) : PC_ENOMEM;
     if (status == PC_OK) status = read_lines(name, data, len, out, &total);
     if (status == PC_OK && total == 0)
         status =
             err_set(PC_EFORMAT, "%s: no word has a frequency; `make jieba` fetches the file", name);
-    if (status == PC_OK)
-        weigh(out, total);
-    else
-        jieba_dict_free(out);
+    if (status == PC_OK) status = finish(out, total);
+    if (status < 0) jieba_dict_free(out);
     return status;
 }
 
@@ -199,6 +225,7 @@ void jieba_dict_free(struct JiebaDict *d)
 {
     mem_free(d->first);
     mem_free(d->slots);
+    mem_free(d->maybe);
     mem_free(d->weight);
     *d = (struct JiebaDict){0};
 }

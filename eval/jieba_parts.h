@@ -33,13 +33,22 @@ static inline bool in_block(uint32_t c)
 
 enum { DICT_MAX_WORD = 255 }; /* characters of the longest word */
 
-/* Nodes are numbered from 1; 0 is none. Children by open addressing: node, character and child are
- * packed in one slot (24, 16 and 24 bits), so that a step costs one cache line. */
+enum { MAYBE_SHARE = 16 }; /* 4 bits for each slot: small enough for a core's own cache */
+
+/* The end of an edge of the trie: what makes a step cost one cache line. */
+struct DictSlot {
+    uint64_t
+        edge; /* node and character that lead here, and the node here: 24, 16 and 24 bits; 0: none */
+    double weight; /* log(frequency) - log(total), or DICT_NO_WORD */
+};
+
+/* Nodes are numbered from 1; 0 is none. Edges by open addressing. */
 struct JiebaDict {
-    uint32_t *first; /* [1 << 16] node of each first character */
-    uint64_t *slots; /* [mask + 1] */
+    struct DictSlot *first; /* [1 << 16] of each first character */
+    struct DictSlot *slots; /* [mask + 1] */
     size_t mask;
-    double *weight; /* [n_nodes] log(frequency) - log(total), or DICT_NO_WORD */
+    uint64_t *maybe; /* [(mask + 1) / MAYBE_SHARE] bits by hash: zero where surely no edge is */
+    double *weight;  /* [n_nodes] while it is read: each node's frequency */
     size_t n_nodes, room;
     double unknown; /* weight of a character that no word begins with */
 };
@@ -54,20 +63,57 @@ static inline uint64_t dict_edge(uint32_t node, uint16_t c)
     return (uint64_t)node << 16 | c;
 }
 
-static inline size_t dict_home(uint64_t edge, size_t mask)
+static inline uint64_t dict_hash(uint64_t edge)
 {
-    return (size_t)(edge * 0x9e3779b97f4a7c15u >> 32) & mask;
+    return edge * 0x9e3779b97f4a7c15u;
 }
 
-/* The node that c leads to, 0 when no word goes on so. */
-static inline uint32_t dict_step(const struct JiebaDict *d, uint32_t node, uint16_t c)
+static inline size_t dict_home(uint64_t edge, size_t mask)
 {
-    uint64_t edge = dict_edge(node, c);
+    return (size_t)(dict_hash(edge) >> 32) & mask;
+}
+
+/* Most steps that are tried lead nowhere, and this tells nearly all of them without a look at the slots. */
+static inline bool dict_maybe(const struct JiebaDict *d, uint64_t edge)
+{
+    uint64_t hash = dict_hash(edge);
+    return d->maybe[(hash >> 32 & d->mask) / MAYBE_SHARE] >> (hash >> 26 & 63) & 1;
+}
+
+static inline uint32_t dict_node(const struct DictSlot *slot)
+{
+    return (uint32_t)slot->edge & 0xffffff;
+}
+
+/* The end of the edge, NULL when no word goes on so. */
+static inline const struct DictSlot *dict_find(const struct JiebaDict *d, uint64_t edge)
+{
     for (size_t at = dict_home(edge, d->mask);; at = (at + 1) & d->mask) {
-        uint64_t slot = d->slots[at];
-        if (slot >> 24 == edge) return (uint32_t)slot & 0xffffff;
-        if (!slot) return 0;
+        uint64_t slot = d->slots[at].edge;
+        if (slot >> 24 == edge) return &d->slots[at];
+        if (!slot) return NULL;
     }
+}
+
+/* Where a word that begins with c stands after it; NULL when none does. For dictionaries that are read. */
+static inline const struct DictSlot *dict_begin(const struct JiebaDict *d, uint16_t c)
+{
+    return d->first[c].edge ? &d->first[c] : NULL;
+}
+
+/* And after one more character. */
+static inline const struct DictSlot *dict_step(const struct JiebaDict *d,
+                                               const struct DictSlot *from, uint16_t c)
+{
+    uint64_t edge = dict_edge(dict_node(from), c);
+    return dict_maybe(d, edge) ? dict_find(d, edge) : NULL;
+}
+
+/* Has the slot that the step from c to `next` reads fetched, if it reads one, without waiting. */
+static inline void dict_fetch(const struct JiebaDict *d, uint16_t c, uint16_t next)
+{
+    uint64_t edge = dict_edge(dict_node(&d->first[c]), next);
+    if (dict_maybe(d, edge)) __builtin_prefetch(&d->slots[dict_home(edge, d->mask)]);
 }
 
 /* ==== Hidden Markov model ==== */

@@ -1,6 +1,7 @@
 /* longbench_score.c - LongBench v1's scorers, 21 tasks, with the quirks of the originals. See score.h */
 #include "score.h"
 
+#include "answers.h"
 #include "difflib.h"
 #include "jieba.h"
 #include "pytext.h"
@@ -79,118 +80,46 @@ static void keep_best(struct ScoreOutput *out, double score)
 
 /* ==== Words in common ==== */
 
-/* Texts one after another, and where each ends. */
-struct Words {
-    struct Str bytes;
-    size_t *ends;
-    struct Span *spans;
-    size_t n, cap;
-};
-
-static void words_free(struct Words *w)
-{
-    str_free(&w->bytes);
-    mem_free(w->ends);
-    mem_free(w->spans);
-}
-
-/* The words as spans, which hold until the next change. */
-static int words_spans(struct Words *w)
-{
-    w->spans = mem_alloc(w->n, sizeof *w->spans);
-    if (!w->spans) return PC_ENOMEM;
-    for (size_t i = 0, from = 0; i < w->n; from = w->ends[i++])
-        w->spans[i] = (struct Span){w->bytes.data + from, w->ends[i] - from};
-    return PC_OK;
-}
-
-static int words_of_answer(struct Span text, struct Words *w)
-{
-    TRY(answer_normalize(text.data, text.len, &w->bytes));
-    return py_words(w->bytes.data ? w->bytes.data : "", w->bytes.len, &w->spans, &w->n);
-}
-
 static int take_zh_word(void *user, const char *word, size_t len)
 {
-    struct Words *w = user;
-    size_t before = w->bytes.len;
-    TRY(answer_normalize_zh(word, len, &w->bytes));
-    if (w->bytes.len == before) return PC_OK;
-    if (w->n == w->cap) {
-        size_t more = w->cap ? 2 * w->cap : 64;
-        size_t *grown = mem_grow(w->ends, w->cap, more, sizeof *grown);
-        if (!grown) return PC_ENOMEM;
-        w->ends = grown;
-        w->cap = more;
-    }
-    w->ends[w->n++] = w->bytes.len;
-    return PC_OK;
+    struct Str *words = user;
+    size_t before = words->len;
+    TRY(answer_normalize_zh(word, len, words));
+    return words->len > before ? str_append(words, " ", 1) : PC_OK;
 }
 
-static int words_of_zh(const struct Jieba *jieba, struct Span text, struct Words *w)
+/* The text's words with spaces between, in place of what `words` held. */
+static int words_read(const struct Row *row, bool zh, struct Span text, struct Str *words)
 {
-    TRY(jieba_cut(jieba, text.data, text.len, take_zh_word, w));
-    return words_spans(w);
-}
-
-static int words_read(const struct Row *row, bool zh, struct Span text, struct Words *w)
-{
-    *w = (struct Words){0};
-    int status = zh ? words_of_zh(row->options->jieba, text, w) : words_of_answer(text, w);
-    if (status < 0) words_free(w);
-    return status;
+    str_clear(words);
+    return zh ? jieba_cut(row->options->jieba, text.data, text.len, take_zh_word, words)
+              : answer_normalize(text.data, text.len, words);
 }
 
 static int score_f1(const struct Row *row, bool zh, struct ScoreOutput *out)
 {
-    struct Words pred, truth;
-    int status = PC_OK;
-    TRY(words_read(row, zh, row->pred, &pred));
-    for (int i = 0; i < row->in->n_answers; i++) {
+    struct Str pred = {0}, truth = {0};
+    struct Bag bag;
+    int status = words_read(row, zh, row->pred, &pred);
+    bag_open(&bag);
+    if (status == PC_OK) status = bag_fill(&bag, &pred);
+    for (int i = 0; i < row->in->n_answers && status == PC_OK; i++) {
         status = words_read(row, zh, span_of(&row->in->answers[i]), &truth);
-        if (status < 0) break;
-        keep_best(out, token_f1(pred.spans, pred.n, truth.spans, truth.n));
-        words_free(&truth);
+        if (status == PC_OK) keep_best(out, bag_f1(&bag, &truth));
     }
-    words_free(&pred);
+    bag_close(&bag);
+    str_free(&pred);
+    str_free(&truth);
     return status;
 }
 
 /* ==== ROUGE ==== */
 
-static int score_rouge(const struct Row *row, struct ScoreOutput *out)
+static int score_rouge(const struct Row *row, bool zh, struct ScoreOutput *out)
 {
     struct Str pred = {.data = (char *)row->pred.data, .len = row->pred.len}; /* only read */
-    for (int i = 0; i < row->in->n_answers; i++) {
-        double f;
-        TRY(rouge_l(&pred, &row->in->answers[i], ROUGE_CALLS, &f));
-        keep_best(out, f);
-    }
-    return PC_OK;
-}
-
-static int join_word(void *user, const char *word, size_t len)
-{
-    struct Str *text = user;
-    if (text->len) TRY(str_append(text, " ", 1));
-    return str_append(text, word, len);
-}
-
-static int score_rouge_zh(const struct Row *row, struct ScoreOutput *out)
-{
-    struct Str pred = {0}, truth = {0};
-    int status = jieba_cut(row->options->jieba, row->pred.data, row->pred.len, join_word, &pred);
-    for (int i = 0; i < row->in->n_answers && status == PC_OK; i++) {
-        struct Span text = span_of(&row->in->answers[i]);
-        double f = 0;
-        str_clear(&truth);
-        status = jieba_cut(row->options->jieba, text.data, text.len, join_word, &truth);
-        if (status == PC_OK) status = rouge_l(&pred, &truth, ROUGE_CALLS_ZH, &f);
-        keep_best(out, f);
-    }
-    str_free(&pred);
-    str_free(&truth);
-    return status;
+    return rouge_l_best(zh ? row->options->jieba : NULL, &pred, row->in->answers,
+                        row->in->n_answers, &out->score);
 }
 
 /* ==== Classes ==== */
@@ -347,9 +276,9 @@ static int score_row(enum Metric metric, const struct Row *row, struct ScoreOutp
     case QA_F1_ZH:
         return score_f1(row, true, out);
     case ROUGE:
-        return score_rouge(row, out);
+        return score_rouge(row, false, out);
     case ROUGE_ZH:
-        return score_rouge_zh(row, out);
+        return score_rouge(row, true, out);
     case CLASSIFICATION:
         return score_classes(row, out);
     case RETRIEVAL:

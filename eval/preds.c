@@ -178,13 +178,30 @@ static void note_error(struct Preds *p, size_t line, size_t byte)
     p->n_bad++;
 }
 
-/* utf8_invalid_at, past what is ASCII alone. */
+/* Whether a character of three bytes begins here that is neither overlong nor a surrogate, by its first byte. */
+static bool is_plain_three(const char *text)
+{
+    const unsigned char *s = (const unsigned char *)text;
+    return s[0] > 0xE0 && s[0] < 0xF0 && s[0] != 0xED && (s[1] & 0xC0) == 0x80 &&
+           (s[2] & 0xC0) == 0x80;
+}
+
+/* utf8_invalid_at, past what is ASCII or Chinese. */
 static size_t invalid_at(const char *text, size_t len)
 {
     size_t at = 0;
-    for (uint64_t x; at + 8 <= len; at += 8) {
+    while (at + 8 <= len) {
+        uint64_t x, tops;
         memcpy(&x, text + at, sizeof x);
-        if (x & 0x8080808080808080) break;
+        tops = x & 0x8080808080808080;
+        if (!tops)
+            at += 8;
+        else if (!(tops & 0x80))
+            at += (size_t)__builtin_ctzll(tops) / 8;
+        else if (is_plain_three(text + at))
+            at += 3;
+        else
+            break;
     }
     return at + utf8_invalid_at(text + at, len - at);
 }

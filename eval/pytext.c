@@ -51,40 +51,38 @@ uint32_t py_next(const char *text, size_t len, size_t *at)
     return STRAY_BYTE + first;
 }
 
-int py_put(struct Str *out, uint32_t cp)
+size_t py_encode(uint32_t cp, char *to)
 {
-    char b[4];
     if (cp >= STRAY_BYTE) {
-        b[0] = (char)(cp - STRAY_BYTE);
-        return str_append(out, b, 1);
+        to[0] = (char)(cp - STRAY_BYTE);
+        return 1;
     }
     if (cp < 0x80) {
-        b[0] = (char)cp;
-        return str_append(out, b, 1);
+        to[0] = (char)cp;
+        return 1;
     }
     if (cp < 0x800) {
-        b[0] = (char)(0xC0 | cp >> 6);
-        b[1] = (char)(0x80 | (cp & 0x3F));
-        return str_append(out, b, 2);
+        to[0] = (char)(0xC0 | cp >> 6);
+        to[1] = (char)(0x80 | (cp & 0x3F));
+        return 2;
     }
     if (cp < 0x10000) {
-        b[0] = (char)(0xE0 | cp >> 12);
-        b[1] = (char)(0x80 | (cp >> 6 & 0x3F));
-        b[2] = (char)(0x80 | (cp & 0x3F));
-        return str_append(out, b, 3);
+        to[0] = (char)(0xE0 | cp >> 12);
+        to[1] = (char)(0x80 | (cp >> 6 & 0x3F));
+        to[2] = (char)(0x80 | (cp & 0x3F));
+        return 3;
     }
-    b[0] = (char)(0xF0 | cp >> 18);
-    b[1] = (char)(0x80 | (cp >> 12 & 0x3F));
-    b[2] = (char)(0x80 | (cp >> 6 & 0x3F));
-    b[3] = (char)(0x80 | (cp & 0x3F));
-    return str_append(out, b, 4);
+    to[0] = (char)(0xF0 | cp >> 18);
+    to[1] = (char)(0x80 | (cp >> 12 & 0x3F));
+    to[2] = (char)(0x80 | (cp >> 6 & 0x3F));
+    to[3] = (char)(0x80 | (cp & 0x3F));
+    return 4;
 }
 
-size_t py_len(const char *text, size_t len)
+int py_put(struct Str *out, uint32_t cp)
 {
-    size_t n = 0;
-    for (size_t at = 0; at < len; n++) py_next(text, len, &at);
-    return n;
+    char bytes[4];
+    return str_append(out, bytes, py_encode(cp, bytes));
 }
 
 size_t py_points(const char *text, size_t len, uint32_t *out)
@@ -123,6 +121,7 @@ static bool ascii_alnum(uint32_t cp)
 bool py_is_word(uint32_t cp)
 {
     if (cp < 0x80) return ascii_alnum(cp) || cp == '_';
+    if (cp >= 0x4E00 && cp < 0xA000) return true; /* Chinese characters: no need to search */
     return range_find(WORD_RANGES, COUNT(WORD_RANGES), cp) != NULL;
 }
 
@@ -152,6 +151,7 @@ static bool is_ignorable(uint32_t cp)
 
 static uint32_t moved(const struct Move *table, size_t n, uint32_t cp)
 {
+    if (cp >= 0x2D30 && cp < 0xA640) return cp; /* scripts without case, Chinese among them */
     size_t low = 0, high = n;
     while (low < high) {
         size_t mid = (low + high) / 2;
@@ -217,14 +217,24 @@ static int append_ascii(const char *text, size_t len, char first, struct Str *ou
     return PC_OK;
 }
 
-static int lower_one(const char *text, size_t len, size_t *at, struct Str *out)
+int py_lower_next(const char *text, size_t len, size_t *at, uint32_t lower[2])
 {
     size_t from = *at;
     uint32_t cp = py_next(text, len, at);
-    if (cp == 0x130) return str_append(out, "i\xCC\x87", 3);
-    if (cp == SIGMA)
-        return py_put(out, sigma_is_final(text, len, from, *at) ? SIGMA_FINAL : SIGMA_SMALL);
-    return py_put(out, moved(LOWER_MOVES, COUNT(LOWER_MOVES), cp));
+    lower[0] = moved(LOWER_MOVES, COUNT(LOWER_MOVES), cp);
+    if (cp == SIGMA) lower[0] = sigma_is_final(text, len, from, *at) ? SIGMA_FINAL : SIGMA_SMALL;
+    if (cp != 0x130) return 1;
+    lower[0] = 'i';
+    lower[1] = 0x307;
+    return 2;
+}
+
+static int lower_one(const char *text, size_t len, size_t *at, struct Str *out)
+{
+    uint32_t lower[2];
+    int n = py_lower_next(text, len, at, lower);
+    TRY(py_put(out, lower[0]));
+    return n > 1 ? py_put(out, lower[1]) : PC_OK;
 }
 
 static int upper_one(const char *text, size_t len, size_t *at, struct Str *out)
@@ -285,24 +295,28 @@ struct Span py_strip(const char *text, size_t len)
     return strip(text, len, py_is_space);
 }
 
-/* The first place from `at` where white space begins (or, with `space` false, ends). */
-static size_t scan(const char *text, size_t len, size_t at, bool space)
+/* Bytes that are white space, and (2) those that may begin some of several bytes. */
+static const uint8_t SPACES[256] = {
+    ['\t' ... '\r'] = 1, [0x1C ... ' '] = 1, [0xC2] = 2, [0xE1] = 2, [0xE2] = 2, [0xE3] = 2,
+};
+
+/* Bytes of the white space at `at`, 0 when there is none. */
+static size_t space_at(const char *text, size_t len, size_t at)
 {
-    while (at < len) {
-        unsigned char c = (unsigned char)text[at];
-        size_t end = at + 1;
-        bool is = c < 0x80 ? py_is_space(c) : (end = at, py_is_space(py_next(text, len, &end)));
-        if (is == space) break;
-        at = end;
-    }
-    return at;
+    uint8_t kind = SPACES[(unsigned char)text[at]];
+    if (kind < 2) return kind;
+    size_t end = at;
+    return py_is_space(py_next(text, len, &end)) ? end - at : 0;
 }
 
 bool py_split_next(const char *text, size_t len, size_t *at, struct Span *word)
 {
-    size_t from = scan(text, len, *at, false);
-    *at = scan(text, len, from, true);
-    *word = (struct Span){text + from, *at - from};
+    size_t from = *at, skip;
+    while (from < len && (skip = space_at(text, len, from)) > 0) from += skip;
+    size_t to = from; /* byte by byte, for white space never begins within a character */
+    while (to < len && !space_at(text, len, to)) to++;
+    *at = to;
+    *word = (struct Span){text + from, to - from};
     return from < len;
 }
 
@@ -339,47 +353,6 @@ void py_blank(char *text, size_t len, const char *set)
 {
     for (size_t i = 0; i < len; i++)
         if (text[i] && strchr(set, text[i])) text[i] = ' ';
-}
-
-static int push_span(struct Span **list, size_t *n, size_t *cap, struct Span s)
-{
-    if (*n == *cap) {
-        size_t more = *cap ? 2 * *cap : 64;
-        struct Span *grown = mem_grow(*list, *cap, more, sizeof **list);
-        if (!grown) return PC_ENOMEM;
-        *list = grown;
-        *cap = more;
-    }
-    (*list)[(*n)++] = s;
-    return PC_OK;
-}
-
-int py_words(const char *text, size_t len, struct Span **out, size_t *n)
-{
-    struct Span *list = NULL, word;
-    size_t cap = 0, at = 0;
-    *n = 0;
-    while (py_split_next(text, len, &at, &word)) {
-        if (push_span(&list, n, &cap, word) == PC_OK) continue;
-        mem_free(list);
-        return PC_ENOMEM;
-    }
-    *out = list;
-    return PC_OK;
-}
-
-int py_chars(const char *text, size_t len, struct Span **out, size_t *n)
-{
-    struct Span *list = mem_alloc(len, sizeof *list);
-    if (!list) return PC_ENOMEM;
-    *n = 0;
-    for (size_t at = 0; at < len;) {
-        size_t from = at;
-        py_next(text, len, &at);
-        list[(*n)++] = (struct Span){text + from, at - from};
-    }
-    *out = list;
-    return PC_OK;
 }
 
 /* ==== Numbers ==== */
@@ -463,107 +436,4 @@ static double pairwise_sum(const double *x, size_t n)
 double np_mean(const double *x, size_t n)
 {
     return n ? pairwise_sum(x, n) / (double)n : (double)NAN;
-}
-
-/* ==== Answers ==== */
-
-/* Removes ASCII punctuation in place; returns the new length. */
-static size_t drop_punct(char *text, size_t len)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < len; i++)
-        if (!py_is_punct((unsigned char)text[i])) text[n++] = text[i];
-    return n;
-}
-
-static bool is_article(const char *word, size_t len)
-{
-    return (len == 1 && word[0] == 'a') || (len == 2 && memcmp(word, "an", 2) == 0) ||
-           (len == 3 && memcmp(word, "the", 3) == 0);
-}
-
-/* Appends words joined by one space. An article is a whole run of word characters, so it may also end or
- * begin in the middle of what white space bounds: it is a space itself. */
-static int join_words(const char *text, size_t len, struct Str *out)
-{
-    bool space = false;
-    size_t begin = out->len;
-    for (size_t at = 0; at < len;) {
-        size_t from = at, end = at;
-        uint32_t cp = py_next(text, len, &at);
-        bool word = py_is_word(cp);
-        while (word && at < len) {
-            end = at;
-            if (!py_is_word(py_next(text, len, &end))) break;
-            at = end;
-        }
-        if (word ? is_article(text + from, at - from) : py_is_space(cp)) {
-            space = true;
-            continue;
-        }
-        if (space && out->len > begin) TRY(str_append(out, " ", 1));
-        space = false;
-        TRY(str_append(out, text + from, at - from));
-    }
-    return PC_OK;
-}
-
-int answer_normalize(const char *text, size_t len, struct Str *out)
-{
-    struct Str low = {0};
-    int status = py_lower(text, len, &low);
-    if (status == PC_OK && low.len)
-        status = join_words(low.data, drop_punct(low.data, low.len), out);
-    str_free(&low);
-    return status;
-}
-
-/* The scorers' Chinese punctuation: a fixed list with gaps (《 and 〈〉 are kept). */
-static bool is_zh_punct(uint32_t cp)
-{
-    static const struct Range MARKS[] = {
-        {0x2013, 0x2014}, {0x2018, 0x2019}, {0x201B, 0x201F}, {0x2026, 0x2027}, {0x3001, 0x3003},
-        {0x300B, 0x3011}, {0x3014, 0x301F}, {0x3030, 0x3030}, {0x303E, 0x303F}, {0xFE4F, 0xFE4F},
-        {0xFF01, 0xFF0D}, {0xFF0F, 0xFF0F}, {0xFF1A, 0xFF20}, {0xFF3B, 0xFF40}, {0xFF5B, 0xFF64},
-    };
-    return range_find(MARKS, COUNT(MARKS), cp) != NULL;
-}
-
-int answer_normalize_zh(const char *text, size_t len, struct Str *out)
-{
-    struct Str low = {0};
-    int status = py_lower(text, len, &low);
-    for (size_t at = 0; status == PC_OK && at < low.len;) {
-        size_t from = at;
-        uint32_t cp = py_next(low.data, low.len, &at);
-        if (!py_is_punct(cp) && !is_zh_punct(cp) && !py_is_space(cp))
-            status = str_append(out, low.data + from, at - from);
-    }
-    str_free(&low);
-    return status;
-}
-
-static int by_bytes(const void *left, const void *right)
-{
-    const struct Span *a = left, *b = right;
-    if (a->len != b->len) return a->len < b->len ? -1 : 1;
-    return memcmp(a->data, b->data, a->len);
-}
-
-double token_f1(struct Span *pred, size_t n_pred, struct Span *truth, size_t n_truth)
-{
-    size_t same = 0;
-    if (!n_pred || !n_truth) return 0;
-    qsort(pred, n_pred, sizeof *pred, by_bytes);
-    qsort(truth, n_truth, sizeof *truth, by_bytes);
-    for (size_t i = 0, j = 0; i < n_pred && j < n_truth;) {
-        int order = by_bytes(&pred[i], &truth[j]);
-        same += order == 0;
-        i += order <= 0;
-        j += order >= 0;
-    }
-    if (!same) return 0;
-    double precision = (double)same / (double)n_pred;
-    double recall = (double)same / (double)n_truth;
-    return (2 * precision * recall) / (precision + recall);
 }

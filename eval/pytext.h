@@ -1,5 +1,5 @@
 /* pytext.h - Python's str (CPython 3.11, Unicode 14) on UTF-8 bytes, as far as the published scorers use it:
- * lower, upper, split, strip, re's \s \d \w, int(), and the answer normalisation that several of them share.
+ * lower, upper, split, strip, re's \s \d \w, int().
  *
  * Any bytes are safe. A surrogate in its three-byte form (what json.loads makes of \ud83d) is one code
  * point; a byte that begins nothing valid is one code point of its own, beyond Unicode's last, and is
@@ -20,9 +20,9 @@ struct Span {
 
 /* The code point at *at (less than len), which moves behind it. */
 uint32_t py_next(const char *text, size_t len, size_t *at);
+/* Writes 1 to 4 bytes; returns how many. */
+size_t py_encode(uint32_t cp, char *to);
 int py_put(struct Str *out, uint32_t cp);
-/* len(text) */
-size_t py_len(const char *text, size_t len);
 /* Writes the code points of text to out, which has room for len of them; returns how many. */
 size_t py_points(const char *text, size_t len, uint32_t *out);
 
@@ -36,6 +36,8 @@ bool py_is_punct(uint32_t cp); /* in string.punctuation: ASCII only */
 /* Append text.lower() and text.upper(): whole mappings (İ, ß), and the final sigma. */
 int py_lower(const char *text, size_t len, struct Str *out);
 int py_upper(const char *text, size_t len, struct Str *out);
+/* text.lower() of the code point at *at, which moves behind it: 1 or 2 code points; returns how many. */
+int py_lower_next(const char *text, size_t len, size_t *at, uint32_t lower[2]);
 struct Span py_strip(const char *text, size_t len);
 /* Next word of text.split() from *at (0 at first): false at the end. */
 bool py_split_next(const char *text, size_t len, size_t *at, struct Span *word);
@@ -54,19 +56,5 @@ double py_round2(double x);
 double np_round2(double x);
 /* np.mean of n numbers: numpy's pairwise sum; NaN for none. */
 double np_mean(const double *x, size_t n);
-
-/* ==== Answers ==== */
-
-/* Append the text as SQuAD's normalize_answer leaves it: lower, no ASCII punctuation, no word a/an/the,
- * words joined by one space. */
-int answer_normalize(const char *text, size_t len, struct Str *out);
-/* And the Chinese form: lower, no ASCII or Chinese punctuation, no white space. */
-int answer_normalize_zh(const char *text, size_t len, struct Str *out);
-/* F1 of two multisets of tokens, 0..1; both lists are reordered. */
-double token_f1(struct Span *pred, size_t n_pred, struct Span *truth, size_t n_truth);
-/* The tokens of text.split(): a new list (mem_free) that borrows from text. */
-int py_words(const char *text, size_t len, struct Span **out, size_t *n);
-/* list(text): the same for code points. */
-int py_chars(const char *text, size_t len, struct Span **out, size_t *n);
 
 #endif

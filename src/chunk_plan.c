@@ -12,10 +12,14 @@
 
 /* ==== Defaults and budget ==== */
 
-int plan_defaults(struct Settings *s, int train_len)
+int plan_defaults(struct Settings *s, int train_len, int64_t n_all)
 {
     enum { CHUNK_LEAST = 1024, CHUNK_MOST = 4096, KEEP = 2, CAP_LEAST = 2048 };
     if (s->window == AUTO) s->window = train_len;
+    if (s->chunk == AUTO && n_all <= s->window && n_all <= WHOLE_MOST) {
+        s->chunk = s->window;
+        if (s->kv_cap == AUTO) s->kv_cap = CAP_OFF;
+    }
     if (s->chunk == AUTO) {
         s->chunk = s->window / 4;
         if (s->chunk < CHUNK_LEAST) s->chunk = CHUNK_LEAST;

@@ -11,8 +11,11 @@
  *   keep   = 2
  *   kv_cap = half a chunk, but no fewer than 2048 tokens: a chunk up to 2048 keeps all its tokens,
  *            as dropping from so short a chunk was measured to break long digit strings
+ * A prompt that fits the window with its answer, n_all tokens up to WHOLE_MOST, is one chunk of which all tokens stay:
+ * the model reads it as it was trained to.
  * CAP_OFF and KEEP_ALL stay. Errors: PC_ECONFIG (overlap of more than half a chunk). */
-int plan_defaults(struct Settings *s, int train_len);
+enum { WHOLE_MOST = 32768 };
+int plan_defaults(struct Settings *s, int train_len, int64_t n_all);
 
 /* What shares a window with the context tokens of a chunk. */
 struct ChunkBudget {

@@ -47,7 +47,7 @@ const struct Setting SETTINGS[] = {
     {"window", SET_INT, AT(window), 0, 64, 1 << 24, WORDS_AUTO, "auto", "method",
      "positions the model may use; auto: the context it was trained on"},
     {"chunk", SET_INT, AT(chunk), 0, 16, 1 << 22, WORDS_AUTO, "auto", "method",
-     "context tokens in a chunk at most; auto: derived from the window"},
+     "context tokens in a chunk at most; auto: a quarter of the window, 1024 to 4096; or all of a text that fits the window"},
     {"overlap", SET_INT, AT(overlap), 0, 0, 1 << 20, NULL, "0", "method",
      "tokens shared by neighbouring chunks"},
     {"keep", SET_INT, AT(keep), 0, 1, 1 << 16, WORDS_KEEP, "auto", "method",

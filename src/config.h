@@ -47,11 +47,11 @@ enum { CALIB_RULES_MAX = 32, KEEP_ALL = -1, CAP_OFF = -1, AUTO = 0 };
 struct Settings {
     /* the method */
     enum Method method;
-    int window;   /* positions the model may use; AUTO: the trained context */
-    int chunk;    /* context tokens a chunk at most; AUTO: derived from the window */
-    int overlap;  /* tokens shared by neighbouring chunks */
-    int keep;     /* k: chunks kept; AUTO: 2; KEEP_ALL */
-    int kv_cap;   /* context tokens kept a chunk, layer and KV head; AUTO: half a chunk; CAP_OFF */
+    int window;  /* positions the model may use; AUTO: the trained context */
+    int chunk;   /* context tokens a chunk at most; AUTO: derived from the window */
+    int overlap; /* tokens shared by neighbouring chunks */
+    int keep;    /* k: chunks kept; AUTO: 2; KEEP_ALL */
+    int kv_cap; /* context tokens kept a chunk, layer and KV head; AUTO: see plan_defaults; CAP_OFF */
     int obs_rows; /* last question rows that vote for tokens */
     int pool;     /* width of the max-pool over importance, odd */
     enum ChunkScore chunk_score;

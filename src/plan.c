@@ -268,7 +268,9 @@ int plan_make(struct Session *s)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
     struct PlanInfo *p = &s->plan;
-    TRY(plan_defaults(&s->set, m->train_len));
+    int64_t n_all =
+        (int64_t)s->prompt.prefix.n + s->prompt.context.n + s->prompt.tail.n + s->set.max_tokens;
+    TRY(plan_defaults(&s->set, m->train_len, n_all));
     for (int i = 0; i < s->prompt.tail.n + s->prompt.prefix.n; i++) {
         int id = i < s->prompt.tail.n ? s->prompt.tail.ids[i]
                                       : s->prompt.prefix.ids[i - s->prompt.tail.n];

@@ -7,6 +7,7 @@
  * upper, strip, split, chars, digits, int, normalize, normalize_zh give a text for pred, in hexadecimal; round2,
  * np_round2, np_mean take the answers as numbers. One line for each row; "error" where there is none.
  */
+#include "eval/answers.h"
 #include "eval/difflib.h"
 #include "eval/jieba.h"
 #include "eval/preds.h"
@@ -68,27 +69,29 @@ static int number_of(const char *name, const struct ScoreInput *in, double *out)
 
 /* ==== Texts ==== */
 
-static int put_spans(const struct Span *list, size_t n, struct Str *out)
+static int put_piece(struct Span piece, struct Str *out)
 {
-    for (size_t i = 0; i < n; i++) {
-        TRY(str_append(out, list[i].data, list[i].len));
-        TRY(str_append(out, "|", 1));
-    }
-    return PC_OK;
+    TRY(str_append(out, piece.data, piece.len));
+    return str_append(out, "|", 1);
 }
 
 static int put_words(const char *name, const char *text, size_t len, struct Str *out)
 {
-    struct Span *list, digits;
-    size_t n = 0, at = 0;
+    struct Span piece;
+    size_t at = 0;
     if (strcmp(name, "digits") == 0) {
-        while (py_digits_next(text, len, &at, &digits)) TRY(put_spans(&digits, 1, out));
+        while (py_digits_next(text, len, &at, &piece)) TRY(put_piece(piece, out));
         return PC_OK;
     }
-    TRY((strcmp(name, "split") == 0 ? py_words : py_chars)(text, len, &list, &n));
-    int status = put_spans(list, n, out);
-    mem_free(list);
-    return status;
+    if (strcmp(name, "split") == 0) {
+        while (py_split_next(text, len, &at, &piece)) TRY(put_piece(piece, out));
+        return PC_OK;
+    }
+    for (size_t from = 0; from < len; from = at) {
+        py_next(text, len, &at);
+        TRY(put_piece((struct Span){text + from, at - from}, out));
+    }
+    return PC_OK;
 }
 
 static const struct TextRule {

@@ -33,7 +33,7 @@ need_model() {
 
 # ask ARGS: a short run on the tiny model; standard error is kept apart.
 ask() {
-    run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -q 'Who wrote?' -n 4 "$@"
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -q 'To whom?' -n 4 "$@"
 }
 
 is() { # is STATUS PART: exit status, and a part of standard error; nothing went to standard output
@@ -161,11 +161,11 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     need_model
     ask
     local first=$output
-    run --separate-stderr bash -c '"$PCOMP" run -m "$TINY" -q "Who wrote?" -n 4 < text.txt'
+    run --separate-stderr bash -c '"$PCOMP" run -m "$TINY" -q "To whom?" -n 4 < text.txt'
     [ "$output" = "$first" ]
-    run --separate-stderr bash -c 'cat text.txt | "$PCOMP" run --model="$TINY" -q"Who wrote?" -n4 -f -'
+    run --separate-stderr bash -c 'cat text.txt | "$PCOMP" run --model="$TINY" -q"To whom?" -n4 -f -'
     [ "$output" = "$first" ]
-    run --separate-stderr env PCOMP_MODEL="$TINY" "$PCOMP" run text.txt -q 'Who wrote?' --max-tokens 4
+    run --separate-stderr env PCOMP_MODEL="$TINY" "$PCOMP" run text.txt -q 'To whom?' --max-tokens 4
     [ "$output" = "$first" ]
     head -n 3 text.txt | tr -d '\n' > a.txt
     tail -n 3 text.txt > b.txt
@@ -182,7 +182,7 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     ask -q 'And when?'
     [ "$status" -eq 0 ]
     [ "$(grep -c '^## ' <<< "$output")" -eq 2 ]
-    [ "${lines[0]}" = "## Who wrote?" ]
+    [ "${lines[0]}" = "## To whom?" ]
     printf 'One?\n\nTwo?\r\nThree?\n' > questions.txt
     run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -Q questions.txt -n 2 --json
     [ "$status" -eq 0 ]
@@ -271,10 +271,10 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     ask --explain page.html
     [ "$status" -eq 0 ]
     grep -q '<!doctype html>' page.html
-    grep -q 'Who wrote?' page.html
+    grep -q 'To whom?' page.html
     run ! grep -q 'http' page.html
     ask -q 'Second?' --explain two.html
-    grep -q 'Who wrote?' two.html
+    grep -q 'To whom?' two.html
     grep -q 'Second?' two-2.html
     ask --explain /nowhere/page.html
     [ "$status" -eq 1 ]

@@ -302,7 +302,7 @@ static void test_defaults(void **state)
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct Settings s = {.window = AUTO, .chunk = AUTO, .keep = AUTO, .kv_cap = AUTO};
-        assert_int_equal(plan_defaults(&s, cases[i][0]), PC_OK);
+        assert_int_equal(plan_defaults(&s, cases[i][0], 1 << 20), PC_OK);
         assert_int_equal(s.window, cases[i][1]);
         assert_int_equal(s.chunk, cases[i][2]);
         assert_int_equal(s.keep, 2);
@@ -310,17 +310,39 @@ static void test_defaults(void **state)
     }
     struct Settings s = {
         .window = 4000, .chunk = 8000, .keep = KEEP_ALL, .kv_cap = AUTO, .overlap = 4000};
-    assert_int_equal(plan_defaults(&s, 8192), PC_OK);
+    assert_int_equal(plan_defaults(&s, 8192, 1 << 20), PC_OK);
     assert_int_equal(s.window, 4000);
     assert_int_equal(s.chunk, 8000);
     assert_int_equal(s.keep, KEEP_ALL);
     assert_int_equal(s.kv_cap, 4000); /* the paper's cap for such chunks */
     s.kv_cap = CAP_OFF;
-    assert_int_equal(plan_defaults(&s, 8192), PC_OK);
+    assert_int_equal(plan_defaults(&s, 8192, 1 << 20), PC_OK);
     assert_int_equal(s.kv_cap, CAP_OFF);
     s.overlap = 4001;
-    assert_int_equal(plan_defaults(&s, 8192), PC_ECONFIG);
+    assert_int_equal(plan_defaults(&s, 8192, 1 << 20), PC_ECONFIG);
     assert_non_null(strstr(err_text(), "--overlap 4000"));
+}
+
+/* What fits is not cut, unless the user says how. */
+static void test_whole(void **state)
+{
+    (void)state;
+    static const int cases[][4] = {
+        /* window, tokens in all, chunk, cap */
+        {8192, 8192, 8192, CAP_OFF},    {8192, 8193, 2048, 2048},
+        {32768, 32768, 32768, CAP_OFF}, {131072, 32768, 131072, CAP_OFF},
+        {131072, 32769, 4096, 2048},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct Settings s = {.window = cases[i][0]};
+        assert_int_equal(plan_defaults(&s, 4096, cases[i][1]), PC_OK);
+        assert_int_equal(s.chunk, cases[i][2]);
+        assert_int_equal(s.kv_cap, cases[i][3]);
+        s = (struct Settings){.window = cases[i][0], .chunk = 700, .kv_cap = 300};
+        assert_int_equal(plan_defaults(&s, 4096, cases[i][1]), PC_OK);
+        assert_int_equal(s.chunk, 700);
+        assert_int_equal(s.kv_cap, 300);
+    }
 }
 
 int main(void)
@@ -336,6 +358,7 @@ int main(void)
         cmocka_unit_test(test_boundary_classify),
         cmocka_unit_test(test_payload),
         cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_whole),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
