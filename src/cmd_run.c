@@ -164,7 +164,6 @@ static int write_page(const struct Run *run, const struct Request *req, const st
         .device = engine_device(run->engine),
         .source = run->source,
         .stop = stop_reason(r, status),
-        .anchor = engine_settings(run->engine)->anchor,
         .n_layers = model->cfg.n_layers,
         .n_kv_heads = model->cfg.n_kv_heads,
         .has_mark = run->has_mark,

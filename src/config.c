@@ -21,14 +21,12 @@ extern char **environ;
 
 static const char *const WORDS_AUTO[] = {"auto=0", NULL};
 static const char *const WORDS_KEEP[] = {"auto=0", "all=-1", NULL};
-static const char *const WORDS_GAP[] = {"off=0", NULL};
 static const char *const WORDS_CAP[] = {"auto=0", "off=-1", NULL};
 static const char *const WORDS_METHOD[] = {"parallelcomp",  "full",   "truncate",  "self-extend",
                                            "streaming-llm", "snapkv", "pyramidkv", NULL};
 static const char *const WORDS_SCALING[] = {"auto", "ntk", "yarn", NULL};
 static const char *const WORDS_SCORE[] = {"auto", "question", "published", "random",
                                           "bm25", "fusion",   NULL};
-static const char *const WORDS_ANCHOR[] = {"none", "last", "ends", NULL};
 static const char *const WORDS_PRECISION[] = {"auto", "int16", "f32", "bf16", "fp8", NULL};
 static const char *const WORDS_CHAT[] = {"auto",    "raw",     "chatml",  "qwen",
                                          "llama-2", "llama-3", "mistral", NULL};
@@ -63,10 +61,6 @@ const struct Setting SETTINGS[] = {
      "what ranks the chunks: surprise of the question's own words, or of all that follows the chunk; "
      "without the model: chance, or words shared with the question; fusion: the first and the last of these; "
      "auto: fusion, or question where only token ids of the text are known"},
-    {"anchor", SET_ENUM, ENUM_AT(anchor), WORDS_ANCHOR, "none", "method",
-     "chunks kept whatever their score, among those of keep: the last, which stands next to the question; or both ends"},
-    {"keep_gap", SET_FLOAT, AT(keep_gap), 0, 0.001, 1000, WORDS_GAP, "off", "method",
-     "nats: a kept chunk leaves after all if its score is worse than the best one's by more; for scores of the model only"},
     {"chunk_bias", SET_FLOAT, AT(chunk_bias), 0, 0, 100, NULL, "0", "method",
      "logits of a kept chunk's tokens fall by so much for each nat that its score is worse than the best one's; for scores of the model only"},
     {"prefix_copies", SET_INT, AT(prefix_copies), 0, 1, 1 << 16, NULL, "1", "method",
@@ -285,8 +279,7 @@ static int set_enum(const struct Setting *set, void *at, const char *value)
 }
 
 _Static_assert(sizeof(enum Method) == sizeof(int) && sizeof(enum ChunkScore) == sizeof(int) &&
-                   sizeof(enum Precision) == sizeof(int) && sizeof(enum Scaling) == sizeof(int) &&
-                   sizeof(enum Anchor) == sizeof(int),
+                   sizeof(enum Precision) == sizeof(int) && sizeof(enum Scaling) == sizeof(int),
                "enums of struct Settings are read and written as int");
 
 static int set_text(const struct Setting *set, char *at, const char *value)
@@ -595,9 +588,6 @@ int settings_check(const struct Settings *s)
                        "setting 'chunk': %d tokens and a question do not fit into a window "
                        "of %d; lower --chunk",
                        s->chunk, s->window);
-    if (s->anchor == ANCHOR_ENDS && s->keep == 1)
-        return err_set(PC_ECONFIG, "setting 'anchor': both ends are two chunks and keep is 1; "
-                                   "raise --keep or give --anchor last");
     return PC_OK;
 }
 

@@ -27,7 +27,6 @@ enum ChunkScore {
     SCORE_BM25,
     SCORE_FUSION
 };
-enum Anchor { ANCHOR_NONE, ANCHOR_LAST, ANCHOR_ENDS };
 enum Precision { PRECISION_AUTO, PRECISION_INT16, PRECISION_F32, PRECISION_BF16, PRECISION_FP8 };
 enum TokenClass { CLASS_SINK, CLASS_MIDDLE, CLASS_RECENT };
 
@@ -55,11 +54,8 @@ struct Settings {
     int obs_rows; /* last question rows that vote for tokens */
     int pool;     /* width of the max-pool over importance, odd */
     enum ChunkScore chunk_score;
-    float
-        keep_gap; /* nats above the best kept score at which a kept chunk leaves after all; 0: never */
     float chunk_bias; /* beta: logits of a kept chunk fall by this times its score above the best */
-    enum Anchor anchor; /* chunks that stay whatever their score; among the k */
-    int prefix_copies;  /* weight of the shared prefix in the merged cache, as that many copies */
+    int prefix_copies; /* weight of the shared prefix in the merged cache, as that many copies */
     struct CalibRule calib[CALIB_RULES_MAX];
     int n_calib;
     int calib_layers; /* layers of the model the rules' bands were written for; AUTO: this model's */

@@ -346,12 +346,10 @@ static int map_legend(struct Str *out, const struct Explain *e, const struct Sco
             "the surprise (mean NLL) of the question after it, less for words they share",
     };
     if (!axis->any) return str_appendf(out, "No scores were taken, so all bars have one height.");
-    const char *const anchors[] = {"", ", but for the last one, which stays",
-                                   ", but for those at both ends, which stay"};
     TRY(str_appendf(out, "Its height is %s: ", heights[e->result->plan.chunk_score]));
     if (n_kept(e->result) == e->result->plan.n_chunks)
         return str_appendf(out, "lower is better. Every chunk was kept.");
-    return str_appendf(out, "<b>the lowest bars win</b>%s.", anchors[e->anchor]);
+    return str_appendf(out, "<b>the lowest bars win</b>.");
 }
 
 static int page_map(struct Str *out, const struct Explain *e)

@@ -10,7 +10,6 @@ struct Explain {
     size_t context_len;
     const char *question, *model, *device, *source; /* source: the file's name, or "" */
     const char *stop;                               /* why the answer ended */
-    enum Anchor anchor;
     int n_layers, n_kv_heads;
     bool has_mark;               /* a place in the text to point at (the demo's hidden sentence) */
     size_t mark_begin, mark_end; /* bytes of context */

@@ -349,10 +349,6 @@ int merge_kept(struct Session *s)
     kv_bias(&s->prefix, logf((float)s->set.prefix_copies));
     TRY(kv_move(&s->merged, &s->prefix));
     for (int i = 0; i < n; i++) {
-        if (!within_gap(s, kept[i], best)) {
-            TRY(release_chunk(s, kept[i]));
-            continue;
-        }
         const struct Chunk *c = &s->chunks[kept[i]];
         struct Slot *slot = session_slot(s, kept[i]);
         if (!slot) return err_set(PC_EINTERNAL, "kept chunk %d has no slot", kept[i]);

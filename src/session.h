@@ -117,7 +117,6 @@ int weigh_words(struct Session *s); /* fusion: fills shared */
 void offer_chunk(struct Session *s, int chunk, int *loser);
 /* Once all are read: the lowest score of the n kept chunks; INFINITY when scores are not the model's. */
 double best_score(const struct Session *s, const int *kept, int n);
-bool within_gap(const struct Session *s, int chunk, double best);
 float chunk_bias(const struct Session *s, int chunk, double best); /* on its tokens' logits */
 
 /* prefill.c: a wave is the chunks todo[first .. first + n). */

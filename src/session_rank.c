@@ -14,16 +14,9 @@
 /* fusion: what the chunk that shares most with the question gains over one that shares nothing, nats a token */
 #define FUSION_NATS 0.65
 
-static bool is_anchor(const struct Session *s, int chunk)
-{
-    enum Anchor a = s->set.anchor;
-    return (a != ANCHOR_NONE && chunk == s->plan.n_chunks - 1) || (a == ANCHOR_ENDS && chunk == 0);
-}
-
 void offer_chunk(struct Session *s, int chunk, int *loser)
 {
-    double score = is_anchor(s, chunk) ? -INFINITY : s->out->chunks[chunk].score;
-    chunk_queue_push(&s->queue, chunk, score, loser);
+    chunk_queue_push(&s->queue, chunk, s->out->chunks[chunk].score, loser);
 }
 
 double best_score(const struct Session *s, const int *kept, int n)
@@ -32,12 +25,6 @@ double best_score(const struct Session *s, const int *kept, int n)
     for (int i = 0; i < n && !ranks_ahead(&s->set); i++)
         best = fmin(best, s->out->chunks[kept[i]].score);
     return best;
-}
-
-bool within_gap(const struct Session *s, int chunk, double best)
-{
-    bool behind = s->set.keep_gap > 0 && s->out->chunks[chunk].score > best + s->set.keep_gap;
-    return !behind || is_anchor(s, chunk);
 }
 
 float chunk_bias(const struct Session *s, int chunk, double best)

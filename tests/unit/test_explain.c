@@ -133,10 +133,6 @@ static void test_scores(void **state)
         assert_non_null(strstr(render(), words[i]));
         assert_non_null(strstr(render(), "lowest bars win</b>."));
     }
-    sample.explain.anchor = ANCHOR_LAST;
-    assert_non_null(strstr(render(), "win</b>, but for the last one"));
-    sample.explain.anchor = ANCHOR_ENDS;
-    assert_non_null(strstr(render(), "win</b>, but for those at both ends"));
 }
 
 static void test_escaped(void **state)

@@ -118,45 +118,35 @@ static void test_fusion(void **state)
     each_engine(check_fusions);
 }
 
-/* Whether brute force keeps chunk c: an end that is anchored, or one of the lowest of the others. */
-static bool stays(const double *score, int n, int c, enum Anchor anchor, int keep)
+/* Whether brute force keeps chunk c: it is one of the lowest. */
+static bool stays(const double *score, int n, int c, int keep)
 {
     int better = 0;
-    bool ahead[64];
-    for (int i = 0; i < n; i++)
-        ahead[i] = (anchor == ANCHOR_ENDS && i == 0) || (anchor != ANCHOR_NONE && i == n - 1);
-    for (int i = 0; i < n; i++)
-        better += ahead[i] != ahead[c] ? ahead[i]
-                                       : score[i] < score[c] || (score[i] == score[c] && i < c);
+    for (int i = 0; i < n; i++) better += score[i] < score[c] || (score[i] == score[c] && i < c);
     return better < keep;
 }
 
-static void check_anchors(struct Engine *e, const struct Request *req, enum ChunkScore kind)
+static void check_kept(struct Engine *e, const struct Request *req, enum ChunkScore kind)
 {
-    static const enum Anchor anchors[] = {ANCHOR_NONE, ANCHOR_LAST, ANCHOR_LAST,
-                                          ANCHOR_LAST, ANCHOR_ENDS, ANCHOR_ENDS};
-    static const int keeps[] = {2, 1, 2, 3, 2, 4};
     bool ahead = kind == SCORE_RANDOM || kind == SCORE_BM25;
     double score[64];
     int n = all_scores(e, req, kind, score);
-    for (int i = 0; i < 6; i++) {
+    for (int keep = 1; keep <= 4; keep++) {
         struct Result r;
-        e->settings.anchor = anchors[i];
-        e->settings.keep = keeps[i];
-        e->settings.wave = 1 + i % 3;
+        e->settings.keep = keep;
+        e->settings.wave = 1 + keep % 3;
         must(session_run(e, req, &r));
-        assert_int_equal(r.plan.n_read, ahead ? keeps[i] : n);
+        assert_int_equal(r.plan.n_read, ahead ? keep : n);
         for (int c = 0; c < n; c++) {
             assert_true(r.chunks[c].score == score[c]);
-            assert_int_equal(r.chunks[c].kept, stays(score, n, c, anchors[i], keeps[i]));
+            assert_int_equal(r.chunks[c].kept, stays(score, n, c, keep));
         }
         result_free(&r);
     }
-    e->settings.anchor = ANCHOR_NONE;
     e->settings.wave = AUTO;
 }
 
-static void test_anchors(void **state)
+static void test_kept(void **state)
 {
     (void)state;
     struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
@@ -165,102 +155,8 @@ static void test_anchors(void **state)
     fill_text(text, BYTES, 900, 5);
     struct Request req = request(text, BYTES);
     for (int kind = SCORE_QUESTION; kind <= SCORE_FUSION; kind++)
-        check_anchors(e, &req, (enum ChunkScore)kind);
+        check_kept(e, &req, (enum ChunkScore)kind);
     engine_close(e);
-}
-
-/* Where all chunks are kept an anchor changes nothing. */
-static void check_anchor_all(struct Engine *e)
-{
-    struct Outcome want, have;
-    e->settings.keep = KEEP_ALL;
-    want = outcome(e, plain_input);
-    e->settings.anchor = ANCHOR_ENDS;
-    have = outcome(e, plain_input);
-    same_bits(&want, &have);
-    have = outcome(e, (struct Input){9, 90, 14, 1}); /* a single chunk is both ends */
-    assert_int_equal(have.n_chunks, 1);
-    assert_true(have.kept[0]);
-}
-
-static void test_anchor_all(void **state)
-{
-    (void)state;
-    each_engine(check_anchor_all);
-}
-
-/* A gap that lets the best `left` of the scores stay: halfway between two of them. */
-static float gap_for(const struct Outcome *o, int left)
-{
-    double sorted[64];
-    memcpy(sorted, o->score, sizeof sorted);
-    for (int i = 0; i < o->n_chunks; i++)
-        for (int j = i; j > 0 && sorted[j - 1] > sorted[j]; j--) {
-            double t = sorted[j];
-            sorted[j] = sorted[j - 1], sorted[j - 1] = t;
-        }
-    return (float)((sorted[left - 1] + sorted[left]) / 2 - sorted[0]);
-}
-
-/* What the gap leaves is what fewer chunks to keep would have left, and so is the answer. */
-static void check_gap(struct Engine *e)
-{
-    struct Settings *set = &e->settings;
-    set->kv_cap = 50;
-    for (int kind = SCORE_QUESTION; kind <= SCORE_PUBLISHED; kind++)
-        for (int left = 1; left <= 4; left++) {
-            set->chunk_score = (enum ChunkScore)kind;
-            set->keep_gap = 0;
-            set->keep = left;
-            struct Outcome want = outcome(e, plain_input);
-            set->keep_gap = gap_for(&want, left);
-            set->keep = left == 4 ? KEEP_ALL : 4;
-            set->wave = left;
-            struct Outcome have = outcome(e, plain_input);
-            same_bits(&want, &have);
-            assert_memory_equal(want.kv_kept, have.kv_kept, sizeof want.kv_kept);
-        }
-}
-
-static void check_gap_stage2(struct Engine *e)
-{
-    add_rule(e, (struct CalibRule){CLASS_MIDDLE, 0, 2, 0.004f, 10, 0, 2});
-    check_gap(e);
-}
-
-/* Ends stay whatever the gap; scores that are not the model's have none. */
-static void check_gap_others(struct Engine *e)
-{
-    struct Settings *set = &e->settings;
-    set->keep = 4;
-    struct Outcome all = outcome(e, plain_input), o;
-    set->keep_gap = 0.001f;
-    set->anchor = ANCHOR_ENDS;
-    o = outcome(e, plain_input);
-    double best = INFINITY;
-    for (int c = 0; c < all.n_chunks; c++)
-        if (c == 0 || c == all.n_chunks - 1 || stays(all.score, all.n_chunks, c, ANCHOR_ENDS, 4))
-            best = fmin(best, all.score[c]);
-    for (int c = 0; c < all.n_chunks; c++) {
-        bool end = c == 0 || c == all.n_chunks - 1;
-        bool near = stays(all.score, all.n_chunks, c, ANCHOR_ENDS, 4) &&
-                    all.score[c] <= best + set->keep_gap;
-        assert_int_equal(o.kept[c], end || near);
-    }
-    set->anchor = ANCHOR_NONE;
-    set->chunk_score = SCORE_RANDOM;
-    struct Outcome gap = outcome(e, plain_input);
-    set->keep_gap = 0;
-    struct Outcome none = outcome(e, plain_input);
-    same_bits(&gap, &none);
-}
-
-static void test_gap(void **state)
-{
-    (void)state;
-    each_engine(check_gap);
-    each_engine(check_gap_stage2);
-    each_engine(check_gap_others);
 }
 
 /* The bias that each page of the merged cache should have, in order; the prefix has none. */
@@ -465,8 +361,7 @@ int main(void)
         cmocka_unit_test(test_bm25),         cmocka_unit_test(test_random),
         cmocka_unit_test(test_same_answer),  cmocka_unit_test(test_ids_only),
         cmocka_unit_test(test_plan),         cmocka_unit_test(test_fusion),
-        cmocka_unit_test(test_fusion_waves), cmocka_unit_test(test_anchors),
-        cmocka_unit_test(test_anchor_all),   cmocka_unit_test(test_gap),
+        cmocka_unit_test(test_fusion_waves), cmocka_unit_test(test_kept),
         cmocka_unit_test(test_bias),
     };
     return cmocka_run_group_tests_name("session_rank", tests, NULL, NULL) != 0;
