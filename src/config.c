@@ -51,7 +51,7 @@ const struct Setting SETTINGS[] = {
     {"keep", SET_INT, AT(keep), 0, 1, 1 << 16, WORDS_KEEP, "auto", "method",
      "chunks kept (k), those that chunk_score ranks first; auto: 2"},
     {"kv_cap", SET_INT, AT(kv_cap), 0, 1, 1 << 22, WORDS_CAP, "auto", "method",
-     "context tokens kept for each chunk, layer and KV head; auto: half a chunk, 2048 at least; off: all of them; "
+     "context tokens kept for each chunk, layer and KV head; auto: half a chunk, 2048 at least, or all of a text read at once; off: all of them; "
      "snapkv, pyramidkv: prompt tokens kept for each layer and KV head, or on average over the layers"},
     {"obs_rows", SET_INT, AT(obs_rows), 0, 1, 4096, NULL, "8", "method",
      "last question rows whose attention votes for the tokens to keep; snapkv, pyramidkv keep these too"},
