@@ -11,7 +11,6 @@
 #include "kernels.h"
 
 #include <atomic>
-#include <cudaTypedefs.h>
 
 #include "sm90a.cuh"
 
@@ -652,17 +651,6 @@ __global__ void __launch_bounds__(S::THREADS, 1)
 }
 
 /* ==== Launch ==== */
-
-PFN_cuTensorMapEncodeTiled_v12000 find_encoder(void)
-{
-    void *f = NULL;
-    cudaDriverEntryPointQueryResult found;
-    cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000,
-                                                     cudaEnableDefault, &found);
-    return e == cudaSuccess && found == cudaDriverEntryPointSuccess
-               ? (PFN_cuTensorMapEncodeTiled_v12000)f
-               : NULL;
-}
 
 /* Rows of head_dim elements, `outer` sets of them: a box is `box_rows` rows as columns of 64 elements. */
 bool encode_map(CUtensorMap *map, const bf16 *base, int head_dim, int64_t rows, int64_t row_elems,

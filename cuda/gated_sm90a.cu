@@ -9,7 +9,6 @@
 #include "kernels.h"
 
 #include <atomic>
-#include <cudaTypedefs.h>
 
 #include "sm90a.cuh"
 
@@ -267,17 +266,6 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 1)
 }
 
 /* ==== Launch ==== */
-
-PFN_cuTensorMapEncodeTiled_v12000 find_encoder(void)
-{
-    void *f = NULL;
-    cudaDriverEntryPointQueryResult found;
-    cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000,
-                                                     cudaEnableDefault, &found);
-    return e == cudaSuccess && found == cudaDriverEntryPointSuccess
-               ? (PFN_cuTensorMapEncodeTiled_v12000)f
-               : NULL;
-}
 
 /* A matrix of which a box is `box_rows` rows of 128 bytes. */
 bool encode_map(CUtensorMap *map, const void *base, int rows, int cols, int box_rows)

@@ -1,6 +1,6 @@
 /* sm90a.cuh - the PTX of Hopper that C++ has no words for: mbarriers, bulk tensor loads, wgmma, register shifts.
  *
- * Each wrapper is one instruction. Tiles in shared memory lie in rows of 128 bytes with the 128-byte swizzle, as the
+ * Each wrapper on the device is one instruction. Tiles in shared memory lie in rows of 128 bytes with the 128-byte swizzle, as the
  * tensor maps of the loads write them and as the descriptors below read them.
  */
 #ifndef PCOMP_CUDA_SM90A_CUH
@@ -9,6 +9,7 @@
 #include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
+#include <cudaTypedefs.h>
 #include <stdint.h>
 
 __device__ static __forceinline__ uint32_t shared_addr(const void *p)
@@ -303,6 +304,20 @@ __device__ static __forceinline__ uint32_t pack_bf16(float lo, float hi)
     uint32_t w;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(w) : "f"(hi), "f"(lo));
     return w;
+}
+
+/* ==== On the host ==== */
+
+/* The driver's maker of tensor maps, or NULL. */
+static PFN_cuTensorMapEncodeTiled_v12000 find_encoder(void)
+{
+    void *f = NULL;
+    cudaDriverEntryPointQueryResult found;
+    cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000,
+                                                     cudaEnableDefault, &found);
+    return e == cudaSuccess && found == cudaDriverEntryPointSuccess
+               ? (PFN_cuTensorMapEncodeTiled_v12000)f
+               : NULL;
 }
 
 #endif

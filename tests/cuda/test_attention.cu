@@ -364,46 +364,6 @@ static void test_all_paged()
 
 /* ==== Speed ==== */
 
-__global__ void fill_kernel(bf16 *x, size_t n)
-{
-    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    uint32_t h = (uint32_t)i * 2654435761u + (uint32_t)(i >> 32);
-    h ^= h >> 15;
-    h *= 2246822519u;
-    h ^= h >> 13;
-    uint32_t g = h * 3266489917u;
-    g ^= g >> 16;
-    float a = ((h >> 8) + 1) * (1.0f / 16777217.0f);
-    x[i] =
-        __float2bfloat16(sqrtf(-2 * logf(a)) * cosf(6.2831853f * (g >> 8) * (1.0f / 16777216.0f)));
-}
-
-static void fill(bf16 *x, size_t n)
-{
-    fill_kernel<<<(n + 255) / 256, 256>>>(x, n);
-}
-
-/* Median of 11 runs of `many` launches, in milliseconds a launch. */
-template <class F> static float time_ms(int many, F run)
-{
-    cudaEvent_t from, to;
-    cudaEventCreate(&from);
-    cudaEventCreate(&to);
-    vector<float> times;
-    for (int i = 0; i < 13; i++) {
-        cudaEventRecord(from);
-        for (int j = 0; j < many; j++) run(j);
-        cudaEventRecord(to);
-        check_cuda(cudaEventSynchronize(to), "timed run");
-        float t;
-        cudaEventElapsedTime(&t, from, to);
-        if (i >= 2) times.push_back(t / many);
-    }
-    std::sort(times.begin(), times.end());
-    return times[times.size() / 2];
-}
-
 static void time_packed(int dim, int heads, int kv_heads, int n_seqs, int len, int window)
 {
     size_t rows = (size_t)n_seqs * len, keys = rows * kv_heads * dim;

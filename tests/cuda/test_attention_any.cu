@@ -315,46 +315,6 @@ static void test_packing()
 
 /* ==== Speed ==== */
 
-__global__ void fill_kernel(bf16 *x, size_t n)
-{
-    size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
-    if (i >= n) return;
-    uint32_t h = (uint32_t)i * 2654435761u + (uint32_t)(i >> 32);
-    h ^= h >> 15;
-    h *= 2246822519u;
-    h ^= h >> 13;
-    uint32_t g = h * 3266489917u;
-    g ^= g >> 16;
-    float a = ((h >> 8) + 1) * (1.0f / 16777217.0f);
-    x[i] =
-        __float2bfloat16(sqrtf(-2 * logf(a)) * cosf(6.2831853f * (g >> 8) * (1.0f / 16777216.0f)));
-}
-
-static void fill(bf16 *x, size_t n)
-{
-    fill_kernel<<<(n + 255) / 256, 256>>>(x, n);
-}
-
-/* Median of 11 runs, in milliseconds. */
-template <class F> static float time_ms(F run)
-{
-    cudaEvent_t from, to;
-    cudaEventCreate(&from);
-    cudaEventCreate(&to);
-    vector<float> times;
-    for (int i = 0; i < 13; i++) {
-        cudaEventRecord(from);
-        run();
-        cudaEventRecord(to);
-        check_cuda(cudaEventSynchronize(to), "timed run");
-        float t;
-        cudaEventElapsedTime(&t, from, to);
-        if (i >= 2) times.push_back(t);
-    }
-    std::sort(times.begin(), times.end());
-    return times[times.size() / 2];
-}
-
 enum Kind { PLAIN, STREAMING, SELF_EXTEND };
 
 /* `rows` last rows of a text of `len` tokens. */
@@ -389,8 +349,9 @@ static void time_attention(int dim, int heads, int kv_heads, int len, int rows, 
                         turns ? turned.p : NULL,
                         dim,
                         false};
-    float ms = time_ms(
-        [&] { check_cuda(cuda_attention_any(&a, kind == PLAIN ? NULL : &f, 0), "attention"); });
+    float ms = time_ms(1, [&](int) {
+        check_cuda(cuda_attention_any(&a, kind == PLAIN ? NULL : &f, 0), "attention");
+    });
     double pairs = 0;
     for (int i = len - rows; i < len; i++)
         pairs += kind == STREAMING ? std::min(i + 1, window + 4) : i + 1;
@@ -420,7 +381,7 @@ static void time_gather(int dim, int heads, int tokens, int rows)
     g.seq_begin = begin.p;
     g.n_seqs = 1;
     g.kv = {out_k.p, out_v.p, keys, past.p};
-    float ms = time_ms([&] { check_cuda(pages_gather(&g, 0), "gather"); });
+    float ms = time_ms(1, [&](int) { check_cuda(pages_gather(&g, 0), "gather"); });
     printf("gather D=%d %d heads, %6d tokens in pages, %4d rows: %.3f ms %5.0f GB/s\n", dim, heads,
            tokens, rows, ms, 8.0 * dim * heads * (tokens + rows) / ms * 1e-6);
 }
