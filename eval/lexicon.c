@@ -2,8 +2,6 @@
 #include "lexicon.h"
 
 #include <string.h>
-#define XXH_INLINE_ALL /* a call for each word would cost more than its hash */
-#include <xxhash.h>
 
 enum { EXACT_MAX = 8 };
 
@@ -28,7 +26,7 @@ static struct LexSlot slot_of(const struct Lexicon *lex, struct Span word)
     if (word.len <= EXACT_MAX)
         return (struct LexSlot){.key = short_key((const unsigned char *)word.data, word.len),
                                 .size = (uint32_t)word.len};
-    return (struct LexSlot){.key = XXH3_64bits_withSeed(word.data, word.len, lex->seed),
+    return (struct LexSlot){.key = hash64(word.data, word.len, lex->seed),
                             .size = EXACT_MAX + 1};
 }
 
