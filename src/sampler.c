@@ -70,12 +70,17 @@ void sampler_close(struct Sampler *s)
 
 /* ==== Drawing ==== */
 
-/* As an integer that grows with the float: NaN lies outside of the infinities. */
+/* The bits of a float as an integer that grows with it: NaN lies outside of the infinities. Its own inverse. */
+static int32_t in_order(int32_t bits)
+{
+    return bits < 0 ? bits ^ INT32_MAX : bits;
+}
+
 static int32_t float_order(float f)
 {
     int32_t bits;
     memcpy(&bits, &f, sizeof bits);
-    return bits ^ (bits >> 31 & INT32_MAX);
+    return in_order(bits);
 }
 
 /* The greatest of n, 0 where one is NaN or infinity; in integers, since the order of floats' maxima is not free. */
@@ -89,7 +94,7 @@ static bool greatest(const float *logits, int n, float *out)
         least = order < least ? order : least;
     }
     if (most >= float_order(INFINITY) || least < float_order(-INFINITY)) return false;
-    most ^= most >> 31 & INT32_MAX;
+    most = in_order(most);
     memcpy(out, &most, sizeof most);
     return true;
 }
