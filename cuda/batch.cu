@@ -266,8 +266,8 @@ struct CudaTurn turn_of(struct Device *d, const struct RopeArgs *a)
     t.q_norm = dev_vector(d, a->q_norm);
     t.k_norm = dev_vector(d, a->k_norm);
     t.k_slow = dev_slow(d, a->k_bias);
-    t.centred =
-        !d->shape.far; /* far keys are turned once more, and would no longer be shifted alike */
+    /* far keys are turned once more, and would no longer be shifted alike */
+    t.centred = !d->shape.far;
     t.rope_dim = m->rope_dim;
     t.pairs = m->rope_style == ROPE_PAIRS;
     t.eps = m->norm_eps;

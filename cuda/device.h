@@ -28,8 +28,7 @@ struct DevWeight {
 struct DevVector {
     const float *host;
     float *data;
-    float *
-        slow; /* what is left out of data until keys are turned: see weights.cu; NULL but for their bias */
+    float *slow; /* what data lacks until keys are turned (weights.cu); NULL but for their bias */
 };
 
 /* The past of a batch, all layers: see struct HeadTable. */

@@ -76,19 +76,22 @@ const struct DevWeight *dev_weight(const struct Device *d, const struct Weight *
                                              sizeof *d->weights, by_host);
 }
 
-const float *dev_vector(const struct Device *d, const float *host)
+static const struct DevVector *find_vector(const struct Device *d, const float *host)
 {
     if (!host) return NULL;
-    const struct DevVector *v = (const struct DevVector *)bsearch(
-        &host, d->vectors, (size_t)d->n_vectors, sizeof *d->vectors, by_host);
+    return (const struct DevVector *)bsearch(&host, d->vectors, (size_t)d->n_vectors,
+                                             sizeof *d->vectors, by_host);
+}
+
+const float *dev_vector(const struct Device *d, const float *host)
+{
+    const struct DevVector *v = find_vector(d, host);
     return v ? v->data : NULL;
 }
 
 const float *dev_slow(const struct Device *d, const float *k_bias)
 {
-    if (!k_bias) return NULL;
-    const struct DevVector *v = (const struct DevVector *)bsearch(
-        &k_bias, d->vectors, (size_t)d->n_vectors, sizeof *d->vectors, by_host);
+    const struct DevVector *v = find_vector(d, k_bias);
     return v ? v->slow : NULL;
 }
 
