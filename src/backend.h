@@ -101,6 +101,14 @@ struct FarKeys {
         *k_turn; /* [keys, rope_dim] turns keys to where they stand for far rows; NULL: they stay */
 };
 
+/* What rows see of the keys before them, query head by query head: those with i - j < window and the first `sinks`,
+ * i and j counting a head's keys from its first past one to the row's own. In a batch of one row all query heads of a
+ * KV head have the same window. */
+struct HeadMasks {
+    const int *window; /* [n_layers, n_heads] host memory; 0: all before the row */
+    int sinks;
+};
+
 struct AttnArgs {
     const void *q;        /* [n_rows, n_heads * head_dim], rotated */
     const void *k, *v;    /* [n_rows, n_kv_heads * head_dim], k rotated */
@@ -112,6 +120,8 @@ struct AttnArgs {
     const struct HeadTable *past; /* seen whole by every row, before its own sequence; or NULL */
     int last_rows;                /* only the last so many rows of each sequence ask; 0: all */
     const struct FarKeys *far;    /* NULL: every key is seen where it stands */
+    const struct HeadMasks
+        *masks; /* NULL: every head sees all before the row; never with far keys */
 };
 
 /* n tokens of one KV head into one page. */
@@ -144,6 +154,7 @@ struct Batch {
     const struct PagePool *pool;
     const struct HeadTable *past;
     const struct FarKeys *far;
+    const struct HeadMasks *masks;
     /* The step behind the one that replay() ran last: the same rope, and a past that grew by its writes alone. */
     bool follows;
 };

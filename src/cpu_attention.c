@@ -22,6 +22,12 @@ static const struct PageRef *past_refs(const struct AttnArgs *a, int head)
     return a->past->refs + (size_t)head * a->past->stride;
 }
 
+/* The window of a query head, 0 for none. */
+static int window_of(const struct Device *d, const struct AttnArgs *a, int head)
+{
+    return a->masks ? a->masks->window[(size_t)a->layer * d->model->cfg.n_heads + head] : 0;
+}
+
 /* ==== Many rows ==== */
 
 static float *biases_of(const struct Device *d, int kv_head)
@@ -156,7 +162,8 @@ static struct AttnTile tile_of(const struct Device *d, const struct AttnArgs *a,
                                int row, int n)
 {
     const struct ModelConfig *m = &d->model->cfg;
-    int kv = head / (m->n_heads / m->n_kv_heads), width = m->n_heads * m->head_dim;
+    int kv = head / (m->n_heads / m->n_kv_heads), width = m->n_heads * m->head_dim,
+        window = window_of(d, a, head);
     size_t at = (size_t)(a->seq_begin[seq] + row) * width + (size_t)head * m->head_dim;
     return (struct AttnTile){
         .exact = d->exact,
@@ -169,6 +176,8 @@ static struct AttnTile tile_of(const struct Device *d, const struct AttnArgs *a,
         .scale = 1.0f / sqrtf((float)m->head_dim),
         .bias = biases_of(d, kv),
         .n_biased = n_biased(a, kv, m->n_kv_heads),
+        .window = window,
+        .sinks = window ? a->masks->sinks : 0,
         .out = (float *)a->out + at,
         .ld_out = width,
     };
@@ -278,25 +287,53 @@ static int make_splits(const struct AttnArgs *a, int n_kv, int idx, struct Split
     return n;
 }
 
+/* Tokens of a head's first n pages. */
+static int tokens_in(const struct PageRef *refs, int n)
+{
+    int sum = 0;
+    for (int i = 0; i < n; i++) sum += (int)refs[i].len;
+    return sum;
+}
+
+static int clip(int x, int low, int high)
+{
+    return x < low ? low : x > high ? high : x;
+}
+
+/* Hides what a window leaves out of a page that holds the tokens from `at` on. */
+static void hide(struct PageRun *run, int at, int sinks, int past, int window)
+{
+    run->seen = clip(past - window + 1 - at, 0, run->len);
+    run->hidden = clip(sinks - at, 0, run->seen);
+}
+
 static void attend_split(struct Device *d, const struct AttnArgs *a, struct Split s,
                          struct Partial *part, float *out)
 {
     const struct ModelConfig *m = &d->model->cfg;
     int group = m->n_heads / m->n_kv_heads, head = a->layer * m->n_kv_heads + s.kv_head;
-    int refs = a->past ? a->past->n_refs[head] : 0, n = 0;
+    int refs = a->past ? a->past->n_refs[head] : 0, n = 0,
+        window = window_of(d, a, s.kv_head * group),
+        at = window && refs ? tokens_in(past_refs(a, head), s.begin) : 0;
     struct PageRun runs[DECODE_SPLIT];
     void *own = thread_scratch(d, omp_get_thread_num());
     for (int i = s.begin; i < s.end; i++) {
         if (i == refs) {
-            size_t at = (size_t)s.kv_head * m->head_dim;
-            d->kern->page_write(own, 0, m->head_dim, (const float *)a->k + at,
-                                (const float *)a->v + at, d->exact);
-            runs[n++] = (struct PageRun){own, 1, 0};
+            size_t row = (size_t)s.kv_head * m->head_dim;
+            d->kern->page_write(own, 0, m->head_dim, (const float *)a->k + row,
+                                (const float *)a->v + row, d->exact);
+            runs[n++] = (struct PageRun){.page = own, .len = 1};
             continue;
         }
         struct PageRef ref = past_refs(a, head)[i];
-        runs[n++] = (struct PageRun){a->pool->data + ref.page * a->pool->page_bytes, (int)ref.len,
-                                     ref.bias};
+        struct PageRun *run = &runs[n];
+        *run = (struct PageRun){.page = a->pool->data + ref.page * a->pool->page_bytes,
+                                .len = (int)ref.len,
+                                .bias = ref.bias};
+        if (window)
+            hide(run, at, a->masks->sinks, past_tokens(a, s.kv_head, m->n_kv_heads), window);
+        at += run->len;
+        n += run->seen - run->hidden < run->len;
     }
     const float *q = (const float *)a->q + (size_t)s.kv_head * group * m->head_dim;
     struct PageAttn pages = {.exact = d->exact,

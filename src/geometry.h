@@ -33,7 +33,7 @@ bool geometry_named(const char *path);
 /* What a device needs to make rows by the rule above. */
 struct GeometryRule {
     uint64_t seed;
-    bool plain;   /* F32, F16, BF16: bytes of words times `step`; the rest is for block types */
+    bool plain; /* F32, F16, BF16: bytes of words times `step`; the rest is for block types */
     float step;
     int block_bytes, block_weights;
     int low_at, low, high_at, high; /* bytes of quants */

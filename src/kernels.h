@@ -94,8 +94,9 @@ struct AttnTile {
     int n_biased;
     float *out; /* [n_rows, ld_out] f32 */
     int ld_out;
-    int window; /* a row sees only so many of its last keys; 0: all */
-    int limit;  /* and only those among the first `limit`; 0: all */
+    int window; /* a row sees only so many of its last keys, and the first `sinks`; 0: all */
+    int sinks;
+    int limit; /* and only those among the first `limit`; 0: all */
     const struct AttnTile
         *far; /* keys that the same rows see besides, from another place; or NULL */
 };
@@ -104,6 +105,7 @@ struct AttnTile {
 struct PageRun {
     const void *page; /* K^T [head_dim, 64] then V [64, head_dim]; f16, or f32 in exact mode */
     int len;          /* tokens in use */
+    int hidden, seen; /* of these, [hidden, seen) are not looked at */
     float bias;       /* added to their logits */
 };
 

@@ -151,7 +151,7 @@ static void query_pack(const struct AttnTile *t, struct Scratch *s)
     }
 }
 
-/* Row r of the tile sees the keys [from, to). */
+/* Row r of the tile sees the keys [from, to) and the sinks before them. */
 static void sight(const struct AttnTile *t, int r, int *from, int *to)
 {
     *to = t->first_visible + r;
@@ -170,13 +170,14 @@ static void mask(const struct AttnTile *t, int kb, float *out)
     int first = kb * QBLOCK, from, to, unused;
     sight(t, 0, &unused, &to);
     sight(t, t->n_rows - 1, &from, &unused);
-    if (from <= first && first + QBLOCK <= to) return;
+    if ((from <= first || first + QBLOCK <= t->sinks) && first + QBLOCK <= to) return;
     for (int r = 0; r < t->n_rows; r++) {
         sight(t, r, &from, &to);
         for (int v = 0; v < PANEL_COLS; v += VL) {
             float *x = out + r * PANEL_COLS + v;
             vf seen = vf_first(lanes(to - first - v), vf_load(x), vf_set1(MASKED));
-            vf_store(x, vf_first(lanes(from - first - v), vf_set1(MASKED), seen));
+            vf near = vf_first(lanes(from - first - v), vf_set1(MASKED), seen);
+            vf_store(x, vf_first(lanes(t->sinks - first - v), seen, near));
         }
     }
 }
@@ -280,7 +281,9 @@ static void attend(const struct AttnTile *t, struct Scratch *s, bool begun)
     sight(t, t->n_rows - 1, &unused, &last);
     if (last <= 0) return;
     query_pack(t, s);
-    for (int kb = first > 0 ? first / QBLOCK : 0; kb * QBLOCK < last; kb++, begun = true) {
+    int near = first > 0 ? first / QBLOCK : 0;
+    for (int kb = t->sinks ? 0 : near; kb * QBLOCK < last; kb++, begun = true) {
+        if (kb < near && kb * QBLOCK >= t->sinks) kb = near;
         logits(t, s, kb, s->s);
         row_max(s->s, t->n_rows, s->block_max);
         bool moved = rescale(s);

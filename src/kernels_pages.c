@@ -90,9 +90,12 @@ page_logits(const struct PageAttn *a, int first, int n_q, const void *page, bool
 }
 
 /* Logits of one query -> probabilities in place; updates the partial and rescales the output so far. */
-static void page_softmax(float *s, int len, int head_dim, struct Partial *part, float *out)
+static void page_softmax(float *s, const struct PageRun *run, int head_dim, struct Partial *part,
+                         float *out)
 {
+    int len = run->len;
     vf top = vf_set1(-INFINITY);
+    for (int j = run->hidden; j < run->seen; j++) s[j] = -INFINITY;
     for (int v = 0; v < QBLOCK; v += VL) {
         int n = len - v;
         vf x = vf_first(n < 0 ? 0 : n > VL ? VL : n, vf_load(s + v), vf_set1(-INFINITY));
@@ -152,8 +155,7 @@ static inline __attribute__((always_inline)) void attend_page(const struct PageA
     for (int g = 0; g < n; g++) {
         if (run->bias != 0)
             for (int j = 0; j < run->len; j++) s[g * QBLOCK + j] += run->bias * 1.44269504f;
-        page_softmax(s + g * QBLOCK, run->len, a->head_dim, part + g,
-                     out + (size_t)g * a->head_dim);
+        page_softmax(s + g * QBLOCK, run, a->head_dim, part + g, out + (size_t)g * a->head_dim);
     }
     page_values(s, n, a->head_dim, run->len, run->page, exact, out);
 }

@@ -21,7 +21,7 @@ struct ModelConfig {
     char arch[16];  /* llama, qwen2, qwen3 */
     char name[128]; /* general.name, or the file's name */
     int dim, hidden_dim, n_layers, n_heads, n_kv_heads, head_dim, vocab_size;
-    int train_len;    /* trained context (positions); min of context_length and a sliding window */
+    int train_len; /* trained context (positions); min of context_length and a sliding window */
     float rope_theta, norm_eps;
     enum RopeStyle rope_style;
     int rope_dim;     /* rotated elements of a head, even, <= head_dim */
@@ -44,18 +44,25 @@ struct Weight {
 };
 
 struct Layer {
-    const float *attn_norm, *ffn_norm;   /* [dim] f32 */
-    const float *q_norm, *k_norm;        /* [head_dim] f32 or NULL (qwen3) */
-    const float *bq, *bk, *bv, *bo;      /* [rows] f32 or NULL */
-    struct Weight wq;                    /* [n_heads * head_dim, dim] */
-    struct Weight wk, wv;                /* [n_kv_heads * head_dim, dim] */
-    struct Weight wo;                    /* [dim, n_heads * head_dim] */
-    struct Weight w_gate, w_up;          /* [hidden_dim, dim] */
-    struct Weight w_down;                /* [dim, hidden_dim] */
+    const float *attn_norm, *ffn_norm; /* [dim] f32 */
+    const float *q_norm, *k_norm;      /* [head_dim] f32 or NULL (qwen3) */
+    const float *bq, *bk, *bv, *bo;    /* [rows] f32 or NULL */
+    struct Weight wq;                  /* [n_heads * head_dim, dim] */
+    struct Weight wk, wv;              /* [n_kv_heads * head_dim, dim] */
+    struct Weight wo;                  /* [dim, n_heads * head_dim] */
+    struct Weight w_gate, w_up;        /* [hidden_dim, dim] */
+    struct Weight w_down;              /* [dim, hidden_dim] */
 };
 
 enum VocabKind { VOCAB_BPE, VOCAB_SPM };
-enum TokenType { TOKEN_NORMAL = 1, TOKEN_UNKNOWN, TOKEN_CONTROL, TOKEN_USER, TOKEN_UNUSED, TOKEN_BYTE };
+enum TokenType {
+    TOKEN_NORMAL = 1,
+    TOKEN_UNKNOWN,
+    TOKEN_CONTROL,
+    TOKEN_USER,
+    TOKEN_UNUSED,
+    TOKEN_BYTE
+};
 
 struct Slice {
     const char *data; /* not NUL-terminated */
@@ -66,13 +73,13 @@ struct Slice {
  * are in GPT-2's byte-to-Unicode spelling (as stored in GGUF and tokenizer.json). */
 struct VocabSpec {
     enum VocabKind kind;
-    char pre[32];           /* smollm, gpt-2, llama-bpe, qwen2 (VOCAB_BPE) */
+    char pre[32]; /* smollm, gpt-2, llama-bpe, qwen2 (VOCAB_BPE) */
     int n_tokens;
-    struct Slice *tokens;   /* [n_tokens] */
-    uint8_t *types;         /* [n_tokens] enum TokenType */
-    float *scores;          /* [n_tokens] or NULL (VOCAB_SPM needs them) */
+    struct Slice *tokens; /* [n_tokens] */
+    uint8_t *types;       /* [n_tokens] enum TokenType */
+    float *scores;        /* [n_tokens] or NULL (VOCAB_SPM needs them) */
     int n_merges;
-    struct Slice *merges;   /* [n_merges] "left right", rank = index (VOCAB_BPE) */
+    struct Slice *merges; /* [n_merges] "left right", rank = index (VOCAB_BPE) */
     int bos_id, eos_id, eot_id, unk_id, pad_id; /* -1 when absent */
     bool add_bos, add_eos, add_space_prefix;
     struct Slice chat_template; /* len 0 when absent */
@@ -80,17 +87,17 @@ struct VocabSpec {
 
 struct Model {
     struct ModelConfig cfg;
-    struct Weight tok_embd;  /* [vocab_size, dim] */
-    struct Weight output;    /* [vocab_size, dim]; the same data as tok_embd when tied */
+    struct Weight tok_embd; /* [vocab_size, dim] */
+    struct Weight output;   /* [vocab_size, dim]; the same data as tok_embd when tied */
     bool tied;
     bool geometry;            /* a published shape with random weights and no file (geometry.h) */
     const float *output_norm; /* [dim] f32 */
     struct Layer *layers;     /* [n_layers] */
     struct VocabSpec vocab;
-    size_t weight_bytes;      /* as stored */
+    size_t weight_bytes; /* as stored */
     uint64_t n_params;
-    uint64_t hash;            /* XXH3 of the header and of samples of the data: names the file */
-    void *source;             /* owned: the mapped file and converted vectors */
+    uint64_t hash; /* XXH3 of the header and of samples of the data: names the file */
+    void *source;  /* owned: the mapped file and converted vectors */
 };
 
 /* Opens a .gguf file, a safetensors folder or a geometry ("geometry:NAME[:TYPE]"). On success the caller owns *out: model_close.

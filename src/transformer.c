@@ -83,6 +83,7 @@ int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_
         .past = b->past,
         .last_rows = last_rows,
         .far = b->far,
+        .masks = b->masks,
     };
     return t->be->attention(t->dev, args);
 }

@@ -431,7 +431,7 @@ static void run_pages(struct Pages *p, const int *lens, const float *biases, flo
             fill(v, (size_t)p->dim, 1);
             p->k->page_write(pages[i], t, p->dim, k, v, p->exact);
         }
-        p->runs[i] = (struct PageRun){pages[i], lens[i], biases[i]};
+        p->runs[i] = (struct PageRun){.page = pages[i], .len = lens[i], .bias = biases[i]};
     }
     struct PageAttn a = {.exact = p->exact,
                          .head_dim = p->dim,
