@@ -6,7 +6,8 @@
  * formats (headmap_file.c: DuoAttention's folder; headmap_json.c: RTP-LLM's and our own JSON).
  *
  * Heads are numbered layer by layer: KV head h of layer l is l * n_kv_heads + h. Query head q of a layer
- * reads KV head q / (n_heads / n_kv_heads). Nothing here knows a model, a cache or a backend.
+ * reads KV head q / (n_heads / n_kv_heads). Nothing here knows a model, a cache or a backend. "Spec" is
+ * headwise.md.
  */
 #ifndef PCOMP_HEADMAP_H
 #define PCOMP_HEADMAP_H
@@ -37,9 +38,8 @@ struct HeadMap {
     int threshold; /* headwise only from so many tokens on; 0: always (RTP-LLM's seqlen_threshold) */
     uint64_t model_hash; /* of the model it was made for (struct Model); 0: unknown */
     uint64_t seed;
-    char method
-        [HEADMAP_METHOD_ROOM]; /* how the scores were found: "ablate", "duoattention"; may be empty */
-    struct Str note;           /* free text, UTF-8; owned */
+    char method[HEADMAP_METHOD_ROOM]; /* how the scores were found: "ablate", …; may be empty */
+    struct Str note;                  /* free text, UTF-8; owned */
     struct Str settings; /* a JSON object that says how it was made, as text; empty: none; owned */
 };
 
@@ -97,10 +97,9 @@ struct HeadMemory {
     size_t prefix, chunks, cap;        /* kept chunks, and context tokens kept in each */
     size_t tail, answer, sink, recent; /* tail: the question's tokens */
     size_t page_tokens; /* tokens are held in pages of so many; 1: the formula as it stands */
-    size_t
-        token_bytes; /* keys and values of one token of one KV head: 2 * head_dim * bytes an element */
-    size_t head_dim,
-        landmarks; /* f16 vectors of head_dim that a full head's page is found by; 0: no index */
+    size_t token_bytes; /* of a token in one KV head: 2 * head_dim * bytes an element */
+    size_t head_dim;    /* elements */
+    size_t landmarks;   /* f16 vectors [head_dim] that find a full head's page; 0: no index */
 };
 
 struct HeadBytes {
