@@ -12,6 +12,7 @@ layers=(
     "quant merge"
     "config"
     "eviction/* calib/*"
+    "headmap headmap_*"
     "gguf safetensors"
     "model model_* geometry geometry_*"
     "tokenizer tokenizer_* pretokenize added strmap bpe spm parts chat chat_* prompt"
@@ -36,7 +37,7 @@ only=(
 )
 # Outside headers, and the modules that may know them.
 outside=(
-    "cjson/cJSON.h cJSON.h : config safetensors model model_* cli cli_* cmd_* jsonl results explain provenance summarize bench inspect eval/*"
+    "cjson/cJSON.h cJSON.h : config headmap headmap_* safetensors model model_* cli cli_* cmd_* jsonl results explain provenance summarize bench inspect eval/*"
     "zlib.h zstd.h : eval/dataset"
     "xxhash.h : base"
     "pcre2.h : tokenizer tokenizer_* pretokenize"
