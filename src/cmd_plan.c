@@ -52,6 +52,19 @@ static int method_text(const struct PlanInfo *plan, struct Str *out)
     return str_appendf(out, ", %d positions\n", plan->n_positions);
 }
 
+/* Classes of heads, and what keys and values come to when the answer is at its longest. */
+static int heads_text(const struct PlanInfo *plan, struct Str *out)
+{
+    char bytes[32];
+    if (plan->heads_streaming == 0) return PC_OK;
+    return str_appendf(out,
+                       "heads    %d of %d KV heads keep what is listed, %d stream: %d first and %d "
+                       "last tokens; %s of keys and values in the end\n",
+                       plan->heads_full, plan->heads_full + plan->heads_streaming,
+                       plan->heads_streaming, plan->head_sinks, plan->head_recent,
+                       bytes_text(plan->heads_bytes, bytes));
+}
+
 static int model_text(const struct Engine *engine, const struct PlanInfo *plan, struct Str *out)
 {
     const struct Model *m = engine_model(engine);
@@ -83,6 +96,7 @@ static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double 
     else
         TRY(str_appendf(out, "KV       all entries of the kept chunks: %s\n",
                         bytes_text(plan->kv_bytes, a)));
+    TRY(heads_text(plan, out));
     TRY(str_appendf(out, "position question at %d, window %d, template %s\n", plan->question_pos,
                     plan->window, plan->chat_template));
     if (plan->n_truncated)

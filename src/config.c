@@ -22,8 +22,12 @@ extern char **environ;
 static const char *const WORDS_AUTO[] = {"auto=0", NULL};
 static const char *const WORDS_KEEP[] = {"auto=0", "all=-1", NULL};
 static const char *const WORDS_CAP[] = {"auto=0", "off=-1", NULL};
+static const char *const WORDS_MAP[] = {"auto=-1", NULL};
+static const char *const WORDS_FREED[] = {"release", "share", NULL};
+static const char *const WORDS_HEADS_BY[] = {"auto", "kv", "query", NULL};
 static const char *const WORDS_METHOD[] = {"parallelcomp",  "full",   "truncate",  "self-extend",
-                                           "streaming-llm", "snapkv", "pyramidkv", NULL};
+                                           "streaming-llm", "snapkv", "pyramidkv", "duo",
+                                           "headwise",      NULL};
 static const char *const WORDS_SCALING[] = {"auto", "ntk", "yarn", NULL};
 static const char *const WORDS_SCORE[] = {"auto", "question", "published", "random",
                                           "bm25", "fusion",   NULL};
@@ -41,7 +45,8 @@ static const char *const WORDS_ISA[] = {"auto", "avx2", "avx512", "avx512vnni", 
 const struct Setting SETTINGS[] = {
     {"method", SET_ENUM, ENUM_AT(method), WORDS_METHOD, "parallelcomp", "method",
      "how a text longer than the window is read: chunks in parallel, all at once, or cut in the middle; "
-     "or as published: grouped positions, sinks and recent tokens, all at once and then compressed by the question"},
+     "or as published: grouped positions, sinks and recent tokens, all at once and then compressed by the question; "
+     "duo, headwise: all at once, with the KV heads or query heads of --heads restricted"},
     {"window", SET_INT, AT(window), 0, 64, 1 << 24, WORDS_AUTO, "auto", "method",
      "positions the model may use; auto: the context it was trained on"},
     {"chunk", SET_INT, AT(chunk), 0, 16, 1 << 22, WORDS_AUTO, "auto", "method",
@@ -69,6 +74,19 @@ const struct Setting SETTINGS[] = {
      "attention-bias calibration: a list of rules, or (as a flag) a JSON file that holds one"},
     {"calib_layers", SET_INT, AT(calib_layers), 0, 1, 4096, WORDS_AUTO, "auto", "method",
      "layers of the model that the rules' bands were written for; auto: this model"},
+    {"heads", SET_TEXT, TEXT_AT(heads), NULL, "", "method",
+     "head map, as `pcomp calibrate heads`, DuoAttention or RTP-LLM write it: KV heads that it finds dispensable stream, "
+     "that is keep the first and the last tokens only; for parallelcomp, full, truncate, duo, headwise"},
+    {"heads_ratio", SET_FLOAT, AT(heads_ratio), 0, 0, 1, WORDS_MAP, "auto", "method",
+     "share of the KV heads that keep everything; auto: as the map chose, or half"},
+    {"head_sinks", SET_INT, AT(head_sinks), 0, 0, 1 << 20, WORDS_MAP, "auto", "method",
+     "first tokens that a streaming head keeps; auto: as the map says"},
+    {"head_recent", SET_INT, AT(head_recent), 0, 1, 1 << 24, WORDS_AUTO, "auto", "method",
+     "last tokens that it keeps, the one at hand included; auto: as the map says"},
+    {"freed", SET_ENUM, ENUM_AT(freed), WORDS_FREED, "release", "method",
+     "parallelcomp: what streaming heads do not need is given back, or raises kv_cap for the others at the same memory"},
+    {"heads_by", SET_ENUM, ENUM_AT(heads_by), WORDS_HEADS_BY, "auto", "method",
+     "which heads are restricted while the text is read: KV heads, or query heads one by one; auto: query for headwise, else kv"},
     {"rope_scaling", SET_ENUM, ENUM_AT(rope_scaling), WORDS_SCALING, "auto", "method",
      "how positions beyond the trained ones are brought within reach, for any method; auto: as the model file says"},
     {"rope_factor", SET_FLOAT, AT(rope_factor), 0, 1, 4096, WORDS_AUTO, "auto", "method",
@@ -279,7 +297,8 @@ static int set_enum(const struct Setting *set, void *at, const char *value)
 }
 
 _Static_assert(sizeof(enum Method) == sizeof(int) && sizeof(enum ChunkScore) == sizeof(int) &&
-                   sizeof(enum Precision) == sizeof(int) && sizeof(enum Scaling) == sizeof(int),
+                   sizeof(enum Precision) == sizeof(int) && sizeof(enum Scaling) == sizeof(int) &&
+                   sizeof(enum Freed) == sizeof(int) && sizeof(enum HeadsBy) == sizeof(int),
                "enums of struct Settings are read and written as int");
 
 static int set_text(const struct Setting *set, char *at, const char *value)
@@ -572,8 +591,28 @@ const char *setting_word(const char *name, int value)
     return setting_find(name)->words[value];
 }
 
+/* Head maps say nothing about positions that move, or tokens chosen once the text was read. */
+static int check_heads(const struct Settings *s)
+{
+    enum Method m = s->method;
+    const char *name = setting_word("method", (int)m);
+    if (!*s->heads && (m == METHOD_DUO || m == METHOD_HEADWISE))
+        return err_set(PC_ECONFIG,
+                       "method %s needs a head map: give --heads FILE; `pcomp calibrate heads` "
+                       "makes one",
+                       name);
+    if (*s->heads && (m == METHOD_SELF_EXTEND || m == METHOD_STREAMING || m == METHOD_SNAPKV ||
+                      m == METHOD_PYRAMIDKV))
+        return err_set(PC_ECONFIG,
+                       "setting 'heads': method %s takes no head map; use parallelcomp, full, "
+                       "truncate, duo or headwise",
+                       name);
+    return PC_OK;
+}
+
 int settings_check(const struct Settings *s)
 {
+    TRY(check_heads(s));
     if (s->rope_factor > 0 && s->rope_scaling == SCALING_AUTO)
         return err_set(PC_ECONFIG,
                        "setting 'rope_factor': it says how far, but not how to stretch; "
@@ -682,7 +721,8 @@ static void add_number(cJSON *root, const struct Setting *set, const void *at)
         const char *quote = number > (1ull << 53) ? "\"" : "";
         snprintf(text, sizeof text, "%s%llu%s", quote, (unsigned long long)number, quote);
     } else {
-        word = *(const float *)at == 0 ? word_of(set, 0, &len) : NULL;
+        float number = *(const float *)at;
+        word = number == floorf(number) ? word_of(set, (long long)number, &len) : NULL;
         float_text(*(const float *)at, text, sizeof text);
     }
     if (word) snprintf(text, sizeof text, "\"%.*s\"", len, word);

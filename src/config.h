@@ -16,7 +16,9 @@ enum Method {
     METHOD_SELF_EXTEND,
     METHOD_STREAMING,
     METHOD_SNAPKV,
-    METHOD_PYRAMIDKV
+    METHOD_PYRAMIDKV,
+    METHOD_DUO,
+    METHOD_HEADWISE
 };
 enum Scaling { SCALING_AUTO, SCALING_NTK, SCALING_YARN };
 enum ChunkScore {
@@ -28,6 +30,8 @@ enum ChunkScore {
     SCORE_FUSION
 };
 enum Precision { PRECISION_AUTO, PRECISION_INT16, PRECISION_F32, PRECISION_BF16, PRECISION_FP8 };
+enum Freed { FREED_RELEASE, FREED_SHARE };
+enum HeadsBy { HEADS_BY_AUTO, HEADS_BY_KV, HEADS_BY_QUERY };
 enum TokenClass { CLASS_SINK, CLASS_MIDDLE, CLASS_RECENT };
 
 /* One calibration rule (method.md section 4): drop from the cache the tokens of one class, in layers
@@ -41,7 +45,7 @@ struct CalibRule {
     int stage;  /* 1: per chunk, 2: on the merged cache */
 };
 
-enum { CALIB_RULES_MAX = 32, KEEP_ALL = -1, CAP_OFF = -1, AUTO = 0 };
+enum { CALIB_RULES_MAX = 32, KEEP_ALL = -1, CAP_OFF = -1, AUTO = 0, FROM_MAP = -1 };
 
 struct Settings {
     /* the method */
@@ -59,6 +63,13 @@ struct Settings {
     struct CalibRule calib[CALIB_RULES_MAX];
     int n_calib;
     int calib_layers; /* layers of the model the rules' bands were written for; AUTO: this model's */
+    /* heads (headwise.md D.1) */
+    char heads[1024];  /* file of a head map (headmap.h); empty: every head keeps everything */
+    float heads_ratio; /* KV heads that do, of all; FROM_MAP */
+    int head_sinks;    /* first and last tokens that the others keep; FROM_MAP */
+    int head_recent;   /* AUTO: the map's */
+    enum Freed freed;  /* what becomes of the room that they do not need */
+    enum HeadsBy heads_by;
     /* the baselines */
     enum Scaling rope_scaling; /* SCALING_AUTO: as the model file says */
     float rope_factor;         /* AUTO: positions used over positions trained */

@@ -23,7 +23,8 @@ static struct Batch tail_batch(struct Session *s, const int *ids, int n, int pos
                       .seq_begin = s->seq_begin,
                       .n_seqs = 1,
                       .pool = &s->kv.pool,
-                      .past = &s->merged};
+                      .past = &s->merged,
+                      .masks = heads_answering(s)};
     return b;
 }
 
@@ -90,7 +91,8 @@ static int calibrate_merged(struct Session *s, int layer, const struct AttnArgs 
         TRY(s->tf.be->attn_mass(s->tf.dev, args, rows, s->mass, s->mass_stride));
         if (!any) memset(s->drop, 1, (size_t)m->n_kv_heads * s->mass_stride);
         any = true;
-        for (int h = 0; h < m->n_kv_heads; h++) drop_merged(s, r, layer, h);
+        for (int h = 0; h < m->n_kv_heads; h++)
+            if (!heads_stream(s, layer, h)) drop_merged(s, r, layer, h);
     }
     for (int h = 0; any && h < m->n_kv_heads; h++) {
         int head = layer * m->n_kv_heads + h;
@@ -151,7 +153,7 @@ static int store_question(struct Session *s, int layer, const struct AttnArgs *a
     struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, s->prompt.tail.n};
     if (s->budget) return compress_layer(s, layer, args);
     if (s->mass) TRY(calibrate_merged(s, layer, args));
-    TRY(kv_append_all(&s->kv, &s->merged, layer, &rows, &s->writes));
+    TRY(heads_append_all(s, &s->merged, layer, &rows));
     return kv_flush(&s->kv, &s->writes);
 }
 
@@ -241,10 +243,11 @@ static int step(struct Session *s, struct Sampler *sampler, int pos, int *id)
     struct Batch b = tail_batch(s, id, 1, pos);
     TRY(far_batch(s, &b));
     bool replay = s->limits.records && !b.far, greedy = replay && sampler->config.temperature <= 0;
-    b.follows = s->recorded;
+    b.follows = s->recorded && !s->slid;
     TRY(tf_begin(&s->tf, &b));
     TRY(replay ? step_replayed(s, &b, greedy ? id : NULL) : step_layers(s, &b, true));
     far_forget(s, &s->merged);
+    s->slid = heads_slide(s, &s->merged);
     return greedy ? PC_OK : sampler_next(sampler, s->logits, id);
 }
 

@@ -13,6 +13,20 @@ static int open_chat(struct Engine *e)
     return chat_detect(e->model.vocab.chat_template, &e->chat);
 }
 
+/* The head map that the settings name; one that is not in use any more goes. */
+static int open_heads(struct Engine *e)
+{
+    const struct ModelConfig *m = &e->model.cfg;
+    struct HeadShape shape = {m->n_layers, m->n_heads, m->n_kv_heads};
+    struct HeadMap map = {0};
+    if (*e->settings.heads) TRY(headmap_read(e->settings.heads, &shape, &map));
+    headmap_close(&e->heads);
+    e->heads = map;
+    if (map.model_hash && map.model_hash != e->model.hash)
+        log_msg(LOG_WARN, "%s was made for another model than %s", e->settings.heads, m->name);
+    return PC_OK;
+}
+
 static int open_device(struct Engine *e)
 {
     if (e->settings.threads == AUTO) e->settings.threads = omp_get_num_procs();
@@ -57,6 +71,7 @@ int engine_open(const char *model_path, const struct Settings *settings, struct 
         TRY_GOTO(err_set(PC_EFORMAT, "%s: the vocabulary has %d tokens, the embedding %d",
                          model_path, e->model.vocab.n_tokens, e->model.cfg.vocab_size));
     TRY_GOTO(open_chat(e));
+    TRY_GOTO(open_heads(e));
     TRY_GOTO(open_device(e));
     *out = e;
     return PC_OK;
@@ -69,6 +84,7 @@ void engine_close(struct Engine *e)
 {
     if (!e) return;
     if (e->dev) e->be->close(e->dev);
+    headmap_close(&e->heads);
     if (e->tok) tokenizer_close(e->tok);
     if (e->model.source) model_close(&e->model);
     mem_free(e);
@@ -113,6 +129,7 @@ int engine_configure(struct Engine *e, const struct Settings *settings)
     e->settings = *settings;
     e->settings.threads = old.threads;
     int status = open_chat(e);
+    if (status == PC_OK && strcmp(old.heads, n->heads)) status = open_heads(e);
     if (status < 0) e->settings = old;
     return status;
 }

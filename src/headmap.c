@@ -195,6 +195,16 @@ int headmap_keep_above(const struct HeadMap *map, float score, uint8_t *keep)
     return kept;
 }
 
+bool headmap_is_flags(const struct HeadMap *map)
+{
+    int n = headmap_heads(map), ones = 0;
+    for (int i = 0; i < n; i++) {
+        if (map->scores[i] != 0 && map->scores[i] != 1) return false;
+        ones += map->scores[i] == 1;
+    }
+    return ones > 0 && ones < n;
+}
+
 void headmap_q_flags(const struct HeadMap *map, const uint8_t *keep, uint8_t *flags)
 {
     int n = headmap_heads(map), group = map->shape.n_heads / map->shape.n_kv_heads;

@@ -35,6 +35,7 @@ struct HeadMap {
     float *q_scores; /* [n_layers, n_heads] f32, 0..1, of query heads; NULL: not known; owned */
     int sink;        /* first tokens that a streaming head keeps */
     int recent; /* last tokens that it keeps, itself included: key j is seen from i when i - j < recent */
+    float ratio;   /* share of KV heads that whoever made it chose to keep; 0: none chosen */
     int threshold; /* headwise only from so many tokens on; 0: always (RTP-LLM's seqlen_threshold) */
     uint64_t model_hash; /* of the model it was made for (struct Model); 0: unknown */
     uint64_t seed;
@@ -68,6 +69,8 @@ int headmap_keep(const struct HeadMap *map, double ratio, int min_per_layer, uin
 /* Marks the heads whose score is at least `score`: DuoAttention's other mode, with 0.5, and what a map of
  * 0/1 flags says itself. Returns how many. */
 int headmap_keep_above(const struct HeadMap *map, float score, uint8_t *keep);
+/* The scores are a choice themselves: 0 or 1 each, and both. */
+bool headmap_is_flags(const struct HeadMap *map);
 /* From a choice of KV heads to flags[n_layers, n_heads] u8 of query heads: 1 when its KV head is kept and its
  * own score is above 0. Without scores of query heads, or when a whole group has none above 0, the group is
  * flagged as one, so that no kept KV head is lost. */

@@ -145,10 +145,11 @@ int kv_move(struct HeadTable *dst, struct HeadTable *src)
     return PC_OK;
 }
 
-void kv_bias(struct HeadTable *t, float bias)
+void kv_bias(struct HeadTable *t, float bias, const uint8_t *but)
 {
     for (int h = 0; h < t->n_heads; h++)
-        for (int i = 0; i < t->n_refs[h]; i++) t->refs[(size_t)h * t->stride + i].bias = bias;
+        for (int i = 0; !(but && but[h]) && i < t->n_refs[h]; i++)
+            t->refs[(size_t)h * t->stride + i].bias = bias;
 }
 
 void kv_clear(struct KvCache *kv, struct HeadTable *t)
@@ -160,23 +161,22 @@ void kv_clear(struct KvCache *kv, struct HeadTable *t)
     }
 }
 
-void kv_slide(struct KvCache *kv, struct HeadTable *t, int first, int last)
+bool kv_slide(struct KvCache *kv, struct HeadTable *t, int head, int first, int last)
 {
-    for (int h = 0; h < t->n_heads; h++) {
-        struct PageRef *refs = t->refs + (size_t)h * t->stride;
-        int kept = 0, tokens = 0, from, rest;
-        while (kept < t->n_refs[h] && tokens < first) tokens += (int)refs[kept++].len;
-        rest = t->n_tokens[h] - tokens;
-        if (rest < last || tokens < first) continue;
-        if (kept) refs[kept - 1].len -= (uint32_t)(tokens - first);
-        for (from = kept; from < t->n_refs[h] && rest - (int)refs[from].len >= last; from++) {
-            rest -= (int)refs[from].len;
-            kv->pool.free[kv->pool.n_free++] = refs[from].page;
-        }
-        memmove(refs + kept, refs + from, sizeof *refs * (size_t)(t->n_refs[h] - from));
-        t->n_refs[h] -= from - kept;
-        t->n_tokens[h] = first + rest;
+    struct PageRef *refs = t->refs + (size_t)head * t->stride;
+    int n = t->n_refs[head], kept = 0, tokens = 0, from;
+    while (kept < n && tokens < first) tokens += (int)refs[kept++].len;
+    int rest = t->n_tokens[head] - tokens, before = t->n_tokens[head];
+    if (rest < last || tokens < first) return false;
+    if (kept) refs[kept - 1].len -= (uint32_t)(tokens - first);
+    for (from = kept; from < n && rest - (int)refs[from].len >= last; from++) {
+        rest -= (int)refs[from].len;
+        kv->pool.free[kv->pool.n_free++] = refs[from].page;
     }
+    memmove(refs + kept, refs + from, sizeof *refs * (size_t)(n - from));
+    t->n_refs[head] -= from - kept;
+    t->n_tokens[head] = first + rest;
+    return t->n_tokens[head] < before;
 }
 
 /* Notes where the survivors of one head lie and where they go, in order: forward only, so that nothing is written

@@ -53,13 +53,13 @@ int kv_append_all(struct KvCache *kv, struct HeadTable *t, int layer, const stru
 int kv_flush(struct KvCache *kv, struct KvWrites *w);
 /* Moves all pages of src behind those of dst; src is empty afterwards. */
 int kv_move(struct HeadTable *dst, struct HeadTable *src);
-/* All tokens that the table holds now get this bias on their logits. */
-void kv_bias(struct HeadTable *t, float bias);
+/* All tokens that the table holds now get this bias on their logits, but those of heads that `but` marks, [n_heads] or NULL. */
+void kv_bias(struct HeadTable *t, float bias, const uint8_t *but);
 /* Gives all pages back to the pool. */
 void kv_clear(struct KvCache *kv, struct HeadTable *t);
-/* Gives back the whole pages of each head whose tokens are neither among its first `first` nor its last `last`; of the
- * page in which the first ones end, the rest goes too once none of it is among the last. */
-void kv_slide(struct KvCache *kv, struct HeadTable *t, int first, int last);
+/* Gives back the whole pages of a head whose tokens are neither among its first `first` nor its last `last`; of the
+ * page in which the first ones end, the rest goes too once none of it is among the last. True when something went. */
+bool kv_slide(struct KvCache *kv, struct HeadTable *t, int head, int first, int last);
 /* Keeps only the tokens of one head whose keep flag is set, [n_tokens]. */
 int kv_filter(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, const uint8_t *keep);
 

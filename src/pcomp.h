@@ -85,6 +85,10 @@ struct PlanInfo {
     int question_pos; /* position of the first question token in stage 2 */
     int n_positions; /* no two tokens that see each other are so far apart, as the rotation counts it */
     int max_tokens;
+    int heads_full, heads_streaming; /* KV heads of all layers */
+    int head_sinks, head_recent;     /* tokens that a streaming head keeps; 0: none streams */
+    size_t
+        heads_bytes; /* keys and values of all heads when the answer is at its longest: headwise.md D.1 */
     int n_truncated;        /* context tokens left out (--method truncate only) */
     size_t kv_bytes;        /* pages of the kept chunks */
     size_t peak_bytes;      /* all that the run allocates, model file excluded */

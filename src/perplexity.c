@@ -18,7 +18,11 @@ static int window_nll(struct Session *s, const int *ids, int n, double *sum)
         s->rows[i] = i;
         if (i) s->targets[i - 1] = ids[i];
     }
-    struct Batch b = {.tokens = s->tokens, .pos = s->pos, .seq_begin = s->seq_begin, .n_seqs = 1};
+    struct Batch b = {.tokens = s->tokens,
+                      .pos = s->pos,
+                      .seq_begin = s->seq_begin,
+                      .n_seqs = 1,
+                      .masks = heads_reading(s)};
     TRY(tf_begin(&s->tf, &b));
     for (int l = 0; l < n_layers; l++) {
         struct AttnArgs args;
@@ -103,6 +107,7 @@ static int open_plain(struct Session *s, int window)
     s->begun += clock_seconds() - begun;
     s->plan.n_positions = rows;
     TRY(rope_plan(s));
+    TRY(heads_plan(s, rows));
     TRY(tf_open(&s->tf, s->e->be, s->e->dev, &s->e->model, rows));
     TRY(rope_open(s));
     return s->e->be->reserve(s->e->dev, &s->wave_shape);

@@ -152,10 +152,15 @@ static int most_held(const struct Session *s, int total)
     return flat ? min_int(s->plan.window + 2 * PAGE_TOKENS, total) : total;
 }
 
+/* Pages of a streaming head where a full one would need so many. */
+static int ring_for(const struct Session *s, int pages)
+{
+    return min_int(pages, heads_ring(s));
+}
+
 /* One sequence: the past grows with the text, unless it slides. */
 static void plain_shapes(struct Session *s)
 {
-    const struct ModelConfig *m = &s->e->model.cfg;
     struct PlanInfo *p = &s->plan;
     int p0 = p->n_prefix, q = p->n_question, read = p0 + p->chunk_tokens,
         total = read + q + p->max_tokens, turned = s->set.method == METHOD_SELF_EXTEND;
@@ -178,16 +183,15 @@ static void plain_shapes(struct Session *s)
                                           .turned_keys = s->far.window && turned ? answer_keys : 0};
     int pages = min_int(pages_for(total) + 1, pages_for(s->held) + pages_for(s->batch_rows) + 2);
     s->n_slots = 0;
-    s->n_pages = (size_t)m->n_layers * m->n_kv_heads * (size_t)pages;
+    s->n_pages = (size_t)p->heads_full * pages + (size_t)p->heads_streaming * ring_for(s, pages);
     s->mass_stride = s->answer_shape.mass_keys;
 }
 
 static void wave_shapes(struct Session *s)
 {
-    const struct ModelConfig *m = &s->e->model.cfg;
     struct PlanInfo *p = &s->plan;
-    int p0 = p->n_prefix, q = p->n_question, heads = m->n_layers * m->n_kv_heads,
-        scored = max_int(q, 1), rows = p0 + p->chunk_tokens + q;
+    int p0 = p->n_prefix, q = p->n_question, scored = max_int(q, 1),
+        rows = p0 + p->chunk_tokens + q;
     int mass_keys = needs_mass(s) ? rows : 0;
     int answer_keys = p0 + p->keep * s->cap + q + p->max_tokens;
     /* every kept chunk ends in a page of its own: count whole pages */
@@ -205,8 +209,9 @@ static void wave_shapes(struct Session *s)
                                           .mass_keys = needs_mass(s) ? answer_keys : 0,
                                           .head_rows = min_int(HEAD_ROWS, scored)};
     s->n_slots = min_int(p->keep + p->wave, p->n_read);
-    s->n_pages = (size_t)heads * ((size_t)s->n_slots * pages_for(s->cap) + pages_for(p0) +
-                                  pages_for(q + p->max_tokens) + 1);
+    int ends = pages_for(p0) + pages_for(q + p->max_tokens) + 1;
+    s->n_pages = (size_t)p->heads_full * ((size_t)s->n_slots * pages_for(s->cap) + ends) +
+                 (size_t)p->heads_streaming * ring_for(s, pages_for(p->chunk_tokens) + ends);
     s->mass_stride = needs_mass(s) ? max_int(mass_keys, answer_keys) : 0;
 }
 
@@ -271,6 +276,7 @@ int plan_make(struct Session *s)
     int64_t n_all =
         (int64_t)s->prompt.prefix.n + s->prompt.context.n + s->prompt.tail.n + s->set.max_tokens;
     TRY(plan_defaults(&s->set, m->train_len, n_all));
+    TRY(heads_plan(s, n_all));
     for (int i = 0; i < s->prompt.tail.n + s->prompt.prefix.n; i++) {
         int id = i < s->prompt.tail.n ? s->prompt.tail.ids[i]
                                       : s->prompt.prefix.ids[i - s->prompt.tail.n];
@@ -286,8 +292,9 @@ int plan_make(struct Session *s)
     p->max_tokens = s->set.max_tokens;
     snprintf(p->chat_template, sizeof p->chat_template, "%s", chat_name(s->e->chat.kind));
     TRY(is_plain(s) ? plan_plain(s) : plan_chunks(s));
-    s->cap = s->set.kv_cap == CAP_OFF || is_plain(s) ? p->chunk_tokens
-                                                     : min_int(s->set.kv_cap, p->chunk_tokens);
+    s->cap = s->set.kv_cap == CAP_OFF || is_plain(s)
+                 ? p->chunk_tokens
+                 : min_int(heads_share(s, s->set.kv_cap), p->chunk_tokens);
     TRY(plan_budget(s));
     p->kv_cap = s->budget ? s->set.kv_cap : s->cap;
     p->model_bytes = s->e->file_bytes;
@@ -295,8 +302,10 @@ int plan_make(struct Session *s)
     p->available_bytes = engine_available(s->e, &s->limits);
     plan_wave(s);
     p->fits = p->peak_bytes <= p->available_bytes;
-    p->kv_bytes = (size_t)m->n_layers * m->n_kv_heads * pages_for(kept_tokens(s)) *
+    int kept = pages_for(kept_tokens(s));
+    p->kv_bytes = ((size_t)p->heads_full * kept + (size_t)p->heads_streaming * ring_for(s, kept)) *
                   s->e->be->page_bytes(s->e->dev);
+    TRY(heads_formula(s, 1, &p->heads_bytes));
     TRY(cut_chunks(s));
     int longest = 0;
     for (int i = 0; i < p->n_chunks; i++)

@@ -35,7 +35,8 @@ static int prefill_segment(struct Session *s, const int *ids, int n, int pos0,
                       .seq_begin = s->seq_begin,
                       .n_seqs = 1,
                       .pool = &s->kv.pool,
-                      .past = past};
+                      .past = past,
+                      .masks = heads_reading(s)};
     TRY(far_batch(s, &b));
     TRY(tf_begin(&s->tf, &b));
     for (int l = 0; l < n_layers; l++) {
@@ -45,7 +46,7 @@ static int prefill_segment(struct Session *s, const int *ids, int n, int pos0,
         TRY(session_stop(s));
         TRY(tf_attend(&s->tf, &b, l, last ? 1 : 0, &args));
         struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, n};
-        TRY(kv_append_all(&s->kv, past, l, &rows, &s->writes));
+        TRY(heads_append_all(s, past, l, &rows));
         TRY(kv_flush(&s->kv, &s->writes));
         if (!last) TRY(tf_ffn(&s->tf, l, n));
     }
@@ -73,8 +74,9 @@ int prefill_plain(struct Session *s)
     for (int h = 0; h < s->merged.n_heads; h++) {
         int before = s->plan.sinks && s->plan.sinks < p ? s->plan.sinks : p,
             kept = s->merged.n_tokens[h] - before;
+        bool streams = s->heads.streams && s->heads.streams[h];
         s->out->kv_in[h] = n;
-        s->out->kv_kept[h] = kept < n ? kept : n;
+        s->out->kv_kept[h] = streams ? heads_kept(s, h, n) : kept < n ? kept : n;
     }
     return PC_OK;
 }
@@ -122,7 +124,8 @@ static int wave_begin(struct Session *s, struct Wave *w)
                               .seq_begin = s->seq_begin,
                               .n_seqs = w->n,
                               .pool = &s->kv.pool,
-                              .past = &s->prefix};
+                              .past = &s->prefix,
+                              .masks = heads_reading(s)};
     return tf_begin(&s->tf, &w->batch);
 }
 
@@ -226,6 +229,16 @@ static int choose_on_device(struct Session *s, struct Wave *w, int layer,
     return s->tf.be->keep(s->tf.dev, args, &keep);
 }
 
+/* What a streaming head keeps of the wave: the last chunk of all stands behind the prefix for it, whether it wins or not;
+ * no later wave reads the prefix. */
+static int keep_streaming(struct Session *s, const struct Wave *w, int layer, int kv_head)
+{
+    int last = w->n - 1;
+    struct KvRows rows = {s->tf.k, s->tf.v, s->seq_begin[last], NULL, context_len(s, w, last)};
+    if (w->chunk[last] != s->todo[s->plan.n_read - 1]) return PC_OK;
+    return heads_append(s, &s->prefix, layer, kv_head, &rows);
+}
+
 /* Sends the surviving context tokens of this layer to the chunks' pages. */
 static int keep_tokens(struct Session *s, struct Wave *w, int layer, const struct AttnArgs *args)
 {
@@ -236,6 +249,7 @@ static int keep_tokens(struct Session *s, struct Wave *w, int layer, const struc
     for (int i = 0; i < w->n; i++) {
         struct KvRows rows = {s->tf.k, s->tf.v, s->seq_begin[i], NULL, context_len(s, w, i)};
         for (int h = 0; h < heads; h++) {
+            if (heads_stream(s, layer, h)) continue;
             if (chosen) {
                 rows.index = s->keep_dev + mass_at(s, i, h);
                 rows.n = w->slot[i]->kept[layer * heads + h];
@@ -243,6 +257,8 @@ static int keep_tokens(struct Session *s, struct Wave *w, int layer, const struc
             TRY(kv_append(&s->kv, &w->slot[i]->table, layer, h, &rows, &s->writes));
         }
     }
+    for (int h = 0; h < heads; h++)
+        if (heads_stream(s, layer, h)) TRY(keep_streaming(s, w, layer, h));
     return kv_flush(&s->kv, &s->writes);
 }
 
@@ -346,7 +362,7 @@ int merge_kept(struct Session *s)
     int *kept = s->rows, n = chunk_queue_kept(&s->queue, kept), longest = 0;
     double best = best_score(s, kept, n);
     /* prefix_copies = k gives the one shared prefix the weight of k copies (method.md 1.5) */
-    kv_bias(&s->prefix, logf((float)s->set.prefix_copies));
+    kv_bias(&s->prefix, logf((float)s->set.prefix_copies), s->heads.streams);
     TRY(kv_move(&s->merged, &s->prefix));
     for (int i = 0; i < n; i++) {
         const struct Chunk *c = &s->chunks[kept[i]];
@@ -356,11 +372,13 @@ int merge_kept(struct Session *s)
             s->out->kv_in[h] += c->end - c->begin;
             s->out->kv_kept[h] += slot->table.n_tokens[h];
         }
-        kv_bias(&slot->table, chunk_bias(s, kept[i], best));
+        kv_bias(&slot->table, chunk_bias(s, kept[i], best), NULL);
         TRY(kv_move(&s->merged, &slot->table));
         s->out->chunks[kept[i]].kept = true;
         if (c->end - c->begin > longest) longest = c->end - c->begin;
     }
+    for (int h = 0; s->heads.streams && h < s->merged.n_heads; h++)
+        if (s->heads.streams[h]) s->out->kv_kept[h] = heads_kept(s, h, (int)s->out->kv_in[h]);
     s->plan.question_pos = s->prompt.prefix.n + longest;
     return PC_OK;
 }

@@ -94,6 +94,11 @@ static void add_plan(cJSON *root, const struct PlanInfo *plan)
     cJSON_AddNumberToObject(object, "n_positions", plan->n_positions);
     cJSON_AddNumberToObject(object, "max_tokens", plan->max_tokens);
     cJSON_AddNumberToObject(object, "n_truncated", plan->n_truncated);
+    cJSON_AddNumberToObject(object, "heads_full", plan->heads_full);
+    cJSON_AddNumberToObject(object, "heads_streaming", plan->heads_streaming);
+    cJSON_AddNumberToObject(object, "head_sinks", plan->head_sinks);
+    cJSON_AddNumberToObject(object, "head_recent", plan->head_recent);
+    cJSON_AddNumberToObject(object, "heads_bytes", (double)plan->heads_bytes);
     cJSON_AddNumberToObject(object, "kv_bytes", (double)plan->kv_bytes);
     cJSON_AddNumberToObject(object, "peak_bytes", (double)plan->peak_bytes);
     cJSON_AddNumberToObject(object, "made_bytes", (double)plan->made_bytes);

@@ -108,7 +108,7 @@ static int alloc_cache(struct Session *s)
     const struct ModelConfig *m = &s->e->model.cfg;
     const struct PlanInfo *p = &s->plan;
     int heads = m->n_kv_heads, slots = s->set.method == METHOD_PARALLELCOMP ? p->keep : 0;
-    int prefix = p->n_prefix / PAGE_TOKENS + 1,
+    int ring = heads_ring(s), prefix = p->n_prefix / PAGE_TOKENS + 1 + ring,
         tail = (p->n_question + p->max_tokens) / PAGE_TOKENS + 2;
     int kept = slots ? slots * ((s->cap + PAGE_TOKENS - 1) / PAGE_TOKENS)
                      : (s->held < p->chunk_tokens ? s->held + s->batch_rows : p->chunk_tokens) /
@@ -196,6 +196,7 @@ void session_close(struct Session *s)
 {
     if (s->keep_dev) s->e->be->release(s->e->dev, s->keep_dev);
     far_close(s);
+    heads_close(s);
     tf_close(&s->tf);
     for (int i = 0; s->slots && i < s->n_slots; i++) {
         kv_table_close(&s->slots[i].table);

@@ -4,6 +4,7 @@
 
 #include "chunk_plan.h"
 #include "eviction/chunk_evict.h"
+#include "headmap.h"
 #include "kv_cache.h"
 #include "pcomp.h"
 #include "prompt.h"
@@ -19,6 +20,7 @@ struct Engine {
     const struct Backend *be;
     struct Device *dev;
     size_t file_bytes;
+    struct HeadMap heads; /* settings.heads; all zero without one */
 };
 
 /* The cache of one chunk while it may still win. */
@@ -35,6 +37,16 @@ static inline bool compresses(const struct Settings *set)
 {
     return set->method == METHOD_SNAPKV || set->method == METHOD_PYRAMIDKV;
 }
+
+/* Which heads stream in a run, and what that hides. */
+struct HeadRun {
+    uint8_t *
+        streams; /* [n_layers * n_kv_heads] 1: keeps sinks and recent tokens only; NULL: none does */
+    int *read_window;              /* [n_layers, n_heads] over the text; 0: all */
+    int *answer_window;            /* [n_layers, n_heads] over question and answer */
+    struct HeadMasks read, answer; /* the same for a batch */
+    int n_full, sinks, recent;
+};
 
 struct Session {
     struct Engine *e;
@@ -54,7 +66,8 @@ struct Session {
     int cap;           /* tokens kept a chunk and head, at most */
     int *
         budget; /* [n_layers] prompt tokens that a head keeps besides the observed rows; NULL: all */
-    int observed;            /* last question rows that vote */
+    int observed; /* last question rows that vote */
+    struct HeadRun heads;
     struct FarKeys far;      /* self-extend, streaming-llm; window 0: no key is far from any row */
     float *q_turn, *k_turn;  /* [batch_rows, rope_dim], [keys, rope_dim] device memory of far */
     float *inv_freq;         /* [rope_dim / 2] of a stretched rotation, or NULL */
@@ -82,6 +95,7 @@ struct Session {
     uint8_t *drop; /* [wave + 1, n_kv_heads, mass_stride] tokens that calibration removes */
     float *logits; /* [vocab_size] */
     bool recorded; /* the device has a record of a step of this run */
+    bool slid;     /* pages left the merged cache since the step before */
 };
 
 /* engine.c */
@@ -108,6 +122,34 @@ void far_close(struct Session *s);
 int far_batch(struct Session *s, struct Batch *b); /* before tf_begin; uses s->rows */
 void far_forget(struct Session *s,
                 struct HeadTable *past); /* after a batch: what no later row sees */
+
+/* session_heads.c */
+/* Classes of heads for a run of so many tokens: fills heads and what the plan says of them. */
+int heads_plan(struct Session *s, int64_t n_all);
+void heads_close(struct Session *s);
+int heads_ring(
+    const struct Session *s); /* pages that a streaming head needs at most; 0: none streams */
+int heads_share(const struct Session *s, int cap); /* the cap of full heads, with what is freed */
+/* Bytes of all caches when full, in pages of so many tokens (headmap_memory). */
+int heads_formula(const struct Session *s, size_t page_tokens, size_t *bytes);
+bool heads_stream(const struct Session *s, int layer, int kv_head);
+/* Rows of a batch behind the tokens of a streaming head; those that no later row sees are left out. rows->index NULL. */
+int heads_append(struct Session *s, struct HeadTable *t, int layer, int kv_head,
+                 const struct KvRows *rows);
+/* To all heads of a layer, each as its class wants. */
+int heads_append_all(struct Session *s, struct HeadTable *t, int layer, const struct KvRows *rows);
+/* After single rows were appended: what no later row sees. True when pages or tokens went. */
+bool heads_slide(struct Session *s, struct HeadTable *t);
+int heads_kept(const struct Session *s, int head,
+               int n); /* of n text tokens, in the merged cache */
+static inline const struct HeadMasks *heads_reading(const struct Session *s)
+{
+    return s->heads.streams ? &s->heads.read : NULL;
+}
+static inline const struct HeadMasks *heads_answering(const struct Session *s)
+{
+    return s->heads.streams ? &s->heads.answer : NULL;
+}
 
 /* session_rank.c: whether the chunks are ranked without the model, so that only winners need be read; and that. */
 bool ranks_ahead(const struct Settings *set);

@@ -143,6 +143,8 @@ int far_batch(struct Session *s, struct Batch *b)
 
 void far_forget(struct Session *s, struct HeadTable *past)
 {
-    if (s->set.method == METHOD_STREAMING && s->far.window)
-        kv_slide(&s->kv, past, s->far.n, s->far.window - 1); /* the next row is one of its window */
+    if (s->set.method != METHOD_STREAMING || s->far.window == 0) return;
+    for (int h = 0; h < past->n_heads; h++)
+        kv_slide(&s->kv, past, h, s->far.n,
+                 s->far.window - 1); /* the next row is one of its window */
 }

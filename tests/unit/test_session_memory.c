@@ -75,6 +75,14 @@ static void test_memory(void **state)
     each_engine(check_memory);
 }
 
+static void stream_half(struct Engine *e)
+{
+    const struct ModelConfig *m = &e->model.cfg;
+    struct HeadShape shape = {m->n_layers, m->n_heads, m->n_kv_heads};
+    headmap_close(&e->heads);
+    must(headmap_random(&shape, 1, &e->heads));
+}
+
 /* Every part of the plan in turn is the largest one. */
 static void test_plan_shapes(void **state)
 {
@@ -82,18 +90,22 @@ static void test_plan_shapes(void **state)
     static const struct {
         enum Method method;
         int keep, cap, wave, n_calib, max_tokens;
+        bool heads; /* half of them stream */
     } cases[] = {
-        {METHOD_PARALLELCOMP, 1, CAP_OFF, 1, 0, 4},
-        {METHOD_PARALLELCOMP, KEEP_ALL, CAP_OFF, 1, 0, 4},
-        {METHOD_PARALLELCOMP, KEEP_ALL, 7, 4, 0, 4},
-        {METHOD_PARALLELCOMP, 2, 50, 16, 1, 4},
-        {METHOD_PARALLELCOMP, KEEP_ALL, CAP_OFF, 3, 1, 300},
-        {METHOD_FULL, 1, CAP_OFF, 1, 0, 4},
-        {METHOD_TRUNCATE, 1, CAP_OFF, 1, 0, 4},
-        {METHOD_SELF_EXTEND, 1, CAP_OFF, 1, 0, 4},
-        {METHOD_STREAMING, 1, CAP_OFF, 1, 0, 300},
-        {METHOD_SNAPKV, 1, 50, 1, 0, 4},
-        {METHOD_PYRAMIDKV, 1, 2000, 1, 0, 300},
+        {METHOD_PARALLELCOMP, 1, CAP_OFF, 1, 0, 4, false},
+        {METHOD_PARALLELCOMP, KEEP_ALL, CAP_OFF, 1, 0, 4, false},
+        {METHOD_PARALLELCOMP, KEEP_ALL, 7, 4, 0, 4, false},
+        {METHOD_PARALLELCOMP, 2, 50, 16, 1, 4, false},
+        {METHOD_PARALLELCOMP, KEEP_ALL, CAP_OFF, 3, 1, 300, false},
+        {METHOD_FULL, 1, CAP_OFF, 1, 0, 4, false},
+        {METHOD_TRUNCATE, 1, CAP_OFF, 1, 0, 4, false},
+        {METHOD_SELF_EXTEND, 1, CAP_OFF, 1, 0, 4, false},
+        {METHOD_STREAMING, 1, CAP_OFF, 1, 0, 300, false},
+        {METHOD_SNAPKV, 1, 50, 1, 0, 4, false},
+        {METHOD_PYRAMIDKV, 1, 2000, 1, 0, 300, false},
+        {METHOD_DUO, 1, CAP_OFF, 1, 0, 300, true},
+        {METHOD_PARALLELCOMP, 2, 50, 3, 0, 4, true},
+        {METHOD_PARALLELCOMP, KEEP_ALL, CAP_OFF, 1, 0, 300, true},
     };
     struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
     char text[9000];
@@ -110,6 +122,7 @@ static void test_plan_shapes(void **state)
         set->wave = cases[c].wave;
         set->max_tokens = cases[c].max_tokens;
         set->n_calib = 0;
+        if (cases[c].heads) stream_half(e);
         if (cases[c].n_calib) add_rule(e, (struct CalibRule){CLASS_SINK, 0, 2, 0.5f, 10, 1, 2});
         size_t at_rest = held_at_rest(e);
         must(session_plan(e, &req, &plan));
