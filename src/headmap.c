@@ -208,12 +208,15 @@ bool headmap_is_flags(const struct HeadMap *map)
 void headmap_q_flags(const struct HeadMap *map, const uint8_t *keep, uint8_t *flags)
 {
     int n = headmap_heads(map), group = map->shape.n_heads / map->shape.n_kv_heads;
+    float least = 1;
+    for (int head = 0; head < n; head++)
+        if (keep[head] && map->scores[head] < least) least = map->scores[head];
     for (int head = 0; head < n; head++) {
         const float *q = map->q_scores ? map->q_scores + (size_t)head * group : NULL;
         bool any = false;
-        for (int i = 0; q && i < group; i++) any = any || q[i] > 0;
+        for (int i = 0; q && i < group; i++) any = any || (q[i] > 0 && q[i] >= least);
         for (int i = 0; i < group; i++)
-            flags[(size_t)head * group + i] = keep[head] && (!any || q[i] > 0);
+            flags[(size_t)head * group + i] = keep[head] && (!any || (q[i] > 0 && q[i] >= least));
     }
 }
 

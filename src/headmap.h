@@ -71,9 +71,9 @@ int headmap_keep(const struct HeadMap *map, double ratio, int min_per_layer, uin
 int headmap_keep_above(const struct HeadMap *map, float score, uint8_t *keep);
 /* The scores are a choice themselves: 0 or 1 each, and both. */
 bool headmap_is_flags(const struct HeadMap *map);
-/* From a choice of KV heads to flags[n_layers, n_heads] u8 of query heads: 1 when its KV head is kept and its
- * own score is above 0. Without scores of query heads, or when a whole group has none above 0, the group is
- * flagged as one, so that no kept KV head is lost. */
+/* From a choice of KV heads to flags[n_layers, n_heads] u8 of query heads: 1 when its KV head is kept and its own
+ * score is above 0 and not below that of the least needed KV head that is kept. Without scores of query heads, or when
+ * nobody of a group has such a score, the group is flagged as one, so that no kept KV head is lost. */
 void headmap_q_flags(const struct HeadMap *map, const uint8_t *keep, uint8_t *flags);
 /* The score of a KV head becomes the highest of its query heads' (a mean would dilute one good head by the
  * size of its group, spec D.4). The map must have q_scores. */

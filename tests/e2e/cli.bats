@@ -341,6 +341,39 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     [[ "$output" =~ ^perplexity\ [0-9.]+\ \ nll ]]
 }
 
+# tsv FILE: a head map for the tiny model as DuoAttention writes it: every second KV head of a layer must remember.
+tsv() {
+    "$PCOMP" inspect --json "$TINY" | jq -r '[range(.n_layers)] as $l | [range(.n_kv_heads)] as $h |
+        $l[] | [$h[] | (. + 1) % 2 | tostring] | @tsv' > "$1"
+}
+
+@test "a head map: streaming heads hold less, in every method that takes one" {
+    need_model
+    tsv heads.tsv
+    echo '{"sink_size": 4, "recent_size": 32}' > config.json
+    local method all
+    for method in parallelcomp full truncate duo headwise; do
+        run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -q "Which?" --method $method --window 400 \
+            --heads heads.tsv --chunk 64 -n 8 --json
+        [ "$status" -eq 0 ]
+        jq -e '.plan.heads_streaming > 0 and .plan.head_recent == 32 and .plan.head_sinks == 4' <<< "$output"
+        all=$("$PCOMP" plan -m "$TINY" -f text.txt --method full --window 400 -n 8 --json | jq .plan.heads_bytes)
+        jq -e --argjson all "$all" '.plan.heads_bytes < $all' <<< "$output"
+    done
+    run --separate-stderr "$PCOMP" plan -m "$TINY" -f text.txt --heads heads.tsv --heads-ratio 0.25
+    [[ "$output" == *"stream: 4 first and 32 last tokens"* ]]
+    ask --method duo
+    is 2 '--heads FILE'
+    ask --heads missing.tsv
+    is 3 'missing.tsv'
+    ask --heads heads.tsv --method snapkv
+    is 2 'takes no head map'
+    printf '1\t2\n' > heads.tsv
+    ask --heads heads.tsv
+    [ "$status" -eq 3 ]
+    [[ "$stderr" == *"heads.tsv"* ]]
+}
+
 @test "the baselines run, and plan and result name them" {
     need_model
     local method

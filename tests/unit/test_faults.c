@@ -215,6 +215,24 @@ static void test_requests_plain(void **state)
     engine_close(e);
 }
 
+/* Half of the heads stream; a map of a file comes and goes. */
+static void test_requests_heads(void **state)
+{
+    (void)state;
+    struct Engine *e = open_model();
+    const struct ModelConfig *m = &e->model.cfg;
+    struct HeadShape shape = {m->n_layers, m->n_heads, m->n_kv_heads};
+    assert_int_equal(headmap_random(&shape, 1, &e->heads), PC_OK);
+    e->heads.sink = 4;
+    e->heads.recent = 20;
+    assert_true(each_fault((struct Action){do_run, e}) > 5);
+    each_fault((struct Action){do_plan, e});
+    e->settings.method = METHOD_DUO;
+    each_fault((struct Action){do_run, e});
+    each_fault((struct Action){do_tail, e});
+    engine_close(e);
+}
+
 /* The baselines, each with something to do: windows and caps far below the text. */
 static void test_requests_baselines(void **state)
 {
@@ -340,6 +358,7 @@ int main(void)
         cmocka_unit_test(test_open),
         cmocka_unit_test(test_requests),
         cmocka_unit_test(test_requests_plain),
+        cmocka_unit_test(test_requests_heads),
         cmocka_unit_test(test_requests_baselines),
         cmocka_unit_test(test_engine_survives),
         cmocka_unit_test(test_short_file),

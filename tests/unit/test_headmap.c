@@ -335,7 +335,10 @@ static void test_query_heads(void **state)
     headmap_from_q(&map);
     assert_true(map.scores[0] == 0.5f && map.scores[1] == 0 && map.scores[2] == 0.75f);
     headmap_q_flags(&map, keep, flags);
-    assert_memory_equal(flags, own, 6); /* the second group has no score: flagged as one */
+    assert_memory_equal(flags, own, 6);       /* the second group has no score: flagged as one */
+    static const uint8_t ends[3] = {1, 0, 1}; /* the least needed of those kept has 0.5 */
+    headmap_q_flags(&map, ends, flags);
+    for (int i = 0; i < 6; i++) assert_int_equal(flags[i], i / 2 != 1 && q[i] >= 0.5f);
     must(headmap_invert(&map));
     headmap_q_flags(&map, keep, flags);
     assert_memory_equal(flags, all, 6);
