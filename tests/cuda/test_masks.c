@@ -216,7 +216,7 @@ int main(int argc, char **argv)
 {
     (void)argv;
     bool brief = argc > 1;
-    static const char *const models[] = {"geometry:tiny", "geometry:tiny-40", "geometry:tiny:q8_0"};
+    static const char *const models[] = {"geometry:tiny", "geometry:tiny-40"};
     static const struct MaskCase cases[] = {
         {1, {1}, 700, 0, 256, 128, 0, false, false},
         {1, {1}, 700, 0, 256, 128, 0, false, true},
