@@ -58,6 +58,12 @@ static int attend_pages(struct Device *d, const struct AttnArgs *a)
     p.scale = logit_scale(d);
     p.n_splits = d->s.n_splits;
     p.part = d->s.part;
+    if (a->masks) {
+        p.window = d->s.masks.window + (size_t)a->layer * m->n_heads;
+        p.sinks = a->masks->sinks;
+        p.n_tokens = t->n_tokens + head;
+        p.seen = t->seen + head;
+    }
     if (d->step.recording) {
         p.turn = turn_of(d, &d->step.rope);
         p.slots = d->s.slots + d->step.noted;
@@ -99,6 +105,11 @@ static struct CudaAttn attention_of(const struct Device *d, const struct AttnArg
     c.n_kv_heads = m->n_kv_heads;
     c.head_dim = m->head_dim;
     c.scale = logit_scale(d);
+    if (a->masks) {
+        c.window = d->s.masks.window + (size_t)a->layer * m->n_heads;
+        c.order = d->s.masks.order + (size_t)a->layer * m->n_heads;
+        c.sinks = a->masks->sinks;
+    }
     if (d->s.table.biased) {
         c.key_bias = d->s.key_bias;
         c.n_biased = c.kv.key_stride; /* zeros behind the past */

@@ -44,9 +44,9 @@ template <int D_, int RM_, int BN_> struct Shape {
 /* One of the two parts of what rows see; rows and keys are counted from the head's first past key. */
 struct Part {
     bool far;
-    int window, limit, n_biased;
+    int window, limit, sinks, n_biased;
 
-    /* Row i sees the keys from first(i) up to, not including, end(i). */
+    /* Row i sees the keys from first(i) up to, not including, end(i), and the sinks before them. */
     __device__ __forceinline__ int first(int i) const
     {
         return far || !window ? 0 : max(i - window + 1, 0);
@@ -58,18 +58,21 @@ struct Part {
     /* No row from i0 to i1 sees a key from j0 to j1. */
     __device__ __forceinline__ bool unseen(int i0, int i1, int j0, int j1) const
     {
-        return j0 >= end(i1) || j1 < first(i0);
+        return j0 >= end(i1) || (j1 < first(i0) && j0 >= sinks);
     }
     /* Each row sees each key, and none has a bias. */
     __device__ __forceinline__ bool plain(int i0, int i1, int j0, int j1) const
     {
-        return j1 < end(i0) && j0 >= first(i1) && j0 >= n_biased;
+        return j1 < end(i0) && (j0 >= first(i1) || j1 < sinks) && j0 >= n_biased;
     }
 };
 
-__device__ __forceinline__ Part part_of(const struct CudaAttn &a, const struct CudaFar &f, bool far)
+/* What a query head sees without far keys: the part that every head has. */
+__device__ __forceinline__ Part near_part(const struct CudaAttn &a, const struct CudaFar &f,
+                                          int head)
 {
-    return {far, f.window, f.n, a.n_biased};
+    if (a.window) return {false, a.window[head], 0, a.sinks, a.n_biased};
+    return {false, f.window, f.n, 0, a.n_biased};
 }
 
 /* ==== Tiles ==== */
@@ -150,7 +153,7 @@ template <class T>
 __device__ __forceinline__ void mask(Logits<T> &s, const Part &p, const float *bias, float unit,
                                      int i0, int j0, int lane)
 {
-    int column = j0 + lane % 4 * 2, biased = p.n_biased - column;
+    int column = j0 + lane % 4 * 2, biased = p.n_biased - column, sinks = p.sinks - column;
     bias += lane % 4 * 2;
 #pragma unroll
     for (int m = 0; m < T::RM; m++)
@@ -165,7 +168,7 @@ __device__ __forceinline__ void mask(Logits<T> &s, const Part &p, const float *b
                     int j = n * 8 + c;
                     float &x = s[m][n][2 * h + c];
                     if (j < biased) x += bias[j] * unit;
-                    x = (j >= first) & (j < end) ? x : -INFINITY;
+                    x = ((j >= first) | (j < sinks)) & (j < end) ? x : -INFINITY;
                 }
         }
 }
@@ -186,30 +189,42 @@ __device__ __forceinline__ void sums_store(const Sums<T> &r, const struct CudaAt
 
 /* ==== Attention ==== */
 
-/* A block's rows, and the tiles that it visits: `n_far` from the first one, then those of the windows from `first`. */
+/* A block's rows, and the tiles that it visits: `n_front` from the first one, with far keys or sinks, then those of the
+ * windows from `first`. */
 template <class T> struct Walk {
-    int begin, len, i0;  /* of the sequence; the block's first row of it */
-    int past, last;      /* the row of the last of the block, counted as keys are */
-    int n_far, first, n; /* tiles */
-    Part both;           /* as the windows' part; `far` is set for the other */
+    int begin, len, i0;    /* of the sequence; the block's first row of it */
+    int past, last;        /* the row of the last of the block, counted as keys are */
+    int n_front, first, n; /* tiles */
+    int n_far;             /* those in front that are the far part's: all or none */
+    Part near;
 
     __device__ __forceinline__ Walk(const struct CudaAttn &a, const struct CudaFar &f, int seq,
-                                    int kv_head)
+                                    int head)
     {
+        int kv_head = head / (a.n_heads / a.n_kv_heads);
         begin = a.seq_begin[seq], len = a.seq_begin[seq + 1] - begin;
         /* The last rows see the most keys: they start first. */
         i0 = (gridDim.y - 1 - blockIdx.y) * T::BM;
         if (a.last_rows && a.last_rows < len) i0 += len - a.last_rows;
         past = a.kv.past[kv_head];
         last = past + min(i0 + T::BM, len) - 1;
-        n_far = f.window ? (part_of(a, f, true).end(last) + T::BN - 1) / T::BN : 0;
-        first = part_of(a, f, false).first(past + i0) / T::BN;
-        n = n_far + last / T::BN + 1 - first;
+        near = near_part(a, f, head);
+        first = near.first(past + i0) / T::BN;
+        n_far = f.window ? (far().end(last) + T::BN - 1) / T::BN : 0;
+        n_front = f.window ? n_far : min((near.sinks + T::BN - 1) / T::BN, first);
+        n = n_front + last / T::BN + 1 - first;
     }
+    __device__ __forceinline__ Part far() const
+    {
+        Part p = near;
+        p.far = true;
+        return p;
+    }
+    __device__ __forceinline__ Part part(int it) const { return it < n_far ? far() : near; }
     /* The first key of tile `it` of the walk. */
     __device__ __forceinline__ int key(int it) const
     {
-        return (it < n_far ? it : it - n_far + first) * T::BN;
+        return (it < n_front ? it : it - n_front + first) * T::BN;
     }
 };
 
@@ -221,7 +236,7 @@ __global__ __launch_bounds__(THREADS,
     extern __shared__ __align__(128) char shared[];
     int head = blockIdx.x % a.n_heads, seq = blockIdx.x / a.n_heads;
     int kv_head = head / (a.n_heads / a.n_kv_heads);
-    Walk<T> w(a, f, seq, kv_head);
+    Walk<T> w(a, f, seq, head);
     if (w.i0 >= w.len) return;
 
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = a.head_dim;
@@ -229,7 +244,7 @@ __global__ __launch_bounds__(THREADS,
     uint32_t kv_tiles = shared_address(shared) + T::Q_BYTES;
     auto load = [&](int it) {
         uint32_t to = kv_tiles + it % 2 * (2 * T::KV_BYTES);
-        int key = w.key(it), n = part_of(a, f, it < w.n_far).end(w.last) - key;
+        int key = w.key(it), n = w.part(it).end(w.last) - key;
         int64_t from = set + (int64_t)key * dim;
         keys_load<T, T::BN>(to, (it < w.n_far && f.k ? f.k : a.kv.k) + from, dim, n);
         keys_load<T, T::BN>(to + T::KV_BYTES, a.kv.v + from, dim, n);
@@ -255,7 +270,7 @@ __global__ __launch_bounds__(THREADS,
         if (it + 1 < w.n) load(it + 1);
         copy_commit();
         if (it == w.n_far && it) queries_load<T>(q, dim, query);
-        Part part = part_of(a, f, it < w.n_far);
+        Part part = w.part(it);
         int j = w.key(it);
         if (n_rows <= 0 || part.unseen(i, i + T::WM - 1, j, j + T::BN - 1)) continue;
         uint32_t k_tile = kv_tiles + it % 2 * (2 * T::KV_BYTES);
@@ -336,7 +351,8 @@ __launch_bounds__(THREADS) void mass_any_kernel(const __grid_constant__ struct C
             int n = ask + h * 8 + lane / 4;
             if (n >= n_ask) continue;
             int64_t head = kv_head * group + n % group, row = begin + len - obs + n / group;
-            int last = past + len - obs + n / group;
+            int last = past + len - obs + n / group, window = a.window ? a.window[head] : 0;
+            int first = window ? last - window + 1 : 0;
             float low = -LOG2_E * a.lse[head * a.n_rows + row];
 #pragma unroll
             for (int t = 0; t < T::BN / 8; t++)
@@ -346,7 +362,7 @@ __launch_bounds__(THREADS) void mass_any_kernel(const __grid_constant__ struct C
                     float x = fmaf(s[0][t][2 * h + c], a.scale * LOG2_E, low);
                     if (j < a.n_biased)
                         x += a.key_bias[(int64_t)kv_head * a.kv.key_stride + j] * LOG2_E;
-                    if (j <= last) mass[t][c] += exp2_fast(x);
+                    if (j <= last && (j >= first || j < a.sinks)) mass[t][c] += exp2_fast(x);
                 }
         }
     }
@@ -392,14 +408,14 @@ template <class T> static cudaError_t weigh(const struct CudaMass *m, cudaStream
 
 static bool shape_ok(const struct CudaAttn *a)
 {
-    return a->n_kv_heads > 0 && a->n_heads % a->n_kv_heads == 0 && !a->window && a->head_dim > 0 &&
+    return a->n_kv_heads > 0 && a->n_heads % a->n_kv_heads == 0 && a->head_dim > 0 &&
            a->head_dim % 8 == 0;
 }
 
 static bool far_ok(const struct CudaAttn *a, const struct CudaFar *f)
 {
-    return f->window > 0 && f->n >= 0 && (f->n == 0 || f->q_turn) && !f->k_turn == !f->k &&
-           f->rope_dim % 2 == 0 && f->rope_dim <= a->head_dim;
+    return !a->window && f->window > 0 && f->n >= 0 && (f->n == 0 || f->q_turn) &&
+           !f->k_turn == !f->k && f->rope_dim % 2 == 0 && f->rope_dim <= a->head_dim;
 }
 
 cudaError_t cuda_attention_any(const struct CudaAttn *a, const struct CudaFar *far, cudaStream_t s)

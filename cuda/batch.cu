@@ -1,6 +1,8 @@
 /* batch.cu - scratch for the largest batch, and what every batch tells the device before its first layer. */
 #include "device.h"
+#include "seen.cuh"
 
+#include <limits.h>
 #include <string.h>
 
 /* ==== Scratch ==== */
@@ -91,6 +93,9 @@ static void cut_attention(struct Cut *c, const struct Device *d, const struct Ba
     s->table.refs = (struct CudaPageRef *)cut(c, refs * heads * sizeof *s->table.refs);
     s->table.n_refs = (int *)cut(c, heads * sizeof(int));
     s->table.n_tokens = (int *)cut(c, heads * sizeof(int));
+    s->table.seen = (struct CudaSeen *)cut(c, heads * sizeof *s->table.seen);
+    s->masks.window = (int *)cut(c, heads * group * sizeof(int));
+    s->masks.order = (int *)cut(c, heads * group * sizeof(int));
     s->writes = (struct DevWrite *)cut(c, WRITES * sizeof *s->writes);
     s->slots = (struct CudaPageSlot *)cut(c, heads * sizeof *s->slots);
     s->best = (unsigned long long *)cut(c, 2 * sizeof *s->best);
@@ -133,22 +138,134 @@ int cuda_reserve(struct Device *d, const struct BatchShape *shape)
     return PC_OK;
 }
 
-/* ==== A batch begins ==== */
+/* ==== Masks ==== */
 
-/* The page tables of the past: of each head as many columns as the longest has, at a stride that the shape fixes. */
-static int upload_table(struct Device *d, const struct HeadTable *past)
+/* The window of a query head, of those of all layers; one that holds all keys that there can be hides nothing. */
+static int window_of(const struct Device *d, const struct HeadMasks *masks, size_t head)
+{
+    return masks->window[head] >= d->shape.keys ? 0 : masks->window[head];
+}
+
+/* The heads of a layer, those that see most first; of equal ones the lower first, so that groups stay together. */
+static void order_heads(const int *window, int n, int *order)
+{
+    for (int h = 0; h < n; h++) {
+        int before = 0, mine = window[h] ? window[h] : INT_MAX;
+        for (int o = 0; o < n; o++) {
+            int its = window[o] ? window[o] : INT_MAX;
+            before += its > mine || (its == mine && o < h);
+        }
+        order[before] = h;
+    }
+}
+
+static int upload_masks(struct Device *d, const struct HeadMasks *masks)
 {
     const struct ModelConfig *m = &d->model->cfg;
+    size_t n = (size_t)m->n_layers * m->n_heads;
+    void *staged;
+    TRY(dev_stage(d, 2 * n * sizeof(int), &staged));
+    int *window = (int *)staged, *order = window + n;
+    for (size_t h = 0; h < n; h++) window[h] = window_of(d, masks, h);
+    for (size_t h = 0; h < n; h += m->n_heads) order_heads(window + h, m->n_heads, order + h);
+    d->s.masks.sinks = masks->sinks;
+    CUDA_TRY(cudaMemcpyAsync(d->s.masks.window, window, n * sizeof(int), cudaMemcpyHostToDevice,
+                             d->stream));
+    CUDA_TRY(cudaMemcpyAsync(d->s.masks.order, order, n * sizeof(int), cudaMemcpyHostToDevice,
+                             d->stream));
+    return PC_OK;
+}
+
+/* ==== A batch begins ==== */
+
+static size_t all_heads(const struct Device *d)
+{
+    return (size_t)d->model->cfg.n_layers * d->model->cfg.n_kv_heads;
+}
+
+/* The first columns of all heads' page tables, at a stride that the shape fixes. */
+static int upload_refs(struct Device *d, const struct HeadTable *past, int columns)
+{
     struct DevTable *t = &d->s.table;
-    size_t heads = (size_t)m->n_layers * m->n_kv_heads, size = sizeof *t->refs;
-    int most = 0;
-    t->biased = false;
-    if (!past) {
-        CUDA_TRY(cudaMemsetAsync(t->n_refs, 0, heads * sizeof(int), d->stream));
-        CUDA_TRY(cudaMemsetAsync(t->n_tokens, 0, heads * sizeof(int), d->stream));
-        return PC_OK;
+    size_t heads = all_heads(d), size = sizeof *t->refs;
+    size_t row = (size_t)columns * size, rows = columns ? d->ring.size / 2 / row : heads;
+    for (size_t h0 = 0; h0 < heads && columns; h0 += rows) {
+        size_t n = heads - h0 < rows ? heads - h0 : rows;
+        void *staged;
+        TRY(dev_stage(d, n * row, &staged));
+        for (size_t h = 0; h < n; h++)
+            memcpy((uint8_t *)staged + h * row, past->refs + (h0 + h) * (size_t)past->stride,
+                   (size_t)min_int(past->n_refs[h0 + h], columns) * size);
+        CUDA_TRY(cudaMemcpy2DAsync(t->refs + h0 * t->stride, (size_t)t->stride * size, staged, row,
+                                   row, n, cudaMemcpyHostToDevice, d->stream));
     }
+    return PC_OK;
+}
+
+/* The widest window of a KV head of the past, as the device has windows. */
+static int widest(const struct Device *d, const struct HeadMasks *masks, size_t head)
+{
+    int group = d->model->cfg.n_heads / d->model->cfg.n_kv_heads, most = 0;
+    for (int i = 0; i < group; i++) {
+        int window = window_of(d, masks, head * group + i);
+        if (window == 0) return 0;
+        if (window > most) most = window;
+    }
+    return most;
+}
+
+/* What rows see of each head's pages. */
+static int upload_seen(struct Device *d, const struct HeadTable *past,
+                       const struct HeadMasks *masks)
+{
+    size_t heads = all_heads(d);
+    void *staged;
+    TRY(dev_stage(d, heads * sizeof(struct CudaSeen), &staged));
     for (size_t h = 0; h < heads; h++) {
+        struct CudaSeen s = {widest(d, masks, h), 0, 0, 0};
+        const struct PageRef *refs = past->refs + h * (size_t)past->stride;
+        ((struct CudaSeen *)staged)[h] = pages_seen(
+            s, (const struct CudaPageRef *)refs, past->n_refs[h], past->n_tokens[h], masks->sinks);
+    }
+    CUDA_TRY(cudaMemcpyAsync(d->s.table.seen, staged, heads * sizeof(struct CudaSeen),
+                             cudaMemcpyHostToDevice, d->stream));
+    return PC_OK;
+}
+
+/* The past, of the refs the first `columns` of each head. */
+static int upload_past(struct Device *d, const struct Batch *b, int columns)
+{
+    const struct HeadTable *past = b->past;
+    struct DevTable *t = &d->s.table;
+    size_t bytes = all_heads(d) * sizeof(int);
+    TRY(upload_refs(d, past, columns));
+    TRY(dev_upload(d, t->n_refs, past->n_refs, bytes));
+    TRY(dev_upload(d, t->n_tokens, past->n_tokens, bytes));
+    memcpy(d->step.told, past->n_tokens, bytes);
+    d->step.n_since = 0;
+    return b->masks ? upload_seen(d, past, b->masks) : PC_OK;
+}
+
+static int no_past(struct Device *d)
+{
+    struct DevTable *t = &d->s.table;
+    size_t heads = all_heads(d);
+    t->biased = false;
+    CUDA_TRY(cudaMemsetAsync(t->n_refs, 0, heads * sizeof(int), d->stream));
+    CUDA_TRY(cudaMemsetAsync(t->n_tokens, 0, heads * sizeof(int), d->stream));
+    CUDA_TRY(cudaMemsetAsync(t->seen, 0, heads * sizeof *t->seen, d->stream));
+    return PC_OK;
+}
+
+/* The page tables of the past: of each head as many columns as the longest has. */
+static int upload_table(struct Device *d, const struct Batch *b)
+{
+    const struct HeadTable *past = b->past;
+    struct DevTable *t = &d->s.table;
+    int most = 0;
+    if (!past) return no_past(d);
+    t->biased = false;
+    for (size_t h = 0; h < all_heads(d); h++) {
         const struct PageRef *refs = past->refs + h * (size_t)past->stride;
         if (past->n_refs[h] > most) most = past->n_refs[h];
         for (int i = 0; i < past->n_refs[h]; i++) t->biased |= refs[i].bias != 0;
@@ -156,19 +273,7 @@ static int upload_table(struct Device *d, const struct HeadTable *past)
     if (most > t->stride)
         return err_set(PC_EINTERNAL, "page table of %d pages a head in room for %d", most,
                        t->stride);
-    size_t row = (size_t)most * size, rows = most ? d->ring.size / 2 / row : heads;
-    for (size_t h0 = 0; h0 < heads && most; h0 += rows) {
-        size_t n = heads - h0 < rows ? heads - h0 : rows;
-        void *staged;
-        TRY(dev_stage(d, n * row, &staged));
-        for (size_t h = 0; h < n; h++)
-            memcpy((uint8_t *)staged + h * row, past->refs + (h0 + h) * (size_t)past->stride,
-                   (size_t)past->n_refs[h0 + h] * size);
-        CUDA_TRY(cudaMemcpy2DAsync(t->refs + h0 * t->stride, (size_t)t->stride * size, staged, row,
-                                   row, n, cudaMemcpyHostToDevice, d->stream));
-    }
-    TRY(dev_upload(d, t->n_refs, past->n_refs, heads * sizeof(int)));
-    return dev_upload(d, t->n_tokens, past->n_tokens, heads * sizeof(int));
+    return upload_past(d, b, most);
 }
 
 struct BeginArgs begin_args(struct Device *d)
@@ -188,13 +293,22 @@ struct BeginArgs begin_args(struct Device *d)
     return a;
 }
 
-/* The step after a replayed one: the device has what the host would tell it, but for the token and its position. */
-static int begin_next(struct Device *d, const struct HeadTable *past)
+/* The step after a replayed one: the device has what the host would tell it, but for the token, its position, and the heads
+ * that have lost tokens. Those are short beside what the others may have, and lose a page at the same time, so that as many
+ * columns of all heads are told again, which is one copy. */
+static int begin_next(struct Device *d, const struct Batch *b)
 {
-    for (int h = 0; h < past->n_heads; h++)
+    const struct HeadTable *past = b->past;
+    bool lost = false;
+    int columns = 0;
+    for (int h = 0; h < past->n_heads; h++) {
         if (past->n_refs[h] >= d->s.table.stride)
             return err_set(PC_EINTERNAL, "no room for another page behind %d", past->n_refs[h]);
-    return PC_OK;
+        if (past->n_tokens[h] == d->step.told[h] + d->step.n_since) continue;
+        lost = true;
+        if (past->n_refs[h] > columns) columns = past->n_refs[h];
+    }
+    return lost ? upload_past(d, b, columns) : PC_OK;
 }
 
 int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope, float *x)
@@ -210,7 +324,7 @@ int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope,
             d->max_seq_rows = b->seq_begin[i + 1] - b->seq_begin[i];
     d->step.host->token = b->tokens[0];
     d->step.host->pos = b->pos[0];
-    if (b->follows && d->step.grown && d->step.graph) return begin_next(d, b->past);
+    if (b->follows && d->step.grown && d->step.graph) return begin_next(d, b);
     d->step.grown = false;
     d->x = x;
     d->rope_scale = rope->scale;
@@ -221,7 +335,9 @@ int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope,
     struct BeginArgs args = begin_args(d);
     args.n_rows = n;
     CUDA_TRY(rows_begin(&args, d->stream));
-    return upload_table(d, b->past);
+    d->s.masks.on = b->masks;
+    if (b->masks) TRY(upload_masks(d, b->masks));
+    return upload_table(d, b);
 }
 
 /* The device reads the numbers where they are staged: a session asks for turns before it has reserved scratch. */

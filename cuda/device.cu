@@ -48,6 +48,7 @@ static void cuda_close(struct Device *d)
     dev_free(d, d->inv_freq);
     if (d->ring.data) cudaFreeHost(d->ring.data);
     if (d->step.host) cudaFreeHost(d->step.host);
+    mem_free(d->step.told);
     if (d->stream) cudaStreamDestroy(d->stream);
     mem_free(d);
 }
@@ -95,8 +96,11 @@ static int open_parts(struct Device *d)
     CUDA_TRY(cudaMallocHost(&d->ring.data, RING_BYTES));
     d->ring.size = RING_BYTES;
     CUDA_TRY(cudaMallocHost(&d->step.host, sizeof *d->step.host));
+    const struct ModelConfig *m = &d->model->cfg;
+    d->step.told = (int *)mem_alloc((size_t)m->n_layers * m->n_kv_heads, sizeof(int));
+    if (!d->step.told) return PC_ENOMEM;
     d->workspace = dev_alloc(d, GEMM_WORKSPACE);
-    d->inv_freq = (float *)dev_alloc(d, sizeof(float) * (size_t)(d->model->cfg.rope_dim / 2 + 1));
+    d->inv_freq = (float *)dev_alloc(d, sizeof(float) * (size_t)(m->rope_dim / 2 + 1));
     if (!d->workspace || !d->inv_freq) return PC_ENOMEM;
     d->gemm = gemm_open(d->workspace);
     if (!d->gemm) return err_set(PC_EDEVICE, "cuBLASLt could not be opened");

@@ -35,8 +35,17 @@ struct DevVector {
 struct DevTable {
     struct CudaPageRef *refs; /* [n_heads, stride] */
     int *n_refs, *n_tokens;   /* [n_heads] */
+    struct CudaSeen *seen;    /* [n_heads] of the next row, where heads have masks */
     int stride;               /* refs of a head, at most */
     bool biased;              /* some page has a bias */
+};
+
+/* The masks of a batch, all layers: see struct HeadMasks. */
+struct DevMasks {
+    bool on;     /* the batch at hand has some */
+    int *window; /* [n_layers, n_heads]; 0 also where a window holds all keys that there can be */
+    int *order;  /* [n_layers, n_heads] see struct CudaAttn */
+    int sinks;
 };
 
 struct Scratch {
@@ -60,6 +69,7 @@ struct Scratch {
     size_t part_bytes;
     int n_splits;
     struct DevTable table;
+    struct DevMasks masks;
     struct DevWrite *writes;    /* [WRITES] descriptions */
     struct CudaPageSlot *slots; /* [n_layers, n_kv_heads] where a step puts its keys and values */
     unsigned long long *best;   /* [2] of step.cu */
@@ -110,7 +120,9 @@ struct Step {
     int noted;            /* writes noted since recording began */
     struct RopeArgs rope; /* noted, for the attention that follows */
     struct StepHost *host;
-    bool grown; /* the page tables are those of the step before, grown by it */
+    bool grown;  /* the page tables are those of the step before, grown by it */
+    int *told;   /* [n_heads] tokens of each head when the page tables were last told */
+    int n_since; /* steps replayed since */
 };
 
 struct Device {

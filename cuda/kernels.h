@@ -54,6 +54,9 @@ struct CudaAttn {
     const int *
         window; /* [n_heads] row i sees key j when j < sinks or i - j < window; 0: all before it; or NULL: 0 for all */
     int sinks;  /* i and j count keys from the head's first past key */
+    /* [n_heads] the heads in the order in which cuda_attention_sm90a begins their tiles: those that see most first, so that
+     * short tiles end the launch and long ones over the same keys run abreast; NULL: as they are. No result depends on it. */
+    const int *order;
 };
 
 /* Row i of a sequence sees the past and the rows up to itself: keys j < past + i + 1 of its KV head. */
@@ -73,7 +76,7 @@ struct CudaFar {
     int rope_dim;
     bool pairs; /* values 2 i and 2 i + 1 turn together; else i and i + rope_dim / 2 */
 };
-/* Any head_dim that is a multiple of 8, up to 256; no window. far (host memory): NULL for none. */
+/* Any head_dim that is a multiple of 8, up to 256. far (host memory): NULL for none; windows and far keys never meet. */
 cudaError_t cuda_attention_any(const struct CudaAttn *a, const struct CudaFar *far, cudaStream_t s);
 
 /* Sum over the last obs_rows rows of each sequence and over the query heads of each KV head of the softmax on every
@@ -123,6 +126,13 @@ struct CudaPageSlot {
     uint32_t page, at;
 };
 
+/* The pages of a KV head that some row sees: the first `front` and those from `back` on, which `before` tokens lie before;
+ * all when `back` is 0. A page that it leaves out is not read. */
+struct CudaSeen {
+    int window; /* the widest of its query heads; 0: one sees all */
+    int front, back, before;
+};
+
 /* Rows of one sequence over the pages of each KV head, then over their own keys up to themselves. */
 struct CudaPaged {
     const bf16 *q; /* [n_rows, n_heads, head_dim], rotated */
@@ -143,6 +153,11 @@ struct CudaPaged {
      * to where `slots` [n_kv_heads] says. No kernel queued shortly before may write the tables or the pages they list. */
     struct CudaTurn turn;
     const struct CudaPageSlot *slots;
+    const int
+        *window; /* [n_heads], with `sinks` as in CudaAttn; NULL: every row sees all before it */
+    int sinks;
+    const int *n_tokens;         /* [n_kv_heads] of each head's pages; with windows only */
+    const struct CudaSeen *seen; /* [n_kv_heads] likewise */
 };
 int cuda_paged_splits(int n_kv_heads, int max_refs, int n_sm);
 size_t cuda_paged_scratch(int n_rows, int n_heads, int head_dim, int n_splits);

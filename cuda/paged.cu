@@ -5,10 +5,15 @@
  * STAGES tiles of PP pages ahead of use. Its warps are WM groups of 16 query rows (all query heads of a KV head in one
  * tile) times WK ranges of a tile's tokens; each keeps its own sums, joined in shared memory at the end. The last block of
  * a head to finish joins the head's blocks in their order.
+ *
+ * Where windows leave out pages between the sinks and the window, those count nowhere: the pages of a head are numbered as if
+ * they were not there, and what is shared out are the pages that some row sees.
  */
 #include "attention.cuh"
 #include "dependent.cuh"
 #include "rope.cuh"
+
+#include <limits.h>
 
 static constexpr int MAX_HEADS = 256, TICKET_BYTES = MAX_HEADS * 4;
 static constexpr int MAX_ROWS = 64; /* of a KV head's tile */
@@ -34,7 +39,7 @@ template <int D_, int WM_, int PP_, int STAGES_, int BLOCKS_> struct PagedShape 
 /* ==== Which pages are a block's ==== */
 
 struct Share {
-    int head, pages;               /* the head's pages in all */
+    int head, pages;               /* the head's pages that some row sees */
     int item, first_item, n_items; /* of the grid; the head's first and how many it has */
     int begin, end;                /* pages of the share */
 };
@@ -42,18 +47,24 @@ struct Share {
 /* The heads' numbers of pages, lane by lane: the first 32 stay in a register. */
 struct HeadCounts {
     const int *n_refs;
+    const struct CudaSeen *seen;
     int n_heads, lane, mine;
 
     __device__ __forceinline__ HeadCounts(const struct CudaPaged &a, int the_lane)
-        : n_refs(a.n_refs), n_heads(a.n_kv_heads), lane(the_lane)
+        : n_refs(a.n_refs), seen(a.seen), n_heads(a.n_kv_heads), lane(the_lane)
     {
-        mine = lane < n_heads ? __ldg(n_refs + lane) : 0;
+        mine = count(lane);
+    }
+    __device__ __forceinline__ int count(int head) const
+    {
+        if (head >= n_heads) return 0;
+        int n = __ldg(n_refs + head);
+        return seen ? n - __ldg(&seen[head].back) + __ldg(&seen[head].front) : n;
     }
     /* Pages of head `first` + lane; `first` a multiple of 32. */
     __device__ __forceinline__ int pages(int first) const
     {
-        if (first == 0) return mine;
-        return first + lane < n_heads ? __ldg(n_refs + first + lane) : 0;
+        return first == 0 ? mine : count(first + lane);
     }
     /* Its items if an item has `chunk` pages at most. A head without pages still has an output. */
     __device__ __forceinline__ int items(int first, int chunk) const
@@ -136,19 +147,24 @@ __device__ __forceinline__ void refs_prefetch(const struct CudaPaged &a)
 
 /* ==== The tokens of a tile ==== */
 
-/* The pages of one head, and behind the last page the rows' own keys, if they are not in pages. */
+/* The pages of one head that some row sees, and behind the last page the rows' own keys, if they are not in pages. */
 struct HeadPages {
     const struct CudaPageRef *refs;
     int n_refs, head, end; /* end: of the block's share, with the own keys */
+    int front, gap;        /* `gap` pages of the table are left out behind the first `front` */
 
+    __device__ __forceinline__ const struct CudaPageRef *at(int page) const
+    {
+        return refs + page + (page < front ? 0 : gap);
+    }
     __device__ __forceinline__ uint2 ref(const struct CudaPaged &a, int page) const
     {
         if (page < n_refs && page < end)
-            return make_uint2(__ldg(&refs[page].page), __ldg(&refs[page].len));
+            return make_uint2(__ldg(&at(page)->page), __ldg(&at(page)->len));
         return make_uint2(0, page < end ? a.n_rows : 0);
     }
-    __device__ __forceinline__ int len(int page) const { return (int)__ldg(&refs[page].len); }
-    __device__ __forceinline__ float bias(int page) const { return __ldg(&refs[page].bias); }
+    __device__ __forceinline__ int len(int page) const { return (int)__ldg(&at(page)->len); }
+    __device__ __forceinline__ float bias(int page) const { return __ldg(&at(page)->bias); }
 };
 
 template <class T>
@@ -183,6 +199,61 @@ __device__ __forceinline__ PageView page_view(const struct CudaPaged &a, const H
     for (int p = page + 1; p < h.n_refs && after < a.n_rows - 1; p++) after += h.len(p);
     v.hidden = a.n_rows - 1 - after;
     return v;
+}
+
+/* ==== What windows hide ==== */
+
+/* Keys are counted from the head's first one. */
+struct Sight {
+    struct CudaSeen seen;
+    int row;   /* the first row's own key */
+    int plain; /* the keys from here on are in every row's window, as far as rows see them at all */
+};
+
+/* Each warp reckons for itself. */
+__device__ __forceinline__ Sight sight_of(const struct CudaPaged &a, int head, int lane)
+{
+    Sight s = {};
+    if (!a.window) return s;
+    int group = a.n_heads / a.n_kv_heads, least = INT_MAX;
+    for (int i = lane; i < group; i += 32) {
+        int window = __ldg(a.window + head * group + i);
+        if (window) least = min(least, window);
+    }
+    least = __reduce_min_sync(ALL, least);
+    s.seen = a.seen[head];
+    s.row = __ldg(a.n_tokens + head) - (a.k ? 0 : a.n_rows);
+    s.plain = max(s.row + a.n_rows - least, 0);
+    return s;
+}
+
+/* The first key of a page: by the lengths of those before it. */
+__device__ __forceinline__ int first_key(const HeadPages &h, const Sight &s, int page, int lane)
+{
+    int behind = page >= h.front, sum = 0;
+    for (int i = (behind ? h.front : 0) + lane; i < page; i += 32) sum += h.len(i);
+    return (behind ? s.seen.before : 0) + __reduce_add_sync(ALL, sum);
+}
+
+/* Takes from a warp's rows, the first of them row `row` of the tile, what lies before their windows of the keys from `key` on. */
+template <class T>
+__device__ __forceinline__ void hide(Logits<T> &s, const struct CudaPaged &a, const Sight &sight,
+                                     int head, int row, int key, int lane)
+{
+    int group = a.n_heads / a.n_kv_heads, column = key + lane % 4 * 2;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        int line = row + h * 8 + lane / 4, r = line / group;
+        int window = __ldg(a.window + head * group + line % group);
+        int low = window ? sight.row + r - window + 1 - column : 0, sinks = a.sinks - column;
+#pragma unroll
+        for (int n = 0; n < T::BN / 8; n++)
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                int j = n * 8 + c;
+                if (j < low && j >= sinks) s[0][n][2 * h + c] = -INFINITY;
+            }
+    }
 }
 
 /* ==== A warp's 16 rows over its tokens of a tile ==== */
@@ -484,7 +555,13 @@ __launch_bounds__(T::THREADS,
     if (!share_of(a, share, lane)) return;
     int n_refs = share.pages;
     if (a.k && share.item == share.first_item + share.n_items - 1) share.end++;
-    HeadPages pages = {a.refs + (int64_t)share.head * a.ref_stride, n_refs, share.head, share.end};
+    Sight sight = sight_of(a, share.head, lane);
+    HeadPages pages = {a.refs + (int64_t)share.head * a.ref_stride,
+                       n_refs,
+                       share.head,
+                       share.end,
+                       sight.seen.front,
+                       sight.seen.back - sight.seen.front};
     int n = (share.end - share.begin + T::PP - 1) / T::PP;
 
     /* Each 128 threads bring one page of a tile; they know its ref before its turn comes. */
@@ -521,6 +598,7 @@ __launch_bounds__(T::THREADS,
     sums_clear(sums);
     float scale2 = a.scale * LOG2_E, group_part = 1.0f / group;
     int row = warp % T::WM * 16, token = warp / T::WM * T::BN; /* of the tile */
+    int at = a.window ? first_key(pages, sight, share.begin, lane) : 0;
     uint32_t q = q_tile + row * (T::D * 2);
     for (int it = 0; it < n; it++) {
         copy_wait<T::STAGES - 2>();
@@ -529,12 +607,17 @@ __launch_bounds__(T::THREADS,
         copy_commit();
         int first = share.begin + it * T::PP, page = first + token / 64, in_page = token % 64;
         PageView view = page_view(a, pages, page);
+        if (page == pages.front) at = sight.seen.before;
+        int key = at + in_page;
+        at += view.len;
         if (in_page >= view.len) continue;
         uint32_t k = stages + it % T::STAGES * T::STAGE_BYTES + token * (T::D * 2);
         Logits<T> s;
         products_qk<T>(s, SharedQueries<T>(q, lane), k, lane);
         if (in_page + T::BN > view.len || view.hidden > 0 || view.bias != 0)
             mask<T>(s, a, view, row, in_page, group_part, view.bias / a.scale, lane);
+        if (key < sight.plain && key + T::BN > a.sinks)
+            hide<T>(s, a, sight, share.head, row, key, lane);
         raise<T>(sums, s, scale2);
         products_pv<T>(sums, sums.point, s, k + T::KV_BYTES, scale2, lane);
     }
@@ -589,6 +672,7 @@ cudaError_t cuda_paged_attention(const struct CudaPaged *a, cudaStream_t s)
         return cudaErrorInvalidValue;
     if (a->n_rows < 1) return cudaSuccess;
     if (a->turn.angles && (a->n_rows > 1 || !a->k || !a->slots)) return cudaErrorInvalidValue;
+    if (!a->window != !a->seen || (a->window && !a->n_tokens)) return cudaErrorInvalidValue;
     switch (a->head_dim) {
     case 64:
         return launch_rows<64, 4, 2>(a, s);

@@ -6,6 +6,7 @@
  */
 #include "dependent.cuh"
 #include "device.h"
+#include "seen.cuh"
 
 #include <math_constants.h>
 
@@ -26,6 +27,8 @@ struct EndArgs {
     struct DevTable table;
     const struct CudaPageSlot *slots; /* of the step */
     int n_heads;
+    bool masked; /* the window of the next row is one token on */
+    int sinks;
 };
 
 enum { END_BLOCKS = 64, END_THREADS = 256 };
@@ -85,7 +88,10 @@ static __global__ void end_kernel(const struct EndArgs a)
         } else {
             refs[n - 1].len++;
         }
-        a.table.n_tokens[head]++;
+        int past = ++a.table.n_tokens[head];
+        if (a.masked)
+            a.table.seen[head] =
+                pages_seen(a.table.seen[head], refs, a.table.n_refs[head], past, a.sinks);
     }
     find_best(a);
 }
@@ -97,9 +103,11 @@ static int n_heads(const struct Device *d)
 
 int step_end(struct Device *d)
 {
-    struct EndArgs a = {
-        d->s.logits, d->model->output.rows, d->s.best, &d->step.host->best, d->s.table, d->s.slots,
-        n_heads(d)};
+    struct EndArgs a = {d->s.logits,     d->model->output.rows,
+                        d->s.best,       &d->step.host->best,
+                        d->s.table,      d->s.slots,
+                        n_heads(d),      d->s.masks.on,
+                        d->s.masks.sinks};
     CUDA_TRY(launch_dependent<end_kernel>(END_BLOCKS, END_THREADS, 0, d->stream, a));
     return PC_OK;
 }
@@ -179,5 +187,6 @@ int cuda_replay(struct Device *d, const struct KvWrite *writes, int n, float *lo
     else
         CUDA_TRY(cudaStreamSynchronize(d->stream));
     d->step.grown = true;
+    d->step.n_since++;
     return logits ? PC_OK : best_token(d, best);
 }

@@ -155,7 +155,8 @@ struct Batch {
     const struct HeadTable *past;
     const struct FarKeys *far;
     const struct HeadMasks *masks;
-    /* The step behind the one that replay() ran last: the same rope, and a past that grew by its writes alone. */
+    /* The step behind the one that replay() ran last: the same rope and masks, and a past that grew by its writes, less what
+     * heads may have lost since (kv_slide). Such a head has fewer tokens than it would have, by which it is known. */
     bool follows;
 };
 

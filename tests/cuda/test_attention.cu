@@ -3,6 +3,8 @@
  * test_attention        small odd shapes: results, guard bytes behind them, and the same bytes from a second run
  * test_attention time   speed
  */
+#include "cuda/seen.cuh"
+
 #include "support.cuh"
 
 /* Softmax over logits and the weighted sum of the values; returns the log of the sum. */
@@ -44,8 +46,8 @@ struct PackedCase {
     int dim, heads, kv_heads;
     vector<int> lens;
     int past, past_step; /* of KV head h: past + h * past_step */
-    int window, sinks;   /* odd heads have the window; 0: none has */
-    int last_rows, obs_rows;
+    vector<int> window;  /* of head h: window[h % size]; empty: none has one */
+    int sinks, last_rows, obs_rows;
 };
 
 struct Packed {
@@ -67,7 +69,8 @@ struct Packed {
             past.push_back(c.past + h * c.past_step);
             most = std::max(most, past.back());
         }
-        for (int h = 0; h < c.heads; h++) window.push_back(h % 2 ? c.window : 0);
+        for (int h = 0; h < c.heads; h++)
+            window.push_back(c.window.empty() ? 0 : c.window[h % c.window.size()]);
         stride = (most + max_len + CUDA_KEY_TILE - 1) / CUDA_KEY_TILE * CUDA_KEY_TILE;
         q = random_bf16((size_t)rows * c.heads * c.dim);
         k = random_bf16(c.lens.size() * c.kv_heads * stride * c.dim);
@@ -97,7 +100,7 @@ struct Packed {
     /* The logits of the keys that a row of a sequence sees, and which they are. */
     void logits(int s, int row, int head, vector<double> &x, vector<int> &key) const
     {
-        int h = head / (c.heads / c.kv_heads), i = past[h] + row, w = c.window ? window[head] : 0;
+        int h = head / (c.heads / c.kv_heads), i = past[h] + row, w = window[head];
         x.clear();
         key.clear();
         const bf16 *query = &q[((size_t)(begin[s] + row) * c.heads + head) * c.dim];
@@ -125,7 +128,7 @@ static void test_packed(const PackedCase &c, const char *name)
     a.out = out.p;
     a.lse = lse.p;
     a.seq_begin = begin.p;
-    a.window = c.window ? window.p : NULL;
+    a.window = c.window.empty() ? NULL : window.p;
     check_cuda(cuda_attention_sm80(&a, 0), name);
     struct CudaMass m = {a, c.obs_rows, mass.p, mass_stride};
     check_cuda(cuda_attn_mass(&m, 0), name);
@@ -177,14 +180,18 @@ static void test_all_packed()
                              {96, 4, 4},   {128, 8, 2}, {128, 6, 3}, {128, 16, 1},
                              {128, 12, 1}, {256, 4, 2}, {256, 8, 1}};
     const PackedCase kinds[] = {
-        {0, 0, 0, {1}, 0, 0, 0, 0, 0, 1},
-        {0, 0, 0, {63, 1, 129}, 31, 33, 0, 0, 0, 8},
-        {0, 0, 0, {300}, 0, 0, 0, 0, 0, 300},
-        {0, 0, 0, {129, 64}, 200, -64, 0, 0, 8, 8},
-        {0, 0, 0, {40, 300, 7}, 64, 7, 0, 0, 100, 50},
-        {0, 0, 0, {300, 130}, 31, 0, 33, 4, 0, 9},
-        {0, 0, 0, {257}, 200, 64, 64, 70, 0, 20},
-        {0, 0, 0, {200}, 0, 31, 1, 0, 30, 30},
+        {0, 0, 0, {1}, 0, 0, {}, 0, 0, 1},
+        {0, 0, 0, {63, 1, 129}, 31, 33, {}, 0, 0, 8},
+        {0, 0, 0, {300}, 0, 0, {}, 0, 0, 300},
+        {0, 0, 0, {129, 64}, 200, -64, {}, 0, 8, 8},
+        {0, 0, 0, {40, 300, 7}, 64, 7, {}, 0, 100, 50},
+        {0, 0, 0, {300, 130}, 31, 0, {0, 33}, 4, 0, 9},
+        {0, 0, 0, {257}, 200, 64, {0, 64}, 70, 0, 20},
+        {0, 0, 0, {200}, 0, 31, {0, 1}, 0, 30, 30},
+        {0, 0, 0, {330, 1, 70}, 190, 5, {0, 100, 1, 257, 63}, 4, 0, 10},
+        {0, 0, 0, {40, 9}, 10, 3, {64, 30, 1000}, 16, 0, 40}, /* fewer keys than sinks and window */
+        {0, 0, 0, {260}, 300, 0, {1}, 0, 0, 8},
+        {0, 0, 0, {150}, 700, 1, {129, 128, 65, 0, 7}, 130, 5, 5},
     };
     char name[128];
     for (auto &s : shapes)
@@ -209,6 +216,8 @@ struct PagedCase {
     bool own;          /* the rows' keys beside the pages */
     int n_biased;      /* tokens in front: the pages that begin among them have a bias */
     int n_splits;
+    vector<int> window; /* of head h: window[h % size]; empty: none has one */
+    int sinks;
 };
 
 struct Paged {
@@ -217,7 +226,8 @@ struct Paged {
     size_t page_bytes;
     vector<bf16> pool, q, k, v;
     vector<struct CudaPageRef> refs;
-    vector<int> n_refs;
+    vector<int> n_refs, window, n_tokens;
+    vector<struct CudaSeen> seen;
     explicit Paged(const PagedCase &the) : c(the)
     {
         max_refs = 0;
@@ -231,6 +241,23 @@ struct Paged {
         k = random_bf16((size_t)c.rows * c.kv_heads * c.dim);
         v = random_bf16(k.size());
         make_pages();
+        for (int h = 0; h < c.heads; h++)
+            window.push_back(c.window.empty() ? 0 : c.window[h % c.window.size()]);
+        for (int h = 0; h < c.kv_heads; h++) leave_out(h);
+    }
+    /* What no row of a head sees is NaN, so that it cannot be read unnoticed. */
+    void leave_out(int h)
+    {
+        int group = c.heads / c.kv_heads, widest = 0;
+        for (int i = h * group; i < (h + 1) * group; i++)
+            widest = widest < 0 || window[i] == 0 ? -1 : std::max(widest, window[i]);
+        const struct CudaPageRef *first = &refs[(size_t)h * stride];
+        n_tokens.push_back(tokens(h));
+        seen.push_back(
+            pages_seen({std::max(widest, 0), 0, 0, 0}, first, n_refs[h], row0(h), c.sinks));
+        for (int p = seen[h].front; p < seen[h].back; p++)
+            for (int t = 0; t < 2 * 64 * c.dim; t++)
+                pool[(size_t)first[p].page * 2 * 64 * c.dim + t] = __float2bfloat16(NAN);
     }
     /* In any order in the pool; NaN where no token is. */
     void make_pages()
@@ -265,21 +292,25 @@ struct Paged {
         for (int p = 0; p < n_refs[h]; p++) n += refs[(size_t)h * stride + p].len;
         return n;
     }
+    /* The place of the first row's own key. */
+    int row0(int h) const { return tokens(h) - (c.own ? 0 : c.rows); }
     void row(int r, int head, vector<double> &out)
     {
-        int h = head / (c.heads / c.kv_heads), seen = 0;
-        int limit = c.own ? 1 << 30 : tokens(h) - (c.rows - 1 - r);
+        int h = head / (c.heads / c.kv_heads), j = 0, i = row0(h) + r, w = window[head];
+        auto sees = [&] { return j <= i && (w == 0 || j < c.sinks || i - j < w); };
         const bf16 *query = &q[((size_t)r * c.heads + head) * c.dim];
         vector<double> logit;
         vector<const bf16 *> values;
         for (int p = 0; p < n_refs[h]; p++) {
             struct CudaPageRef ref = refs[(size_t)h * stride + p];
-            for (uint32_t t = 0; t < ref.len && seen < limit; t++, seen++) {
+            for (uint32_t t = 0; t < ref.len; t++, j++) {
+                if (!sees()) continue;
                 logit.push_back(dot(query, key(ref.page, t, 0), c.dim) / sqrt(c.dim) + ref.bias);
                 values.push_back(value(ref.page, t, 0));
             }
         }
-        for (int t = 0; c.own && t <= r; t++) {
+        for (int t = 0; c.own && t <= r; t++, j++) {
+            if (!sees()) continue;
             size_t at = ((size_t)t * c.kv_heads + h) * c.dim;
             logit.push_back(dot(query, &k[at], c.dim) / sqrt(c.dim));
             values.push_back(&v[at]);
@@ -293,7 +324,8 @@ static void test_paged(const PagedCase &c, const char *name)
     Paged p(c);
     Memory<bf16> pool(p.pool), q(p.q), k(p.k), v(p.v), out(p.q.size());
     Memory<struct CudaPageRef> refs(p.refs);
-    Memory<int> n_refs(p.n_refs);
+    Memory<int> n_refs(p.n_refs), window(p.window), n_tokens(p.n_tokens);
+    Memory<struct CudaSeen> seen(p.seen);
     size_t bytes = cuda_paged_scratch(c.rows, c.heads, c.dim, c.n_splits);
     Memory<float> part(bytes / 4);
     cudaMemset(part.p, 0, bytes);
@@ -315,6 +347,12 @@ static void test_paged(const PagedCase &c, const char *name)
     a.scale = 1 / sqrtf(c.dim);
     a.n_splits = c.n_splits;
     a.part = part.p;
+    if (!c.window.empty()) {
+        a.window = window.p;
+        a.sinks = c.sinks;
+        a.n_tokens = n_tokens.p;
+        a.seen = seen.p;
+    }
     check_cuda(cuda_paged_attention(&a, 0), name);
     check_cuda(cudaDeviceSynchronize(), name);
     vector<bf16> got = out.get();
@@ -347,6 +385,14 @@ static void test_all_paged()
         {0, 0, 0, 64, {30, 41}, true, false, 128, 5},
         {0, 0, 0, 64, {5, 33}, false, true, 17, 64},
         {0, 0, 0, 3, {500, 2}, false, true, 0, 33},
+        {0, 0, 0, 1, {90, 9}, false, true, 0, 7, {256}, 128},
+        {0, 0, 0, 1, {60, 1, 33}, true, true, 40, 11, {1}, 0},
+        {0, 0, 0, 1, {8, 0}, false, true, 0, 2, {1000, 3000}, 70}, /* fewer keys than that */
+        {0, 0, 0, 5, {70, 25}, true, true, 0, 9, {0, 100, 65, 1}, 5},
+        {0, 0, 0, 5, {70, 12}, true, false, 500, 9, {130, 77}, 64},
+        {0, 0, 0, 64, {40}, false, true, 0, 5, {30, 31, 900}, 3},
+        {0, 0, 0, 64, {3, 40}, true, false, 0, 64, {63}, 0},
+        {0, 0, 0, 2, {400, 130, 5}, false, false, 0, 40, {0, 0, 8192, 64}, 4},
     };
     char name[128];
     for (auto &s : shapes)
@@ -360,6 +406,48 @@ static void test_all_paged()
                      c.kv_heads, (int)(&kind - kinds));
             test_paged(c, name);
         }
+}
+
+/* ==== Which pages are seen ==== */
+
+/* Whether what is left out of a table are just the pages, but for the last, that hold no key that a row with `past` keys
+ * before it sees. */
+static bool leaves_out_all(const struct CudaSeen &s, const vector<struct CudaPageRef> &refs,
+                           int past, int sinks)
+{
+    bool ok = true;
+    for (int p = 0, at = 0; p < (int)refs.size(); at += refs[p++].len) {
+        bool hidden = s.window > 0 && p < (int)refs.size() - 1;
+        for (int j = at; j < at + (int)refs[p].len; j++)
+            hidden &= j >= sinks && past - j >= s.window;
+        ok &= hidden == (p >= s.front && p < s.back) && (p != s.back || p == 0 || s.before == at);
+    }
+    return ok;
+}
+
+/* A head's pages grow token by token, some not to their end, as they do from step to step of decoding. */
+static void test_seen(int window, int sinks)
+{
+    vector<struct CudaPageRef> refs;
+    struct CudaSeen s = {window, 0, 0, 0};
+    bool ok = true;
+    for (int past = 1; past <= 1000; past++) {
+        if (refs.empty() || refs.back().len == 64 || random_below(100) == 0)
+            refs.push_back({(uint32_t)past, 0, 0});
+        refs.back().len++;
+        struct CudaSeen anew = pages_seen({window, 0, 0, 0}, refs.data(), refs.size(), past, sinks);
+        s = pages_seen(s, refs.data(), refs.size(), past, sinks);
+        ok &= !memcmp(&s, &anew, sizeof s) && leaves_out_all(s, refs, past, sinks);
+    }
+    char name[64];
+    snprintf(name, sizeof name, "window %d, %d sinks", window, sinks);
+    report(name, ok, "other pages are seen");
+}
+
+static void test_all_seen()
+{
+    for (int window : {0, 1, 2, 63, 64, 65, 200, 256, 999, 5000})
+        for (int sinks : {0, 1, 4, 63, 64, 65, 128, 130, 2000}) test_seen(window, sinks);
 }
 
 /* ==== Speed ==== */
@@ -496,6 +584,7 @@ int main(int argc, char **argv)
         time_all();
         return 0;
     }
+    test_all_seen();
     test_all_packed();
     test_all_paged();
     printf("%d passed, %d failed\n", n_passed, n_failed);

@@ -35,12 +35,14 @@ struct Case {
     int n_biased;
     float bias;
     int last_rows, obs_rows; /* obs_rows 0: no mass */
+    vector<int> masks;       /* of head h: the window masks[h % size]; empty: none has one */
+    int sinks;
 };
 
 struct Problem {
     Case c;
     int rows, stride, max_len;
-    vector<int> begin, past;
+    vector<int> begin, past, masks;
     vector<bf16> q, k, v;
     vector<float> q_turn, k_turn;
     explicit Problem(const Case &the) : c(the), max_len(0)
@@ -52,6 +54,8 @@ struct Problem {
             max_len = std::max(max_len, n);
         }
         rows = begin.back();
+        for (int h = 0; h < c.heads; h++)
+            masks.push_back(c.masks.empty() ? 0 : c.masks[h % c.masks.size()]);
         for (int h = 0; h < c.kv_heads; h++) {
             past.push_back(c.past + h * c.past_step);
             most = std::max(most, past.back());
@@ -101,6 +105,7 @@ struct Problem {
         for (int j = 0; j <= i; j++) {
             bool is_far = c.window && i - j >= c.window;
             if (is_far && j >= c.n) continue;
+            if (masks[head_at] && j >= c.sinks && i - j >= masks[head_at]) continue;
             const float *turn = is_far && c.k_turn ? &k_turn[(size_t)j * c.rope_dim] : NULL;
             x[j] = dot(is_far ? far : near, head(&k[at(s, h) + (size_t)j * c.dim], turn)) +
                    (j < c.n_biased ? c.bias : 0);
@@ -134,7 +139,7 @@ static void test_case(const Case &c, const char *name)
     for (size_t i = 0; i < biases.size(); i++)
         biases[i] = (int)(i % p.stride) < c.n_biased ? c.bias : 0;
     Memory<float> key_bias(biases);
-    Memory<int> begin(p.begin), past(p.past);
+    Memory<int> begin(p.begin), past(p.past), masks(p.masks);
     Memory<float> lse((size_t)c.heads * p.rows), q_turn(p.q_turn), k_turn(p.k_turn);
     int mass_stride = p.stride + 37;
     Memory<float> mass(c.lens.size() * c.kv_heads * mass_stride);
@@ -154,6 +159,8 @@ static void test_case(const Case &c, const char *name)
     a.scale = 1 / sqrtf(c.dim);
     a.n_biased = c.n_biased;
     a.key_bias = key_bias.p;
+    a.window = c.masks.empty() ? NULL : masks.p;
+    a.sinks = c.sinks;
     struct CudaFar f = {
         c.window,   c.n,    q_turn.p, c.k_turn ? k_turn.p : NULL, c.k_turn ? turned.p : NULL,
         c.rope_dim, c.pairs};
@@ -214,6 +221,10 @@ static void test_attention()
         {0, 0, 0, 0, 0, {1}, 400, 11, 65, INT_MAX, true, 20, 2, 0, 0},
         {0, 0, 0, 0, 0, {90}, 200, 0, 100, 0, false, 5, 1, 0, 0},
         {0, 0, 0, 0, 0, {100}, 20, 5, 500, 64, true, 0, 0, 0, 0},
+        {0, 0, 0, 0, 0, {330, 1, 70}, 190, 5, 0, 0, false, 0, 0, 0, 10, {0, 100, 1, 257, 63}, 4},
+        {0, 0, 0, 0, 0, {40, 9}, 10, 3, 0, 0, false, 20, 1.5f, 0, 40, {64, 30, 1000}, 16},
+        {0, 0, 0, 0, 0, {260}, 300, 0, 0, 0, false, 0, 0, 0, 8, {1}, 0},
+        {0, 0, 0, 0, 0, {150}, 700, 1, 0, 0, false, 600, -1, 5, 5, {129, 128, 65, 0, 7}, 130},
     };
     char name[128];
     for (auto &s : shapes)
@@ -229,6 +240,20 @@ static void test_attention()
                          c.kv_heads, (int)(&kind - kinds), pairs);
                 test_case(c, name);
             }
+}
+
+/* Windows and far keys at once are refused. */
+static void test_refusal()
+{
+    struct CudaAttn a = {};
+    struct CudaFar f = {};
+    int window = 0;
+    a.n_heads = a.n_kv_heads = 1;
+    a.head_dim = 64;
+    f.window = 3;
+    report("far keys", cuda_attention_any(&a, &f, 0) == cudaSuccess, "refused");
+    a.window = &window;
+    report("far keys and windows", cuda_attention_any(&a, &f, 0) == cudaErrorInvalidValue, "taken");
 }
 
 /* ==== Packing ==== */
@@ -414,6 +439,7 @@ int main(int argc, char **argv)
         time_all();
         return 0;
     }
+    test_refusal();
     test_packing();
     test_attention();
     printf("%d passed, %d failed\n", n_passed, n_failed);

@@ -4,104 +4,12 @@
  * compared after every one: bf16 keeps 8 bits of a value, so results differ by a few thousandths of their length.
  * What is exact is compared exactly: the choice of tokens from the same mass, pages, two runs of the same input.
  */
+#include "sides.h"
+
 #include "eviction/kv_evict.h"
 #include "src/sampler.h"
-#include "src/session.h"
 
 #include <limits.h>
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-static int passed, failed;
-
-static void check(bool ok, const char *what, const char *where, double value)
-{
-    ok ? passed++ : failed++;
-    if (!ok) printf("FAIL %s (%s): %g\n", what, where, value);
-}
-
-static void must(int status)
-{
-    if (status >= 0) return;
-    printf("FAIL %s\n0 passed, 1 failed\n", err_text());
-    exit(1);
-}
-
-static uint64_t seed = 7;
-
-static uint32_t rng(void)
-{
-    seed = seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-    return (uint32_t)(seed >> 33);
-}
-
-/* |a - b| / |b|; NaN never passes. */
-static double distance(const float *a, const float *b, size_t n)
-{
-    double d = 0, l = 0;
-    for (size_t i = 0; i < n; i++) {
-        d += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
-        l += (double)b[i] * b[i];
-    }
-    return sqrt(d / (l > 0 ? l : 1));
-}
-
-/* ==== Two engines side by side ==== */
-
-struct Side {
-    struct Engine *e;
-    struct Transformer tf;
-    struct KvCache kv;
-    struct HeadTable past;
-    struct KvWrites writes;
-};
-
-struct Case {
-    const char *model;
-    int seqs, rows[4], past, obs; /* rows of each sequence */
-    int window, far_n,
-        group; /* far keys, see struct FarKeys; group: the keys turn; window 0: none */
-};
-
-static struct Engine *open_side(const char *model, const char *backend)
-{
-    struct Settings set;
-    struct Engine *e;
-    settings_default(&set);
-    must(settings_set(&set, "backend", backend));
-    if (!strcmp(backend, "cpu")) must(settings_set(&set, "precision", "f32"));
-    must(engine_open(model, &set, &e));
-    must(engine_weights(e));
-    return e;
-}
-
-/* n values of a device's activations as f32. */
-static float *fetch(const struct Side *s, const void *p, size_t n, size_t width)
-{
-    float *out = calloc(n, sizeof *out);
-    if (width == sizeof(float)) {
-        must(s->e->be->download(s->e->dev, out, p, n * width));
-        return out;
-    }
-    uint16_t *half = calloc(n, sizeof *half);
-    must(s->e->be->download(s->e->dev, half, p, n * width));
-    for (size_t i = 0; i < n; i++) out[i] = bf16_to_f32(half[i]);
-    free(half);
-    return out;
-}
-
-static void compare(const struct Side *s, const void *a, const void *b, size_t n, bool stream,
-                    double limit, const char *what, const char *where)
-{
-    float *x = fetch(&s[0], a, n, stream ? sizeof(float) : s[0].e->be->act_bytes),
-          *y = fetch(&s[1], b, n, stream ? sizeof(float) : s[1].e->be->act_bytes);
-    double d = distance(y, x, n);
-    check(d < limit, what, where, d);
-    free(x);
-    free(y);
-}
 
 /* Takes the first row from all of them. */
 static void less_first(float *x, size_t n, int width)
@@ -122,82 +30,6 @@ static void compare_keys(const struct Side *s, int n_rows, const char *where)
     check(d < 0.02, "norm_linear, rope: k with a bias", where, d);
     free(x);
     free(y);
-}
-
-struct Plan {
-    int *tokens, *pos, seq_begin[5];
-    struct BatchShape shape;
-};
-
-static struct Plan plan_case(const struct Case *c, const struct ModelConfig *m)
-{
-    struct Plan p = {0};
-    int longest = 0;
-    for (int i = 0; i < c->seqs; i++) {
-        p.seq_begin[i + 1] = p.seq_begin[i] + c->rows[i];
-        if (c->rows[i] > longest) longest = c->rows[i];
-    }
-    int n = p.seq_begin[c->seqs];
-    p.tokens = calloc((size_t)n + (size_t)c->past + 1, sizeof(int));
-    p.pos = calloc((size_t)n + (size_t)c->past + 1, sizeof(int));
-    for (int s = 0; s < c->seqs; s++)
-        for (int i = p.seq_begin[s]; i < p.seq_begin[s + 1]; i++)
-            p.tokens[i] = (int)(rng() % (unsigned)m->vocab_size),
-            p.pos[i] = c->past + i - p.seq_begin[s];
-    p.shape = (struct BatchShape){.rows = n > c->past ? n : c->past,
-                                  .seqs = c->seqs,
-                                  .keys = c->past + longest,
-                                  .mass_keys = c->obs ? c->past + longest : 0,
-                                  .head_rows = 5,
-                                  .far = c->window,
-                                  .turned_keys = c->group ? c->past + longest : 0};
-    return p;
-}
-
-static void open_case(struct Side *s, const struct Case *c, const struct Plan *p)
-{
-    const struct ModelConfig *m = &s->e->model.cfg;
-    size_t pages = (size_t)m->n_layers * m->n_kv_heads *
-                   (size_t)(4 * (c->past + p->shape.rows) / PAGE_TOKENS + 16);
-    must(tf_open(&s->tf, s->e->be, s->e->dev, &s->e->model, p->shape.rows));
-    must(s->e->be->reserve(s->e->dev, &p->shape));
-    must(kv_open(&s->kv, s->e->be, s->e->dev, m, pages));
-    must(kv_table_open(&s->past, m, c->past / PAGE_TOKENS + 8));
-    must(kv_writes_open(&s->writes, 64));
-}
-
-static void close_case(struct Side *s)
-{
-    kv_writes_close(&s->writes);
-    kv_table_close(&s->past);
-    kv_close(&s->kv);
-    tf_close(&s->tf);
-}
-
-/* The past: the case's first tokens as a sequence of their own, all layers. */
-static void make_past(struct Side *s, const struct Case *c, const struct Plan *p)
-{
-    int ends[2] = {0, c->past}, *tokens = calloc((size_t)c->past + 1, sizeof(int)),
-        *pos = calloc((size_t)c->past + 1, sizeof(int));
-    if (c->past) {
-        for (int i = 0; i < c->past; i++)
-            tokens[i] = p->tokens[i % p->seq_begin[c->seqs]], pos[i] = i;
-        struct Batch b = {.tokens = tokens, .pos = pos, .seq_begin = ends, .n_seqs = 1};
-        must(tf_begin(&s->tf, &b));
-        for (int l = 0; l < s->e->model.cfg.n_layers; l++) {
-            struct AttnArgs a;
-            struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, c->past};
-            must(tf_attend(&s->tf, &b, l, 0, &a));
-            must(kv_append_all(&s->kv, &s->past, l, &rows, &s->writes));
-            must(kv_flush(&s->kv, &s->writes));
-            must(tf_ffn(&s->tf, l, c->past));
-        }
-        for (int h = 0; h < s->past.n_heads && c->seqs == 1; h++) /* every second page has a bias */
-            for (int i = 0; i < s->past.n_refs[h]; i += 2)
-                s->past.refs[(size_t)h * s->past.stride + i].bias = 0.5f;
-    }
-    free(tokens);
-    free(pos);
 }
 
 /* ==== Ops ==== */
@@ -393,7 +225,7 @@ static void run_case(const struct Case *c, struct Engine *cpu, struct Engine *gp
              c->seqs, c->rows[0], c->past, c->window);
     for (int i = 0; i < 2; i++) {
         open_case(&s[i], c, &p);
-        make_past(&s[i], c, &p);
+        make_past(&s[i], c);
         if (c->window) far[i] = far_keys(&s[i], c, &p);
         struct Batch b = batch_of(&s[i], c, &p, &far[i]);
         must(tf_begin(&s[i].tf, &b));
@@ -430,40 +262,6 @@ static void run_case(const struct Case *c, struct Engine *cpu, struct Engine *gp
 enum { STEPS = 150 };
 enum StepWay { WAY_OPS, WAY_LOGITS, WAY_BEST };
 
-static int step_layers(struct Side *s, const struct Batch *b, bool append, float *logits)
-{
-    int row = 0;
-    for (int l = 0; l < s->e->model.cfg.n_layers; l++) {
-        struct AttnArgs a;
-        struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, 1};
-        must(tf_attend(&s->tf, b, l, 0, &a));
-        if (append) must(kv_append_all(&s->kv, &s->past, l, &rows, &s->writes));
-        if (append) must(kv_flush(&s->kv, &s->writes));
-        if (!append)
-            must(s->e->be->kv_write(s->e->dev, &s->kv.pool, NULL, s->e->model.cfg.n_kv_heads));
-        must(tf_ffn(&s->tf, l, 1));
-    }
-    return s->e->be->logits(s->e->dev, s->tf.x, &row, 1, logits);
-}
-
-static int step_replayed(struct Side *s, const struct Batch *b, bool *recorded, float *logits,
-                         int *best)
-{
-    const struct Backend *be = s->e->be;
-    struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, 1};
-    if (!*recorded) {
-        must(be->record(s->e->dev, true));
-        must(step_layers(s, b, false, logits));
-        must(be->record(s->e->dev, false));
-        *recorded = true;
-    }
-    for (int l = 0; l < s->e->model.cfg.n_layers; l++)
-        must(kv_append_all(&s->kv, &s->past, l, &rows, &s->writes));
-    int n = s->writes.n;
-    s->writes.n = 0;
-    return be->replay(s->e->dev, s->writes.list, n, logits, best);
-}
-
 /* STEPS tokens behind the case's past: out [STEPS, vocab_size], or with WAY_BEST the best tokens. */
 static void run_steps(struct Engine *gpu, const struct Case *c, const struct Plan *p,
                       enum StepWay way, float *out, int *best)
@@ -477,7 +275,7 @@ static void run_steps(struct Engine *gpu, const struct Case *c, const struct Pla
     kv_writes_close(&s.writes);
     must(kv_table_open(&s.past, m, (c->past + STEPS) / PAGE_TOKENS + 2));
     must(kv_writes_open(&s.writes, m->n_layers * m->n_kv_heads + 64));
-    make_past(&s, c, p);
+    make_past(&s, c);
     for (int t = 0; t < STEPS; t++) {
         int id = (t * 37 + 5) % m->vocab_size, pos = c->past + t;
         struct Batch b = {.tokens = &id,
