@@ -107,7 +107,6 @@ static struct CudaAttn attention_of(const struct Device *d, const struct AttnArg
     c.scale = logit_scale(d);
     if (a->masks) {
         c.window = d->s.masks.window + (size_t)a->layer * m->n_heads;
-        c.order = d->s.masks.order + (size_t)a->layer * m->n_heads;
         c.sinks = a->masks->sinks;
     }
     if (d->s.table.biased) {

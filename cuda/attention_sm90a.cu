@@ -126,7 +126,6 @@ __device__ bool find_tile(const struct Params *p, int index, struct Tile *t, int
     int rest = index - first * p->tiles_per_head;
     int late = rest / width, head = first + rest % width, seq = head / a->n_heads;
     head -= seq * a->n_heads;
-    if (a->order) head = a->order[head];
     int kv_head = head / (a->n_heads / a->n_kv_heads);
     int len = a->seq_begin[seq + 1] - a->seq_begin[seq];
     *kv = seq * a->n_kv_heads + kv_head;

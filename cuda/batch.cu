@@ -2,7 +2,6 @@
 #include "device.h"
 #include "seen.cuh"
 
-#include <limits.h>
 #include <string.h>
 
 /* ==== Scratch ==== */
@@ -95,7 +94,6 @@ static void cut_attention(struct Cut *c, const struct Device *d, const struct Ba
     s->table.n_tokens = (int *)cut(c, heads * sizeof(int));
     s->table.seen = (struct CudaSeen *)cut(c, heads * sizeof *s->table.seen);
     s->masks.window = (int *)cut(c, heads * group * sizeof(int));
-    s->masks.order = (int *)cut(c, heads * group * sizeof(int));
     s->writes = (struct DevWrite *)cut(c, WRITES * sizeof *s->writes);
     s->slots = (struct CudaPageSlot *)cut(c, heads * sizeof *s->slots);
     s->best = (unsigned long long *)cut(c, 2 * sizeof *s->best);
@@ -146,32 +144,15 @@ static int window_of(const struct Device *d, const struct HeadMasks *masks, size
     return masks->window[head] >= d->shape.keys ? 0 : masks->window[head];
 }
 
-/* The heads of a layer, those that see most first; of equal ones the lower first, so that groups stay together. */
-static void order_heads(const int *window, int n, int *order)
-{
-    for (int h = 0; h < n; h++) {
-        int before = 0, mine = window[h] ? window[h] : INT_MAX;
-        for (int o = 0; o < n; o++) {
-            int its = window[o] ? window[o] : INT_MAX;
-            before += its > mine || (its == mine && o < h);
-        }
-        order[before] = h;
-    }
-}
-
 static int upload_masks(struct Device *d, const struct HeadMasks *masks)
 {
     const struct ModelConfig *m = &d->model->cfg;
     size_t n = (size_t)m->n_layers * m->n_heads;
     void *staged;
-    TRY(dev_stage(d, 2 * n * sizeof(int), &staged));
-    int *window = (int *)staged, *order = window + n;
-    for (size_t h = 0; h < n; h++) window[h] = window_of(d, masks, h);
-    for (size_t h = 0; h < n; h += m->n_heads) order_heads(window + h, m->n_heads, order + h);
+    TRY(dev_stage(d, n * sizeof(int), &staged));
+    for (size_t h = 0; h < n; h++) ((int *)staged)[h] = window_of(d, masks, h);
     d->s.masks.sinks = masks->sinks;
-    CUDA_TRY(cudaMemcpyAsync(d->s.masks.window, window, n * sizeof(int), cudaMemcpyHostToDevice,
-                             d->stream));
-    CUDA_TRY(cudaMemcpyAsync(d->s.masks.order, order, n * sizeof(int), cudaMemcpyHostToDevice,
+    CUDA_TRY(cudaMemcpyAsync(d->s.masks.window, staged, n * sizeof(int), cudaMemcpyHostToDevice,
                              d->stream));
     return PC_OK;
 }

@@ -44,7 +44,6 @@ struct DevTable {
 struct DevMasks {
     bool on;     /* the batch at hand has some */
     int *window; /* [n_layers, n_heads]; 0 also where a window holds all keys that there can be */
-    int *order;  /* [n_layers, n_heads] see struct CudaAttn */
     int sinks;
 };
 

@@ -54,9 +54,6 @@ struct CudaAttn {
     const int *
         window; /* [n_heads] row i sees key j when j < sinks or i - j < window; 0: all before it; or NULL: 0 for all */
     int sinks;  /* i and j count keys from the head's first past key */
-    /* [n_heads] the heads in the order in which cuda_attention_sm90a begins their tiles: those that see most first, so that
-     * short tiles end the launch and long ones over the same keys run abreast; NULL: as they are. No result depends on it. */
-    const int *order;
 };
 
 /* Row i of a sequence sees the past and the rows up to itself: keys j < past + i + 1 of its KV head. */

@@ -598,7 +598,7 @@ __launch_bounds__(T::THREADS,
     sums_clear(sums);
     float scale2 = a.scale * LOG2_E, group_part = 1.0f / group;
     int row = warp % T::WM * 16, token = warp / T::WM * T::BN; /* of the tile */
-    int at = a.window ? first_key(pages, sight, share.begin, lane) : 0;
+    int at = sight.plain > 0 ? first_key(pages, sight, share.begin, lane) : 0;
     uint32_t q = q_tile + row * (T::D * 2);
     for (int it = 0; it < n; it++) {
         copy_wait<T::STAGES - 2>();

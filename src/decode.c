@@ -243,11 +243,11 @@ static int step(struct Session *s, struct Sampler *sampler, int pos, int *id)
     struct Batch b = tail_batch(s, id, 1, pos);
     TRY(far_batch(s, &b));
     bool replay = s->limits.records && !b.far, greedy = replay && sampler->config.temperature <= 0;
-    b.follows = s->recorded && !s->slid;
+    b.follows = s->recorded;
     TRY(tf_begin(&s->tf, &b));
     TRY(replay ? step_replayed(s, &b, greedy ? id : NULL) : step_layers(s, &b, true));
     far_forget(s, &s->merged);
-    s->slid = heads_slide(s, &s->merged);
+    heads_slide(s, &s->merged);
     return greedy ? PC_OK : sampler_next(sampler, s->logits, id);
 }
 

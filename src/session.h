@@ -95,7 +95,6 @@ struct Session {
     uint8_t *drop; /* [wave + 1, n_kv_heads, mass_stride] tokens that calibration removes */
     float *logits; /* [vocab_size] */
     bool recorded; /* the device has a record of a step of this run */
-    bool slid;     /* pages left the merged cache since the step before */
 };
 
 /* engine.c */
@@ -138,8 +137,8 @@ int heads_append(struct Session *s, struct HeadTable *t, int layer, int kv_head,
                  const struct KvRows *rows);
 /* To all heads of a layer, each as its class wants. */
 int heads_append_all(struct Session *s, struct HeadTable *t, int layer, const struct KvRows *rows);
-/* After single rows were appended: what no later row sees. True when pages or tokens went. */
-bool heads_slide(struct Session *s, struct HeadTable *t);
+/* After single rows were appended: what no later row sees goes. */
+void heads_slide(struct Session *s, struct HeadTable *t);
 int heads_kept(const struct Session *s, int head,
                int n); /* of n text tokens, in the merged cache */
 static inline const struct HeadMasks *heads_reading(const struct Session *s)

@@ -164,13 +164,11 @@ int heads_append_all(struct Session *s, struct HeadTable *t, int layer, const st
     return PC_OK;
 }
 
-bool heads_slide(struct Session *s, struct HeadTable *t)
+void heads_slide(struct Session *s, struct HeadTable *t)
 {
-    bool moved = false;
     for (int h = 0; s->heads.streams && h < t->n_heads; h++)
         if (s->heads.streams[h])
-            moved |= kv_slide(&s->kv, t, h, s->heads.sinks, s->heads.recent - 1);
-    return moved;
+            kv_slide(&s->kv, t, h, s->heads.sinks, s->heads.recent - 1);
 }
 
 int heads_kept(const struct Session *s, int head, int n)

@@ -56,7 +56,7 @@ struct Prompt {
         fill(k.p, k.n);
         fill(v.p, v.n);
     }
-    double ms(const int *window, const int *order) const
+    double ms(const int *window) const
     {
         struct CudaAttn a = {};
         a.q = q.p;
@@ -70,7 +70,6 @@ struct Prompt {
         a.head_dim = DIM;
         a.scale = 1 / sqrtf(DIM);
         a.window = window;
-        a.order = order;
         a.sinks = SINKS;
         return median_ms(runs, [&] {
             check_cuda(hopper ? cuda_attention_sm90a(&a, 0) : cuda_attention_sm80(&a, 0),
@@ -78,21 +77,15 @@ struct Prompt {
         });
     }
     /* With n_full heads that see all, scattered over the groups. */
-    double masked_ms(int n_full, bool ordered) const
+    double masked_ms(int n_full) const
     {
-        vector<int> window, order;
+        vector<int> window;
         for (int h = 0; h < HEADS; h++) window.push_back((h * 7 + 3) % HEADS < n_full ? 0 : WINDOW);
-        for (int full = 1; full >= 0; full--)
-            for (int h = 0; h < HEADS; h++)
-                if ((window[h] == 0) == full) order.push_back(h);
-        Memory<int> windows(window), orders(order);
-        return ms(windows.p, ordered ? orders.p : NULL);
+        Memory<int> windows(window);
+        return ms(windows.p);
     }
     /* Of five layers with 24 full heads of 160. */
-    double mean_ms(bool ordered) const
-    {
-        return (4 * masked_ms(5, ordered) + masked_ms(4, ordered)) / 5;
-    }
+    double mean_ms() const { return (4 * masked_ms(5) + masked_ms(4)) / 5; }
 };
 
 static double window_pairs(double n)
@@ -104,13 +97,12 @@ static double window_pairs(double n)
 static void time_prompt(int n)
 {
     Prompt p(n);
-    double pairs = (double)n * (n + 1) / 2, full = p.ms(NULL, NULL), masked = p.mean_ms(true),
-           as_they_are = p.mean_ms(false);
+    double pairs = (double)n * (n + 1) / 2, full = p.ms(NULL), masked = p.mean_ms();
     double bound = 1 / (0.15 + 0.85 * window_pairs(n) / pairs);
     printf("prefill %7d tokens: full %9.2f ms (%3.0f TFLOP/s), 15%% full %8.2f ms: %.2fx, bound "
-           "%.2fx, %.1f%% of it; heads in their own order %8.2f ms\n",
+           "%.2fx, %.1f%% of it\n",
            n, full, 4.0 * DIM * HEADS * pairs / full * 1e-9, masked, full / masked, bound,
-           100 * full / masked / bound, as_they_are);
+           100 * full / masked / bound);
     fflush(stdout);
 }
 

@@ -343,22 +343,6 @@ static void test_streams(const struct Problem *p)
     }
 }
 
-/* No result depends on which heads begin first. */
-static void test_order(const struct Problem *p)
-{
-    struct Data d;
-    struct Outputs plain, turned;
-    Ints order;
-    open_data(&d, p);
-    run(&d, &plain);
-    for (int h = p->n_heads; h-- > 0;) order.push_back(h);
-    std::swap(order[0], order[p->n_heads / 2]);
-    d.a.order = to_device(&d, order.data(), order.size());
-    run(&d, &turned);
-    check(plain.out == turned.out && plain.lse == turned.lse, "heads in another order", p->name, 0);
-    close_data(&d);
-}
-
 static void test_refusals(void)
 {
     struct CudaAttn a = {};
@@ -409,7 +393,6 @@ static void test_all(void)
             {"windows within a group", dim, 9, 3, {330, 70}, {190}, 1, 0, {0, 1, 257, 63}, 4},
         };
         for (const struct Problem &p : small) test_problem(&p);
-        for (const struct Problem &p : small) test_order(&p);
         const struct Problem large[] = {
             {"large", dim, 32, 8, {8192, 8192}, {0}, 1},
             {"large, past", dim, 8, 2, {1000, 3000, 2048}, {5000, 4177}, 2},

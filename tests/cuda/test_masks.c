@@ -48,9 +48,7 @@ static int slide(struct Side *s, const struct HeadMasks *masks)
     int gone = 0;
     for (int h = 0; h < s->past.n_heads; h++) {
         int window = widest(&s->e->model.cfg, masks, h), before = s->past.n_tokens[h];
-        struct HeadTable one = {1, s->past.stride, s->past.refs + (size_t)h * s->past.stride,
-                                s->past.n_refs + h, s->past.n_tokens + h};
-        if (window) kv_slide(&s->kv, &one, masks->sinks, window - 1);
+        if (window) kv_slide(&s->kv, &s->past, h, masks->sinks, window - 1);
         gone += before - s->past.n_tokens[h];
     }
     return gone;
