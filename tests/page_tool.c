@@ -1,12 +1,13 @@
 /* page_tool.c - how much of an answer's attention lies on the pages that selection would read (headwise.md, H9).
  *
- *   page_tool MODEL FILE QUESTION [NAME=VALUE...]
+ *   page_tool MODEL FILE QUESTION ANSWER [NAME=VALUE...]
  *
- * The answer is made with every page read, on the CPU; NAME=VALUE are settings. At each of its rows, for each query head,
- * the true attention of every page is found from its keys, and what each rule would have kept of it. Rules: the number of
- * pages between sinks and recent ones or the share to reach, by mean key, by range, and by the true attention, which no index
- * can surpass. Lines: rule, share of the tokens read, attention kept: mean over query heads and rows, over those that
- * have a tenth or more of theirs between, and of the latter the tenth with the least.
+ * The answer is made with every page read, on the CPU; NAME=VALUE are settings that keep every token. At each of its rows,
+ * for each query head, the true attention of every page is found from its keys, and what each rule would have kept of it.
+ * Rules: the number of pages between sinks and recent ones or the share to reach, by mean key, by range, and by the true
+ * attention, which no index surpasses. Columns: share of the tokens read; attention kept, mean over query heads and rows;
+ * the same of rows that have a tenth or more of it between; then tokens and attention of the quarter of KV heads that
+ * look most at the pages where ANSWER first stands.
  */
 #include "src/cpu.h"
 #include "src/pcomp.h"
@@ -17,30 +18,33 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SOURCES = 3, TRUE_MASS = 2, N_RULES = 12, GROUP_MAX = 64, BINS = 1000 };
+enum { SOURCES = 3, TRUE_MASS = 2, N_RULES = 13, GROUP_MAX = 64 };
 static const char *const SOURCE_NAMES[] = {"mean", "bound", "true"};
 static const struct PageSelect RULES[N_RULES] = {
-    {.pages = 0},    {.pages = 8},   {.pages = 16},   {.pages = 32},
-    {.pages = 48},   {.pages = 64},  {.pages = 96},   {.mass = 0.5f},
-    {.mass = 0.75f}, {.mass = 0.9f}, {.mass = 0.95f}, {.mass = 0.99f},
+    {.pages = 0},    {.pages = 8},    {.pages = 16},   {.pages = 32},   {.pages = 64},
+    {.pages = 96},   {.pages = 128},  {.pages = 192},  {.mass = 0.75f}, {.mass = 0.9f},
+    {.mass = 0.95f}, {.mass = 0.98f}, {.mass = 0.99f},
 };
 
 struct Sum {
-    double read, there, kept, far;
+    double read, there, kept,
+        far; /* tokens, tokens, attention of all rows of query heads, of those that look between */
     long n_rows, n_far;
-    long bin[BINS + 1]; /* of far rows, by what was kept */
 };
 
 static struct {
     const struct Backend *real;
-    struct PageSelect base; /* sinks and recent pages */
-    struct Sum sum[SOURCES][N_RULES];
+    struct PageSelect base;     /* sinks and recent pages */
+    int n_heads, answer, after; /* KV heads; the answer's tokens in the cache */
+    struct Sum *sum;            /* [n_heads, SOURCES, N_RULES] */
+    double *
+        needle; /* [n_heads] attention on the answer's pages, of the group's head that has the most */
 } tool;
 
 /* One KV head of one row. */
 struct Head {
     const struct PageRef *refs;
-    int n, group, n_open;
+    int table, n, group, n_open;
     double *mass; /* [group, n] of the row's softmax */
     float *score; /* [SOURCES, n] */
     int *len, *idx;
@@ -137,12 +141,11 @@ static void add_row(struct Sum *s, double kept, bool far)
     if (!far) return;
     s->far += kept;
     s->n_far++;
-    s->bin[(int)(kept * BINS)]++;
 }
 
 static void apply(const struct Head *h, int source, int rule)
 {
-    struct Sum *s = &tool.sum[source][rule];
+    struct Sum *s = &tool.sum[(h->table * SOURCES + source) * N_RULES + rule];
     struct PageSelect select = RULES[rule];
     select.index = PAGE_INDEX_MEAN; /* only: not off */
     select.first = tool.base.first;
@@ -162,11 +165,25 @@ static void apply(const struct Head *h, int source, int rule)
     }
 }
 
+static void find_needle(const struct Head *h)
+{
+    double most = 0;
+    for (int g = 0; g < h->group; g++) {
+        double sum = 0;
+        for (int i = 0, token = 0; i < h->n; token += h->len[i++])
+            if (token < tool.after && token + h->len[i] > tool.answer)
+                sum += h->mass[(size_t)g * (size_t)h->n + (size_t)i];
+        most = fmax(most, sum);
+    }
+    tool.needle[h->table] += most;
+}
+
 static void measure_head(struct Device *d, const struct AttnArgs *a, int kv_head)
 {
     const struct ModelConfig *m = &d->model->cfg;
     int head = a->layer * m->n_kv_heads + kv_head;
     struct Head h = {.refs = a->past->refs + (size_t)head * a->past->stride,
+                     .table = head,
                      .n = a->past->n_refs[head],
                      .group = m->n_heads / m->n_kv_heads};
     size_t n = (size_t)h.n;
@@ -181,7 +198,7 @@ static void measure_head(struct Device *d, const struct AttnArgs *a, int kv_head
     index_scores(d, a, kv_head, &h, PAGE_INDEX_MEAN, h.score);
     index_scores(d, a, kv_head, &h, PAGE_INDEX_BOUND, h.score + n);
     true_scores(&h, h.score + TRUE_MASS * n);
-#pragma omp critical
+    find_needle(&h);
     for (int source = 0; source < SOURCES; source++)
         for (int rule = 0; rule < N_RULES; rule++) apply(&h, source, rule);
     void *parts[] = {h.mass, h.score, h.len, h.idx, h.work.log, h.work.share};
@@ -199,31 +216,52 @@ static int tap_attention(struct Device *d, const struct AttnArgs *a)
 
 /* ==== The run ==== */
 
-static double worst_tenth(const struct Sum *s)
+static int by_needle(const void *a, const void *b)
 {
-    long n = 0;
-    for (int b = 0; b <= BINS; b++)
-        if ((n += s->bin[b]) * 10 >= s->n_far) return (double)b / BINS;
-    return 1;
+    double x = tool.needle[*(const int *)a], y = tool.needle[*(const int *)b];
+    return x < y ? 1 : x > y ? -1 : 0;
+}
+
+/* Over the heads of a list. */
+static struct Sum sum_of(const int *heads, int n, int at)
+{
+    struct Sum all = {0};
+    for (int i = 0; i < n; i++) {
+        const struct Sum *s = &tool.sum[heads[i] * SOURCES * N_RULES + at];
+        all.read += s->read;
+        all.there += s->there;
+        all.kept += s->kept;
+        all.far += s->far;
+        all.n_rows += s->n_rows;
+        all.n_far += s->n_far;
+    }
+    return all;
 }
 
 static void report(void)
 {
-    printf("%-6s %-10s %7s %7s %7s %7s\n", "index", "rule", "tokens", "kept", "far", "tenth");
-    for (int source = 0; source < SOURCES; source++)
-        for (int rule = 0; rule < N_RULES; rule++) {
-            const struct Sum *s = &tool.sum[source][rule];
-            char name[32];
-            if (RULES[rule].mass > 0)
-                snprintf(name, sizeof name, "share %.2f", (double)RULES[rule].mass);
-            else
-                snprintf(name, sizeof name, "pages %d", RULES[rule].pages);
-            printf("%-6s %-10s %6.2f%% %7.4f %7.4f %7.3f\n", SOURCE_NAMES[source], name,
-                   100 * s->read / s->there, s->kept / (double)s->n_rows,
-                   s->far / (double)(s->n_far ? s->n_far : 1), worst_tenth(s));
-        }
-    printf("%ld rows of query heads, %ld of them look between\n", tool.sum[0][0].n_rows,
-           tool.sum[0][0].n_far);
+    int *heads = room((size_t)tool.n_heads, sizeof *heads), part = tool.n_heads / 4;
+    for (int h = 0; h < tool.n_heads; h++) heads[h] = h;
+    qsort(heads, (size_t)tool.n_heads, sizeof *heads, by_needle);
+    printf("%-6s %-10s %7s %7s %7s | %7s %7s\n", "index", "rule", "tokens", "kept", "far", "tokens",
+           "needle");
+    for (int at = 0; at < SOURCES * N_RULES; at++) {
+        const struct PageSelect *rule = &RULES[at % N_RULES];
+        struct Sum all = sum_of(heads, tool.n_heads, at), few = sum_of(heads, part, at);
+        char name[32];
+        if (rule->mass > 0)
+            snprintf(name, sizeof name, "share %.2f", (double)rule->mass);
+        else
+            snprintf(name, sizeof name, "pages %d", rule->pages);
+        printf("%-6s %-10s %6.2f%% %7.4f %7.4f | %6.2f%% %7.4f\n", SOURCE_NAMES[at / N_RULES], name,
+               100 * all.read / all.there, all.kept / (double)all.n_rows,
+               all.far / (double)(all.n_far ? all.n_far : 1), 100 * few.read / few.there,
+               few.kept / (double)few.n_rows);
+    }
+    struct Sum all = sum_of(heads, tool.n_heads, 0);
+    printf("%ld rows of query heads, %ld look between; %d of %d KV heads look most at the answer\n",
+           all.n_rows, all.n_far, part, tool.n_heads);
+    free(heads);
 }
 
 static int assign(struct Settings *set, int n, char **pairs)
@@ -242,44 +280,81 @@ static int assign(struct Settings *set, int n, char **pairs)
     return settings_check(set);
 }
 
-static int answer(struct Engine *e, const char *context, size_t len, const char *question)
+/* Where the answer stands in a cache that keeps every token in order. */
+static void locate(const struct Session *s, const char *context, const char *answer)
 {
-    struct Backend table = *e->be;
-    struct Request req = {.context = context, .context_len = len, .question = question};
+    const char *at = *answer ? strstr(context, answer) : NULL;
+    const size_t *offset = s->prompt.context_offset;
+    if (!at) return;
+    size_t begin = (size_t)(at - context), end = begin + strlen(answer);
+    for (int i = 0; i < s->prompt.context.n; i++) {
+        if (offset[i] <= begin) tool.answer = s->prompt.prefix.n + i;
+        if (offset[i] < end) tool.after = s->prompt.prefix.n + i + 1;
+    }
+}
+
+static int answer_over(struct Session *s, struct Engine *e, const struct Request *req, char **argv)
+{
+    const struct Settings *set = engine_settings(e);
+    struct Prompt prompt = {0};
     struct Result r = {0};
-    tool.real = e->be;
-    table.attention = tap_attention;
-    e->be = &table;
-    int status = session_run(e, &req, &r);
-    e->be = tool.real;
+    struct PromptText text = {.context = req->context,
+                              .context_len = req->context_len,
+                              .question = req->question,
+                              .instruction = set->instruction,
+                              .answer_prefix = set->answer_prefix,
+                              .system = set->system,
+                              .chat = &e->chat};
+    int status = prompt_make(e->tok, &text, &prompt);
+    if (status == PC_OK) status = session_open(s, e, req, &prompt, &r);
+    if (status == PC_OK) locate(s, req->context, argv[4]);
+    if (status == PC_OK) status = session_stages(s, true);
     if (status == PC_OK) printf("%d tokens; answer: %s\n", r.plan.n_context, r.text.data);
+    prompt_free(&prompt);
+    session_close(s);
     result_free(&r);
     return status;
 }
 
-static int run(int argc, char **argv)
+static int measure(struct Engine *e, char **argv)
 {
-    struct Settings set;
-    struct Engine *e = NULL;
-    struct Str text = {0};
-    settings_default(&set);
-    TRY(assign(&set, argc - 4, argv + 4));
-    TRY(engine_open(argv[1], &set, &e));
-    int status = file_read(argv[2], &text);
-    if (status == PC_OK) status = answer(e, text.data, text.len, argv[3]);
+    const struct ModelConfig *m = &e->model.cfg;
+    struct Backend table = *e->be;
+    struct Str context = {0};
+    struct Session s = {0};
+    TRY(file_read(argv[2], &context));
+    struct Request req = {.context = context.data,
+                          .context_len = context.len,
+                          .question = argv[3],
+                          .stop_text = "\n"}; /* an answer of one token at least */
+    tool.n_heads = m->n_layers * m->n_kv_heads;
+    tool.sum = room((size_t)tool.n_heads * SOURCES * N_RULES, sizeof *tool.sum);
+    tool.needle = room((size_t)tool.n_heads, sizeof *tool.needle);
+    tool.real = e->be;
+    table.attention = tap_attention;
+    e->be = &table;
+    int status = answer_over(&s, e, &req, argv);
+    e->be = tool.real;
     if (status == PC_OK) report();
-    str_free(&text);
-    engine_close(e);
+    str_free(&context);
+    free(tool.sum);
+    free(tool.needle);
     return status;
 }
 
 int main(int argc, char **argv)
 {
-    if (argc < 4) {
-        fprintf(stderr, "usage: page_tool MODEL FILE QUESTION [NAME=VALUE...]\n");
+    struct Settings set;
+    struct Engine *e = NULL;
+    if (argc < 5) {
+        fprintf(stderr, "usage: page_tool MODEL FILE QUESTION ANSWER [NAME=VALUE...]\n");
         return 2;
     }
-    if (run(argc, argv) == PC_OK) return 0;
-    fprintf(stderr, "page_tool: %s\n", err_text());
-    return 1;
+    settings_default(&set);
+    int status = assign(&set, argc - 5, argv + 5);
+    if (status == PC_OK) status = engine_open(argv[1], &set, &e);
+    if (status == PC_OK) status = measure(e, argv);
+    engine_close(e);
+    if (status < 0) fprintf(stderr, "page_tool: %s\n", err_text());
+    return status < 0;
 }
