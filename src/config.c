@@ -73,7 +73,7 @@ const struct Setting SETTINGS[] = {
     {"select", SET_ENUM, ENUM_AT(select), WORDS_SELECT, "off", "method",
      "what tells which pages of 64 cache entries a token of the answer reads, head by head: the mean of a page's keys, or a bound from their ranges; "
      "off: all pages, as where a method moves keys"},
-    {"select_pages", SET_INT, AT(select_pages), 0, 0, 1 << 20, NULL, "32", "method",
+    {"select_pages", SET_INT, AT(select_pages), 0, 0, 1 << 20, NULL, "64", "method",
      "pages that select reads for each KV head, between the first and the last ones"},
     {"select_mass", SET_FLOAT, AT(select_mass), 0, 0, 1, NULL, "0", "method",
      "instead of a number: as many pages as make up this share of the estimated attention; 0: by number"},
