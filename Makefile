@@ -65,7 +65,7 @@ PROGRAMS := $(DIR)/pcomp $(DIR)/pcomp-eval
 TEST_SUPPORT := $(patsubst %.c,$(DIR)/%.o,$(wildcard tests/tiny.c))
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(DIR)/tests/%,$(wildcard tests/unit/test_*.c))
 TINY_MODEL := $(patsubst tests/tiny_main.c,$(DIR)/tests/tiny_model,$(wildcard tests/tiny_main.c))
-EVAL_TOOLS := $(patsubst tests/%.c,$(DIR)/tests/%,$(wildcard tests/jieba_tool.c tests/score_tool.c))
+EVAL_TOOLS := $(patsubst tests/%.c,$(DIR)/tests/%,$(wildcard tests/jieba_tool.c tests/score_tool.c tests/page_tool.c))
 FUZZERS := $(patsubst tests/fuzz/%.c,$(DIR)/tests/%,$(wildcard tests/fuzz/fuzz_*.c))
 
 # The commit goes only to the files that name it, so that a commit does not rebuild everything.

@@ -33,13 +33,91 @@ bool usual_head(int head_dim)
     return head_dim == 64 || head_dim == 96 || head_dim == 128 || head_dim == 256;
 }
 
+/* ==== The pages that are read ==== */
+
+/* Page tables of a layer's KV heads on the device. */
+struct LayerPages {
+    const struct CudaPageRef *refs; /* [n_kv_heads, stride] */
+    const int *n_refs, *n_tokens;   /* [n_kv_heads] */
+    int stride;
+    bool chosen;
+};
+
+static bool selects(const struct AttnArgs *a)
+{
+    return a->select && a->select->index != PAGE_INDEX_OFF && a->past && !a->far &&
+           a->n_seqs == 1 && a->seq_begin[1] == 1;
+}
+
+static struct LayerPages layer_pages(const struct Device *d, const struct AttnArgs *a)
+{
+    const struct DevTable *t = &d->s.table;
+    const struct DevChosen *c = &d->s.chosen;
+    size_t head = first_head(d, a->layer);
+    if (selects(a)) return {c->refs, c->n_refs, c->n_tokens, t->stride, true};
+    return {t->refs + head * t->stride, t->n_refs + head, t->n_tokens + head, t->stride, false};
+}
+
+/* Heads with a window are read whole. */
+static void set_whole(const struct Device *d, const struct AttnArgs *a, uint32_t *whole)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    for (int h = 0; a->masks && h < m->n_kv_heads; h++)
+        if (a->masks->window[(size_t)a->layer * m->n_heads + h * (m->n_heads / m->n_kv_heads)])
+            whole[h / 32] |= 1u << h % 32;
+}
+
+static int select_pages(struct Device *d, const struct AttnArgs *a)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    const struct DevTable *t = &d->s.table;
+    const struct DevChosen *c = &d->s.chosen;
+    size_t head = first_head(d, a->layer);
+    struct CudaPageSelect s = {};
+    if (!d->shape.selects || !a->pool || !a->pool->index)
+        return err_set(PC_EINTERNAL, "pages are to be selected, but no room or index is there");
+    s.q = (const bf16 *)a->q;
+    if (d->step.recording) s.turn = turn_of(d, &d->step.rope);
+    s.index = a->pool->index;
+    s.index_bytes = a->pool->index_bytes;
+    s.bound = a->select->index == PAGE_INDEX_BOUND;
+    s.refs = t->refs + head * t->stride;
+    s.n_refs = t->n_refs + head;
+    s.ref_stride = t->stride;
+    s.n_heads = m->n_heads;
+    s.n_kv_heads = m->n_kv_heads;
+    s.head_dim = m->head_dim;
+    s.scale = logit_scale(d);
+    s.pages = a->select->pages;
+    s.first = a->select->first;
+    s.last = a->select->last;
+    s.mass = a->select->mass;
+    set_whole(d, a, s.whole);
+    s.out = c->refs;
+    s.n_out = c->n_refs;
+    s.n_tokens = c->n_tokens;
+    s.score = c->score;
+    s.tickets = c->tickets;
+    s.counts = c->counts;
+    s.n_blocks = c->n_blocks;
+    CUDA_TRY(cuda_select_pages(&s, d->stream));
+    return PC_OK;
+}
+
+int cuda_page_counts(struct Device *d, struct PageCounts *out)
+{
+    unsigned long long counts[2] = {0, 0};
+    if (d->shape.selects) TRY(dev_download(d, counts, d->s.chosen.counts, sizeof counts));
+    *out = {(int64_t)counts[0], (int64_t)counts[1]};
+    return PC_OK;
+}
+
 /* ==== Few rows ==== */
 
 static int attend_pages(struct Device *d, const struct AttnArgs *a)
 {
     const struct ModelConfig *m = &d->model->cfg;
-    const struct DevTable *t = &d->s.table;
-    size_t head = first_head(d, a->layer);
+    struct LayerPages t = layer_pages(d, a);
     struct CudaPaged p = {};
     p.q = (const bf16 *)a->q;
     p.k = (const bf16 *)a->k;
@@ -47,10 +125,11 @@ static int attend_pages(struct Device *d, const struct AttnArgs *a)
     p.out = (bf16 *)a->out;
     p.pool = a->pool ? a->pool->data : NULL;
     p.page_bytes = a->pool ? a->pool->page_bytes : 0;
-    p.refs = t->refs + head * t->stride;
-    p.n_refs = t->n_refs + head;
-    p.ref_stride = t->stride;
-    p.max_refs = t->stride; /* the same for every step, since a record holds it */
+    p.refs = t.refs;
+    p.n_refs = t.n_refs;
+    p.ref_stride = t.stride;
+    p.max_refs = t.stride; /* the same for every step, since a record holds it */
+    p.chosen = t.chosen;
     p.n_rows = a->seq_begin[1];
     p.n_heads = m->n_heads;
     p.n_kv_heads = m->n_kv_heads;
@@ -93,7 +172,7 @@ static struct CudaAttn attention_of(const struct Device *d, const struct AttnArg
     c.kv.k = d->s.k;
     c.kv.v = d->s.v;
     c.kv.key_stride = key_stride(d, a);
-    c.kv.past = d->s.table.n_tokens + first_head(d, a->layer);
+    c.kv.past = layer_pages(d, a).n_tokens;
     c.out = (bf16 *)a->out;
     c.lse = d->shape.mass_keys ? d->s.lse : NULL;
     c.seq_begin = d->s.seq_begin;
@@ -118,12 +197,12 @@ static struct CudaAttn attention_of(const struct Device *d, const struct AttnArg
 
 static int pack_keys(struct Device *d, const struct AttnArgs *a, const struct CudaAttn *c)
 {
-    size_t head = first_head(d, a->layer);
+    struct LayerPages t = layer_pages(d, a);
     struct GatherArgs g = {};
     g.pages = pages_of(d, a->pool);
-    g.refs = d->s.table.refs + head * d->s.table.stride;
-    g.n_refs = d->s.table.n_refs + head;
-    g.ref_stride = d->s.table.stride;
+    g.refs = t.refs;
+    g.n_refs = t.n_refs;
+    g.ref_stride = t.stride;
     g.k = (const bf16 *)a->k;
     g.v = (const bf16 *)a->v;
     g.seq_begin = d->s.seq_begin;
@@ -174,6 +253,7 @@ int cuda_attend(struct Device *d, const struct AttnArgs *a)
         d->shape.mass_keys && a->seq_begin[1] > 1; /* attn_mass will want the packed keys */
     if (d->step.recording && !(few && a->seq_begin[1] == 1))
         return err_set(PC_EINTERNAL, "a recorded step has one row");
+    if (selects(a)) TRY(select_pages(d, a));
     return few && !votes ? attend_pages(d, a) : attend_packed(d, a);
 }
 
@@ -297,6 +377,31 @@ int cuda_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef r
         size_t first = ((size_t)part * PAGE_TOKENS + at) * dim;
         TRY(dev_download(d, row, page + first, (size_t)dim * sizeof *row));
         for (int i = 0; i < dim; i++) out[i] = __bfloat162float(row[i]);
+    }
+    return PC_OK;
+}
+
+/* ==== The index of pages ==== */
+
+size_t cuda_index_bytes(const struct Device *d, enum PageIndex index)
+{
+    size_t vectors = index == PAGE_INDEX_BOUND ? 2 : 1;
+    return vectors * (size_t)d->model->cfg.head_dim * sizeof(bf16);
+}
+
+int cuda_kv_index(struct Device *d, const struct PagePool *pool, enum PageIndex index,
+                  const struct PageRef *refs, int n)
+{
+    Range range("index pages");
+    static_assert(sizeof(struct PageRef) == sizeof(struct CudaPageRef), "a table as it is");
+    struct PagesArgs p = pages_of(d, pool);
+    struct CudaPageRef *list = (struct CudaPageRef *)d->s.writes;
+    const int run = (int)(WRITES * sizeof(struct DevWrite) / sizeof *list);
+    for (int at = 0; at < n; at += run) {
+        int m = n - at < run ? n - at : run;
+        TRY(dev_upload(d, list, refs + at, (size_t)m * sizeof *list));
+        CUDA_TRY(pages_index(&p, list, m, index == PAGE_INDEX_BOUND, pool->index, pool->index_bytes,
+                             d->stream));
     }
     return PC_OK;
 }

@@ -67,6 +67,21 @@ static void cut_rows(struct Cut *c, const struct Device *d, const struct BatchSh
     s->nll = (float *)cut(c, rows * sizeof(float));
 }
 
+static void cut_chosen(struct Cut *c, const struct Device *d, const struct BatchShape *b,
+                       struct Scratch *s)
+{
+    struct DevChosen *t = &s->chosen;
+    size_t heads = b->selects ? (size_t)d->model->cfg.n_kv_heads : 0,
+           refs = heads * (size_t)s->table.stride;
+    t->refs = (struct CudaPageRef *)cut(c, refs * sizeof *t->refs);
+    t->score = (float *)cut(c, refs * sizeof *t->score);
+    t->n_refs = (int *)cut(c, heads * sizeof(int));
+    t->n_tokens = (int *)cut(c, heads * sizeof(int));
+    t->tickets = (int *)cut(c, heads * sizeof(int));
+    t->counts = (unsigned long long *)cut(c, b->selects ? 2 * sizeof *t->counts : 0);
+    t->n_blocks = cuda_select_blocks((int)heads, s->table.stride, d->n_sm);
+}
+
 static void cut_attention(struct Cut *c, const struct Device *d, const struct BatchShape *b,
                           struct Scratch *s)
 {
@@ -97,6 +112,7 @@ static void cut_attention(struct Cut *c, const struct Device *d, const struct Ba
     s->writes = (struct DevWrite *)cut(c, WRITES * sizeof *s->writes);
     s->slots = (struct CudaPageSlot *)cut(c, heads * sizeof *s->slots);
     s->best = (unsigned long long *)cut(c, 2 * sizeof *s->best);
+    cut_chosen(c, d, b, s);
 }
 
 static size_t cut_scratch(const struct Device *d, const struct BatchShape *b, uint8_t *base,
@@ -133,6 +149,11 @@ int cuda_reserve(struct Device *d, const struct BatchShape *shape)
     /* the partial results hold counters that begin and end at zero */
     CUDA_TRY(cudaMemsetAsync(d->s.part, 0, d->s.part_bytes, d->stream));
     CUDA_TRY(cudaMemsetAsync(d->s.best, 0, 2 * sizeof *d->s.best, d->stream));
+    if (!shape->selects) return PC_OK;
+    struct DevChosen *t = &d->s.chosen;
+    CUDA_TRY(
+        cudaMemsetAsync(t->tickets, 0, (size_t)d->model->cfg.n_kv_heads * sizeof(int), d->stream));
+    CUDA_TRY(cudaMemsetAsync(t->counts, 0, 2 * sizeof *t->counts, d->stream));
     return PC_OK;
 }
 

@@ -47,6 +47,15 @@ struct DevMasks {
     int sinks;
 };
 
+/* The pages that one row reads in the layer at hand: see struct CudaPageSelect. */
+struct DevChosen {
+    struct CudaPageRef *refs; /* [n_kv_heads, stride of the table] */
+    int *n_refs, *n_tokens, *tickets;
+    float *score;
+    unsigned long long *counts; /* [2] since reserve */
+    int n_blocks;
+};
+
 struct Scratch {
     int *tokens, *pos, *seq_begin, *rows; /* rows: indices of gathered rows, targets behind them */
     float *angles;                        /* [rows, rope_dim]: cosines, then sines */
@@ -72,6 +81,7 @@ struct Scratch {
     struct DevWrite *writes;    /* [WRITES] descriptions */
     struct CudaPageSlot *slots; /* [n_layers, n_kv_heads] where a step puts its keys and values */
     unsigned long long *best;   /* [2] of step.cu */
+    struct DevChosen chosen;
     int ffn_rows;
     size_t wide_bytes;
 };
@@ -260,6 +270,9 @@ cudaError_t pages_write(const struct PagesArgs *p, const struct DevWrite *w, int
 /* from [n], to [n]: see kv_pack of struct Backend. */
 cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, const uint32_t *to, int n,
                        cudaStream_t s);
+/* The index of n pages from their first `len` keys: see kv_index of struct Backend. */
+cudaError_t pages_index(const struct PagesArgs *p, const struct CudaPageRef *refs, int n,
+                        bool bound, uint8_t *index, size_t index_bytes, cudaStream_t s);
 /* The past's pages and the batch's own rows, head by head, into kv. */
 struct GatherArgs {
     struct PagesArgs pages;
@@ -293,5 +306,9 @@ int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *
                  const uint32_t *to, int n);
 int cuda_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
                  float *k, float *v);
+size_t cuda_index_bytes(const struct Device *d, enum PageIndex index);
+int cuda_kv_index(struct Device *d, const struct PagePool *pool, enum PageIndex index,
+                  const struct PageRef *refs, int n);
+int cuda_page_counts(struct Device *d, struct PageCounts *out);
 
 #endif

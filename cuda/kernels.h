@@ -155,11 +155,43 @@ struct CudaPaged {
     int sinks;
     const int *n_tokens;         /* [n_kv_heads] of each head's pages; with windows only */
     const struct CudaSeen *seen; /* [n_kv_heads] likewise */
+    bool chosen; /* a kernel queued just before wrote refs and n_refs: they are waited for */
 };
 int cuda_paged_splits(int n_kv_heads, int max_refs, int n_sm);
 size_t cuda_paged_scratch(int n_rows, int n_heads, int head_dim, int n_splits);
 /* n_rows * (n_heads / n_kv_heads) at most 64; head_dim 64, 96, 128, 256. Partial results merge in split order. */
 cudaError_t cuda_paged_attention(const struct CudaPaged *a, cudaStream_t s);
+
+/* ==== The pages that one row reads ==== */
+
+enum { CUDA_SELECT_HEADS = 256 };
+
+/* As eviction/page_select.h has it, all KV heads of a layer. No kernel queued shortly before may write tables or index. */
+struct CudaPageSelect {
+    const bf16 *q;        /* [n_heads, head_dim] of the row, rotated */
+    struct CudaTurn turn; /* with angles q comes as it is and is turned on the way in */
+    const uint8_t *
+        index; /* [n_pages, index_bytes] bf16: the mean key [head_dim]; or least and largest [2, head_dim] */
+    size_t index_bytes;
+    bool bound;
+    const struct CudaPageRef *refs; /* [n_kv_heads, ref_stride] */
+    const int *n_refs;              /* [n_kv_heads] */
+    int ref_stride, n_heads, n_kv_heads, head_dim;
+    float scale;
+    int pages, first, last; /* of struct PageSelect */
+    float mass;
+    uint32_t whole[CUDA_SELECT_HEADS / 32]; /* bits of KV heads whose pages are all read */
+    struct CudaPageRef *out;    /* [n_kv_heads, ref_stride] the chosen pages, in order */
+    int *n_out, *n_tokens;      /* [n_kv_heads] and their tokens */
+    float *score;               /* [n_kv_heads, ref_stride] scratch */
+    int *tickets;               /* [n_kv_heads] scratch, 0 before and after */
+    unsigned long long *counts; /* [2] pages read and pages there, added to */
+    int n_blocks;               /* a head; chosen by cuda_select_blocks */
+    int lanes;                  /* set by the launcher */
+};
+int cuda_select_blocks(int n_kv_heads, int max_refs, int n_sm);
+/* head_dim: a multiple of 8, up to 256. */
+cudaError_t cuda_select_pages(const struct CudaPageSelect *a, cudaStream_t s);
 
 /* ==== Products ==== */
 

@@ -550,7 +550,7 @@ __launch_bounds__(T::THREADS,
     static_assert(T::PP == 1, "the own key has a tile to itself");
     __shared__ __align__(16) Own<T> own;
     let_next_begin();
-    if (!turns) wait_for_inputs();
+    if (!turns || a.chosen) wait_for_inputs();
     refs_prefetch(a);
     if (!share_of(a, share, lane)) return;
     int n_refs = share.pages;

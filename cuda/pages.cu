@@ -1,6 +1,8 @@
 /* pages.cu - keys and values between a batch's rows, pages of 64 tokens, and the packed form of attention. */
 #include "device.h"
 
+#include <math.h>
+
 enum { CHUNK = 8 }; /* values of a 16-byte access */
 
 static __device__ const bf16 *page_key(const struct PagesArgs &p, uint32_t page, int slot)
@@ -71,6 +73,36 @@ cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, const ui
         cudaFuncSetAttribute(pack_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (e != cudaSuccess) return e;
     pack_kernel<<<1, 512, bytes, s>>>(*p, from, to, n);
+    return cudaGetLastError();
+}
+
+/* ==== Pages to their index ==== */
+
+/* A block a page, a thread a channel. */
+static __global__ void index_kernel(struct PagesArgs p, const struct CudaPageRef *refs, bool bound,
+                                    uint8_t *index, size_t index_bytes)
+{
+    struct CudaPageRef ref = refs[blockIdx.x];
+    bf16 *out = (bf16 *)(index + (size_t)ref.page * index_bytes);
+    for (int d = threadIdx.x; d < p.head_dim; d += blockDim.x) {
+        const bf16 *key = page_key(p, ref.page, 0) + d;
+        float sum = 0, least = INFINITY, most = -INFINITY;
+#pragma unroll 8
+        for (int t = 0; t < (int)ref.len; t++) {
+            float x = __bfloat162float(key[(size_t)t * p.head_dim]);
+            sum += x;
+            least = fminf(least, x);
+            most = fmaxf(most, x);
+        }
+        out[d] = __float2bfloat16_rn(bound ? least : sum / (float)ref.len);
+        if (bound) out[p.head_dim + d] = __float2bfloat16_rn(most);
+    }
+}
+
+cudaError_t pages_index(const struct PagesArgs *p, const struct CudaPageRef *refs, int n,
+                        bool bound, uint8_t *index, size_t index_bytes, cudaStream_t s)
+{
+    index_kernel<<<n, 128, 0, s>>>(*p, refs, bound, index, index_bytes);
     return cudaGetLastError();
 }
 

@@ -1,4 +1,4 @@
-/* select.c - top-k by radix select over the bits of the scores.
+/* select.c - the highest scores, by number or by weight, by radix select over their bits.
  *
  * A float's bits, with the sign folded in, order like the float does. Four histograms of one byte
  * each find the k-th highest key exactly, so time is O(n) for any data, there is no scratch
@@ -22,39 +22,55 @@ static uint32_t order_key(float score)
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-/* The k-th highest key; *n_equal is how many of the tokens with that very key belong to the top
- * k. */
-static uint32_t kth_key(const float *score, int n, int k, int *n_equal)
+/* The key at which the weights, taken from the highest key down, reach `wanted`, their sum at most; without weights
+ * each is 1: the wanted-th highest key. *left is what those with that very key bring of it. */
+static uint32_t key_at(const float *score, const uint32_t *weight, int n, uint64_t wanted,
+                       uint64_t *left)
 {
     uint32_t prefix = 0, mask = 0;
-    int wanted = k;
     for (int shift = 32 - RADIX_BITS; shift >= 0; shift -= RADIX_BITS) {
-        int count[RADIX] = {0};
+        uint64_t sum[RADIX] = {0};
         for (int i = 0; i < n; i++) {
             uint32_t key = order_key(score[i]);
-            if ((key & mask) == prefix) count[key >> shift & (RADIX - 1)]++;
+            if ((key & mask) == prefix) sum[key >> shift & (RADIX - 1)] += weight ? weight[i] : 1;
         }
         int digit = RADIX - 1;
-        while (count[digit] < wanted) wanted -= count[digit--];
+        while (sum[digit] < wanted) wanted -= sum[digit--];
         prefix |= (uint32_t)digit << shift;
         mask |= (uint32_t)(RADIX - 1) << shift;
     }
-    *n_equal = wanted;
+    *left = wanted;
     return prefix;
+}
+
+/* Those above the threshold, and of its equals the first until their weights bring what is left. */
+static int take(const float *score, const uint32_t *weight, int n, uint64_t wanted, int *idx)
+{
+    uint64_t left;
+    int n_out = 0;
+    uint32_t threshold = key_at(score, weight, n, wanted, &left);
+    for (int i = 0; i < n; i++) {
+        uint32_t key = order_key(score[i]);
+        if (key < threshold || (key == threshold && left == 0)) continue;
+        uint64_t brings = weight ? weight[i] : 1;
+        if (key == threshold) left -= brings < left ? brings : left;
+        idx[n_out++] = i;
+    }
+    return n_out;
 }
 
 int select_top(const float *score, int n, int k, int *idx)
 {
     if (n <= 0 || k <= 0) return 0;
-    if (k >= n) {
-        for (int i = 0; i < n; i++) idx[i] = i;
-        return n;
-    }
-    int n_equal, n_out = 0;
-    uint32_t threshold = kth_key(score, n, k, &n_equal);
-    for (int i = 0; n_out < k; i++) {
-        uint32_t key = order_key(score[i]);
-        if (key > threshold || (key == threshold && n_equal-- > 0)) idx[n_out++] = i;
-    }
-    return k;
+    if (k < n) return take(score, NULL, n, (uint64_t)k, idx);
+    for (int i = 0; i < n; i++) idx[i] = i;
+    return n;
+}
+
+int select_share(const float *score, const uint32_t *weight, int n, uint64_t wanted, int *idx)
+{
+    uint64_t all = 0;
+    for (int i = 0; i < n; i++) all += weight[i];
+    if (wanted > all) wanted = all;
+    return wanted ? take(score, weight, n, wanted, idx) : 0;
 }

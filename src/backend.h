@@ -10,6 +10,7 @@
 #define PCOMP_BACKEND_H
 
 #include "config.h"
+#include "eviction/page_select.h"
 #include "model.h"
 
 #ifdef __cplusplus
@@ -48,6 +49,7 @@ struct BatchShape {
     int head_rows;   /* most rows whose logits are wanted at once */
     bool far;        /* attention() is asked for with far keys */
     int turned_keys; /* most keys that have another place for rows far from them; 0: none has */
+    bool selects;    /* attention() of one row is asked to select pages */
 };
 
 /* `len` tokens of one KV head in a page of the pool. */
@@ -66,7 +68,9 @@ struct HeadTable {
 
 struct PagePool {
     uint8_t *data; /* [n_pages, page_bytes] device memory */
-    size_t page_bytes;
+    uint8_t *
+        index; /* [n_pages, index_bytes] device memory: what a query is scored against; NULL: none */
+    size_t page_bytes, index_bytes;
     uint32_t n_pages, n_free;
     uint32_t *free; /* stack of free ids */
 };
@@ -122,6 +126,14 @@ struct AttnArgs {
     const struct FarKeys *far;    /* NULL: every key is seen where it stands */
     const struct HeadMasks
         *masks; /* NULL: every head sees all before the row; never with far keys */
+    /* NULL: every page is read. Else, where the batch is one row without far keys, heads without a window read the pages
+     * that this chooses by scores from the pool's index, which is right for all but pages at the end that still fill. */
+    const struct PageSelect *select;
+};
+
+/* Pages of the past that rows read of heads they select from, and what these heads had. */
+struct PageCounts {
+    int64_t read, there;
 };
 
 /* n tokens of one KV head into one page. */
@@ -155,6 +167,7 @@ struct Batch {
     const struct HeadTable *past;
     const struct FarKeys *far;
     const struct HeadMasks *masks;
+    const struct PageSelect *select;
     /* The step behind the one that replay() ran last: the same rope and masks, and a past that grew by its writes, less what
      * heads may have lost since (kv_slide). Such a head has fewer tokens than it would have, by which it is known. */
     bool follows;
@@ -212,6 +225,14 @@ struct Backend {
     /* One token as f32, into host memory. */
     int (*kv_read)(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
                    float *k, float *v);
+    /* Bytes of the index of one page: one vector of head_dim values for the mean, two for the bound. */
+    size_t (*index_bytes)(const struct Device *d, enum PageIndex index);
+    /* Makes the index of these pages from their first `len` keys: the mean key, or the least and the largest value of each
+     * channel, from which a query finds what no key of the page surpasses. refs: host memory. */
+    int (*kv_index)(struct Device *d, const struct PagePool *pool, enum PageIndex index,
+                    const struct PageRef *refs, int n);
+    /* Since the last reserve(). */
+    int (*page_counts)(struct Device *d, struct PageCounts *out);
     /* Logits of rows idx[0..n) of x: out [n, vocab_size] f32 in host memory. */
     int (*logits)(struct Device *d, const float *x, const int *idx, int n, float *out);
     /* Optional: a step of decoding, one row through all layers, as one piece of work. While recording, ops are noted and

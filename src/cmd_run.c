@@ -107,6 +107,14 @@ static void show_chunks(const struct Result *r)
     fprintf(stderr, " of %d; lower score is better\n", r->plan.n_chunks);
 }
 
+static void show_pages(const struct Result *r)
+{
+    if (r->pages_there == 0) return;
+    fprintf(stderr, "pages    %lld of %lld that the answer's heads had were read (%.0f%%)\n",
+            (long long)r->pages_read, (long long)r->pages_there,
+            100.0 * (double)r->pages_read / (double)r->pages_there);
+}
+
 static void show_summary(const struct Run *run, const struct Result *r)
 {
     const struct ModelConfig *cfg = &engine_model(run->engine)->cfg;
@@ -124,6 +132,7 @@ static void show_summary(const struct Run *run, const struct Result *r)
     show_chunks(r);
     fprintf(stderr, "KV       %lld of %lld entries of the kept chunks stay (%.0f%%)\n",
             (long long)kept, (long long)in, in ? 100.0 * (double)kept / (double)in : 0);
+    show_pages(r);
     fprintf(stderr,
             "time     %.2f s: tokenize %.2f, prefill %.2f (%.0f tok/s), question %.2f, answer %.2f "
             "(%.1f tok/s)\n",

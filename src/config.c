@@ -31,6 +31,7 @@ static const char *const WORDS_METHOD[] = {"parallelcomp",  "full",   "truncate"
 static const char *const WORDS_SCALING[] = {"auto", "ntk", "yarn", NULL};
 static const char *const WORDS_SCORE[] = {"auto", "question", "published", "random",
                                           "bm25", "fusion",   NULL};
+static const char *const WORDS_SELECT[] = {"off", "mean", "bound", NULL};
 static const char *const WORDS_PRECISION[] = {"auto", "int16", "f32", "bf16", "fp8", NULL};
 static const char *const WORDS_CHAT[] = {"auto",    "raw",     "chatml",  "qwen",
                                          "llama-2", "llama-3", "mistral", NULL};
@@ -87,6 +88,17 @@ const struct Setting SETTINGS[] = {
      "parallelcomp: what streaming heads do not need is given back, or raises kv_cap for the others at the same memory"},
     {"heads_by", SET_ENUM, ENUM_AT(heads_by), WORDS_HEADS_BY, "auto", "method",
      "which heads are restricted while the text is read: KV heads, or query heads one by one; auto: query for headwise, else kv"},
+    {"select", SET_ENUM, ENUM_AT(select), WORDS_SELECT, "off", "method",
+     "what tells which pages of 64 cache entries a token of the answer reads, head by head: the mean of a page's keys, or a bound from their ranges; "
+     "off: all pages, as where a method moves keys"},
+    {"select_pages", SET_INT, AT(select_pages), 0, 0, 1 << 20, NULL, "64", "method",
+     "pages that select reads for each KV head, between the first and the last ones"},
+    {"select_mass", SET_FLOAT, AT(select_mass), 0, 0, 1, NULL, "0", "method",
+     "instead of a number: as many pages as make up this share of the estimated attention; 0: by number"},
+    {"select_sinks", SET_INT, AT(select_sinks), 0, 0, 1 << 16, NULL, "1", "method",
+     "first pages that select always reads"},
+    {"select_recent", SET_INT, AT(select_recent), 0, 0, 1 << 16, NULL, "2", "method",
+     "last pages that select always reads, those that still fill among them"},
     {"rope_scaling", SET_ENUM, ENUM_AT(rope_scaling), WORDS_SCALING, "auto", "method",
      "how positions beyond the trained ones are brought within reach, for any method; auto: as the model file says"},
     {"rope_factor", SET_FLOAT, AT(rope_factor), 0, 1, 4096, WORDS_AUTO, "auto", "method",

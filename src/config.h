@@ -32,6 +32,8 @@ enum ChunkScore {
 enum Precision { PRECISION_AUTO, PRECISION_INT16, PRECISION_F32, PRECISION_BF16, PRECISION_FP8 };
 enum Freed { FREED_RELEASE, FREED_SHARE };
 enum HeadsBy { HEADS_BY_AUTO, HEADS_BY_KV, HEADS_BY_QUERY };
+/* What is kept of a page's keys to tell which pages a query wants: nothing, their mean, or each channel's range. */
+enum PageIndex { PAGE_INDEX_OFF, PAGE_INDEX_MEAN, PAGE_INDEX_BOUND };
 enum TokenClass { CLASS_SINK, CLASS_MIDDLE, CLASS_RECENT };
 
 /* One calibration rule (method.md section 4): drop from the cache the tokens of one class, in layers
@@ -70,6 +72,10 @@ struct Settings {
     int head_recent;   /* AUTO: the map's */
     enum Freed freed;  /* what becomes of the room that they do not need */
     enum HeadsBy heads_by;
+    enum PageIndex select;           /* what tells the pages that an answer's rows read */
+    int select_pages;                /* how many of those between the first and the last pages */
+    float select_mass;               /* instead: as much of the estimated attention; 0: by number */
+    int select_sinks, select_recent; /* pages at either end that are always read */
     /* the baselines */
     enum Scaling rope_scaling; /* SCALING_AUTO: as the model file says */
     float rope_factor;         /* AUTO: positions used over positions trained */

@@ -118,6 +118,22 @@ static struct Act cut_act(struct Cut *c, bool exact, int rows, int cols, int gro
     return a;
 }
 
+/* Pages may be part full where a chunk or the question ends, which the shape's keys count as whole pages. */
+static void cut_selection(struct Cut *c, const struct BatchShape *s, size_t n_kv_heads,
+                          struct Selection *out)
+{
+    enum { SPARE = 8 };
+    out->stride = s->selects ? (s->keys + PAGE_TOKENS - 1) / PAGE_TOKENS + SPARE : 0;
+    size_t n = n_kv_heads * (size_t)out->stride;
+    out->refs = cut(c, n * sizeof *out->refs);
+    out->n_refs = cut(c, s->selects ? n_kv_heads * sizeof *out->n_refs : 0);
+    out->score = cut(c, n * sizeof *out->score);
+    out->len = cut(c, n * sizeof *out->len);
+    out->idx = cut(c, n * sizeof *out->idx);
+    out->work.log = cut(c, n * sizeof *out->work.log);
+    out->work.share = cut(c, n * sizeof *out->work.share);
+}
+
 static size_t cut_scratch(struct Device *d, const struct BatchShape *s, uint8_t *base)
 {
     const struct ModelConfig *m = &d->model->cfg;
@@ -154,6 +170,7 @@ static size_t cut_scratch(struct Device *d, const struct BatchShape *s, uint8_t 
     d->part = cut(&c, sizeof(struct Partial) * splits * (size_t)(m->n_heads / m->n_kv_heads) *
                           (size_t)m->n_kv_heads);
     d->part_out = cut(&c, sizeof(float) * splits * (size_t)m->n_heads * m->head_dim);
+    cut_selection(&c, s, (size_t)m->n_kv_heads, &d->sel);
     return c.at;
 }
 
@@ -173,6 +190,7 @@ static int cpu_reserve(struct Device *d, const struct BatchShape *s)
     d->block = block;
     cut_scratch(d, s, block);
     d->shape = *s;
+    d->sel.counts = (struct PageCounts){0, 0};
     return PC_OK;
 }
 
@@ -515,6 +533,9 @@ const struct Backend backend_cpu = {
     .kv_write = cpu_kv_write,
     .kv_pack = cpu_kv_pack,
     .kv_read = cpu_kv_read,
+    .index_bytes = cpu_index_bytes,
+    .kv_index = cpu_kv_index,
+    .page_counts = cpu_page_counts,
     .logits = cpu_logits,
     .nll = cpu_nll,
 };

@@ -1,9 +1,27 @@
-/* cpu.h - the CPU device's state, shared by cpu.c (lifecycle, linear operations) and cpu_attention.c. */
+/* cpu.h - the CPU device's state, shared by cpu.c (lifecycle, linear operations), cpu_attention.c and cpu_select.c. */
 #ifndef PCOMP_CPU_H
 #define PCOMP_CPU_H
 
 #include "backend.h"
 #include "kernels.h"
+
+/* Where a row's pages are chosen, one KV head of a layer a line. */
+struct Selection {
+    int stride;           /* pages a head, at most; 0: nothing is ever selected */
+    struct PageRef *refs; /* [n_kv_heads, stride] the chosen ones */
+    int *n_refs;          /* [n_kv_heads] */
+    float *score;         /* [n_kv_heads, stride] */
+    int *len, *idx;       /* likewise */
+    struct PageWeights work;
+    struct PageCounts counts;
+};
+
+/* Pages of the KV heads of one layer. */
+struct LayerPages {
+    const struct PageRef *refs; /* [n_kv_heads, stride] */
+    const int *n_refs;          /* [n_kv_heads]; NULL: none has any */
+    int stride;
+};
 
 struct Device {
     const struct Kernels *kern;
@@ -30,6 +48,7 @@ struct Device {
     float *head_out;      /* [head_rows, vocab_size] f32 */
     struct Partial *part; /* [splits, n_heads] */
     float *part_out;      /* [splits, n_heads, head_dim] */
+    struct Selection sel;
 };
 
 enum {
@@ -42,6 +61,20 @@ static inline void *thread_scratch(struct Device *d, int thread)
 {
     return d->thread_scratch + (size_t)thread * d->thread_bytes;
 }
+
+/* The window of a query head, 0 for none. */
+static inline int window_of(const struct Device *d, const struct AttnArgs *a, int head)
+{
+    return a->masks ? a->masks->window[(size_t)a->layer * d->model->cfg.n_heads + head] : 0;
+}
+
+/* cpu_select.c */
+/* The pages that a batch of one row reads. PC_EINTERNAL when a head has more than there is room for. */
+int cpu_pages(struct Device *d, const struct AttnArgs *a, struct LayerPages *out);
+size_t cpu_index_bytes(const struct Device *d, enum PageIndex index);
+int cpu_kv_index(struct Device *d, const struct PagePool *pool, enum PageIndex index,
+                 const struct PageRef *refs, int n);
+int cpu_page_counts(struct Device *d, struct PageCounts *out);
 
 int cpu_attention(struct Device *d, const struct AttnArgs *a);
 int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *mass,

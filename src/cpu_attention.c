@@ -22,12 +22,6 @@ static const struct PageRef *past_refs(const struct AttnArgs *a, int head)
     return a->past->refs + (size_t)head * a->past->stride;
 }
 
-/* The window of a query head, 0 for none. */
-static int window_of(const struct Device *d, const struct AttnArgs *a, int head)
-{
-    return a->masks ? a->masks->window[(size_t)a->layer * d->model->cfg.n_heads + head] : 0;
-}
-
 /* ==== Many rows ==== */
 
 static float *biases_of(const struct Device *d, int kv_head)
@@ -273,12 +267,17 @@ struct Split {
     int kv_head, begin, end; /* refs [begin, end); end == n_refs + 1 includes the row's own key */
 };
 
+static int n_pages(const struct LayerPages *p, int kv_head)
+{
+    return p->n_refs ? p->n_refs[kv_head] : 0;
+}
+
 /* Cuts every head's pages into items; the last item of a head also holds the row's own token. */
-static int make_splits(const struct AttnArgs *a, int n_kv, int idx, struct Split *out)
+static int make_splits(const struct LayerPages *p, int n_kv, int idx, struct Split *out)
 {
     int n = 0;
     for (int kv = 0; kv < n_kv; kv++) {
-        int refs = (a->past ? a->past->n_refs[a->layer * n_kv + kv] : 0) + 1;
+        int refs = n_pages(p, kv) + 1;
         for (int b = 0; b < refs; b += DECODE_SPLIT, n++) {
             if (n != idx) continue;
             *out = (struct Split){kv, b, b + DECODE_SPLIT < refs ? b + DECODE_SPLIT : refs};
@@ -307,14 +306,14 @@ static void hide(struct PageRun *run, int at, int sinks, int past, int window)
     run->hidden = clip(sinks - at, 0, run->seen);
 }
 
-static void attend_split(struct Device *d, const struct AttnArgs *a, struct Split s,
-                         struct Partial *part, float *out)
+static void attend_split(struct Device *d, const struct AttnArgs *a, const struct LayerPages *p,
+                         struct Split s, struct Partial *part, float *out)
 {
     const struct ModelConfig *m = &d->model->cfg;
-    int group = m->n_heads / m->n_kv_heads, head = a->layer * m->n_kv_heads + s.kv_head;
-    int refs = a->past ? a->past->n_refs[head] : 0, n = 0,
+    const struct PageRef *page = p->refs ? p->refs + (size_t)s.kv_head * p->stride : NULL;
+    int group = m->n_heads / m->n_kv_heads, refs = n_pages(p, s.kv_head), n = 0,
         window = window_of(d, a, s.kv_head * group),
-        at = window && refs ? tokens_in(past_refs(a, head), s.begin) : 0;
+        at = window && refs ? tokens_in(page, s.begin) : 0;
     struct PageRun runs[DECODE_SPLIT];
     void *own = thread_scratch(d, omp_get_thread_num());
     for (int i = s.begin; i < s.end; i++) {
@@ -325,7 +324,7 @@ static void attend_split(struct Device *d, const struct AttnArgs *a, struct Spli
             runs[n++] = (struct PageRun){.page = own, .len = 1};
             continue;
         }
-        struct PageRef ref = past_refs(a, head)[i];
+        struct PageRef ref = page[i];
         struct PageRun *run = &runs[n];
         *run = (struct PageRun){.page = a->pool->data + ref.page * a->pool->page_bytes,
                                 .len = (int)ref.len,
@@ -361,23 +360,22 @@ static void merge_partials(const struct Partial *part, const float *part_out, in
     for (int j = 0; j < head_dim; j++) out[j] /= sum;
 }
 
-static void attend_pages(struct Device *d, const struct AttnArgs *a)
+static void attend_pages(struct Device *d, const struct AttnArgs *a, const struct LayerPages *p)
 {
     const struct ModelConfig *m = &d->model->cfg;
     int group = m->n_heads / m->n_kv_heads;
     struct Split unused;
-    int n = make_splits(a, m->n_kv_heads, -1, &unused);
+    int n = make_splits(p, m->n_kv_heads, -1, &unused);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(d->threads)
     for (int i = 0; i < n; i++) {
         struct Split s = {0, 0, 0};
-        make_splits(a, m->n_kv_heads, i, &s);
-        attend_split(d, a, s, d->part + (size_t)i * group,
+        make_splits(p, m->n_kv_heads, i, &s);
+        attend_split(d, a, p, s, d->part + (size_t)i * group,
                      d->part_out + (size_t)i * group * m->head_dim);
     }
     int first = 0;
     for (int kv = 0; kv < m->n_kv_heads; kv++) {
-        int refs = (a->past ? a->past->n_refs[a->layer * m->n_kv_heads + kv] : 0) + 1;
-        int items = (refs + DECODE_SPLIT - 1) / DECODE_SPLIT;
+        int items = (n_pages(p, kv) + DECODE_SPLIT) / DECODE_SPLIT; /* with the row's own token */
         for (int g = 0; g < group; g++)
             merge_partials(d->part + first * group + g,
                            d->part_out + (size_t)(first * group + g) * m->head_dim, items, group,
@@ -389,7 +387,9 @@ static void attend_pages(struct Device *d, const struct AttnArgs *a)
 int cpu_attention(struct Device *d, const struct AttnArgs *a)
 {
     if (a->seq_begin[a->n_seqs] <= FEW_ROWS && !a->far) {
-        attend_pages(d, a);
+        struct LayerPages pages;
+        TRY(cpu_pages(d, a, &pages));
+        attend_pages(d, a, &pages);
         return PC_OK;
     }
     pack_keys(d, a);

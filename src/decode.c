@@ -178,6 +178,7 @@ int question_pass(struct Session *s)
 {
     int last = s->prompt.tail.n - 1;
     TRY(run_question(s));
+    if (s->select.index) TRY(kv_index_all(&s->kv, &s->merged));
     TRY(s->tf.be->logits(s->tf.dev, s->tf.x, &last, 1, s->logits));
     s->out->logits_hash =
         hash64(s->logits, sizeof *s->logits * (size_t)s->e->model.cfg.vocab_size, 0);
@@ -244,8 +245,10 @@ static int step(struct Session *s, struct Sampler *sampler, int pos, int *id)
     TRY(far_batch(s, &b));
     bool replay = s->limits.records && !b.far, greedy = replay && sampler->config.temperature <= 0;
     b.follows = s->recorded;
+    if (s->select.index) b.select = &s->select;
     TRY(tf_begin(&s->tf, &b));
     TRY(replay ? step_replayed(s, &b, greedy ? id : NULL) : step_layers(s, &b, true));
+    if (s->select.index) TRY(kv_index_filled(&s->kv, &s->merged));
     far_forget(s, &s->merged);
     heads_slide(s, &s->merged);
     return greedy ? PC_OK : sampler_next(sampler, s->logits, id);
@@ -308,6 +311,17 @@ static int generate(struct Session *s, struct Sampler *sampler, int stop_id)
     return PC_OK;
 }
 
+/* What its rows read of the pages that were there. */
+static int count_pages(struct Session *s)
+{
+    struct PageCounts n;
+    if (!s->select.index) return PC_OK;
+    TRY(s->tf.be->page_counts(s->tf.dev, &n));
+    s->out->pages_read = n.read;
+    s->out->pages_there = n.there;
+    return PC_OK;
+}
+
 int decode_answer(struct Session *s)
 {
     struct Sampler sampler;
@@ -319,5 +333,6 @@ int decode_answer(struct Session *s)
     int status = generate(s, &sampler, stop_id);
     mem_guard(false);
     sampler_close(&sampler);
-    return status;
+    TRY(status);
+    return count_pages(s);
 }

@@ -11,6 +11,7 @@
 #ifndef PCOMP_KERNELS_H
 #define PCOMP_KERNELS_H
 
+#include "config.h"
 #include "model.h"
 
 #define KERNEL_CAT2(a, b) a##_##b
@@ -119,6 +120,16 @@ struct PageAttn {
     int n_runs;
 };
 
+/* Query rows of one KV group that ask what a page may hold for them. */
+struct IndexQuery {
+    enum PageIndex index;
+    bool exact; /* the index holds f32, else f16, as the pages */
+    int head_dim;
+    const float *q; /* [n_q, head_dim] f32, rotated */
+    int n_q;
+    float scale; /* 1 / sqrt(head_dim) */
+};
+
 struct Partial {
     float max, sum; /* running maximum (base-2 logit) and sum of 2^(s - max) */
 };
@@ -161,6 +172,12 @@ struct Kernels {
     void (*page_write)(void *page, int at, int head_dim, const float *k, const float *v,
                        bool exact);
     void (*page_read)(const void *page, int at, int head_dim, float *k, float *v, bool exact);
+    /* What a page's first `len` keys have in common: their mean [head_dim], or each channel's least and largest value
+     * [2, head_dim]. */
+    void (*index_write)(const void *page, int len, int head_dim, enum PageIndex index, bool exact,
+                        void *out);
+    /* The largest logit that some row has for the page's mean key, or may have for any of its keys. */
+    float (*index_score)(const struct IndexQuery *q, const void *index);
 };
 
 extern const struct Kernels kernels_avx2, kernels_avx512, kernels_avx512vnni;

@@ -21,5 +21,8 @@ void KERNEL(attn_pages)(const struct PageAttn *a, struct Partial *part, float *o
 void KERNEL(page_write)(void *page, int at, int head_dim, const float *k, const float *v,
                         bool exact);
 void KERNEL(page_read)(const void *page, int at, int head_dim, float *k, float *v, bool exact);
+void KERNEL(index_write)(const void *page, int len, int head_dim, enum PageIndex index, bool exact,
+                         void *out);
+float KERNEL(index_score)(const struct IndexQuery *q, const void *index);
 
 #endif

@@ -5,7 +5,7 @@
  * sums, then V as [64, head_dim]; f16, or f32 in exact mode. Keys are stored rotated.
  */
 #include "kernels_list.h"
-#include "kernels_simd.h"
+#include "kernels_page.h"
 
 #include "quant.h"
 
@@ -49,16 +49,6 @@ void KERNEL(page_read)(const void *page, int at, int head_dim, float *k, float *
         k[d] = f16_to_f32(p[d * QBLOCK + at]);
         v[d] = f16_to_f32(p[values + d]);
     }
-}
-
-static inline vf load_at(const void *p, size_t i, bool exact)
-{
-    return exact ? vf_load((const float *)p + i) : vf_load_f16((const uint16_t *)p + i);
-}
-
-static inline float value_at(const void *p, size_t i, bool exact)
-{
-    return exact ? ((const float *)p)[i] : f16_to_f32(((const uint16_t *)p)[i]);
 }
 
 /* Base-2 logits of query rows [first, first + n_q) against a page's 64 keys: s [n_q][64]. */

@@ -33,8 +33,29 @@ int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev,
     return PC_OK;
 }
 
+size_t kv_index_bytes(const struct Backend *be, const struct Device *dev, enum PageIndex index,
+                      const struct ModelConfig *m, size_t n_pages)
+{
+    if (index == PAGE_INDEX_OFF) return 0;
+    return n_pages * be->index_bytes(dev, index) +
+           sizeof(struct PageRef) * (size_t)m->n_layers * m->n_kv_heads;
+}
+
+int kv_index_open(struct KvCache *kv, enum PageIndex index)
+{
+    struct PagePool *p = &kv->pool;
+    p->index_bytes = kv->be->index_bytes(kv->dev, index);
+    kv->index = index;
+    kv->filled = mem_alloc((size_t)kv->n_layers * kv->n_kv_heads, sizeof *kv->filled);
+    if (!kv->filled) return PC_ENOMEM;
+    p->index = kv->be->alloc(kv->dev, p->n_pages * p->index_bytes);
+    return p->index ? PC_OK : PC_ENOMEM;
+}
+
 void kv_close(struct KvCache *kv)
 {
+    if (kv->be && kv->pool.index) kv->be->release(kv->dev, kv->pool.index);
+    mem_free(kv->filled);
     if (kv->be && kv->pool.data) kv->be->release(kv->dev, kv->pool.data);
     mem_free(kv->pool.free);
     memset(kv, 0, sizeof *kv);
@@ -210,4 +231,23 @@ int kv_filter(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, c
     t->n_refs[head] = used;
     t->n_tokens[head] = kept;
     return PC_OK;
+}
+
+int kv_index_all(struct KvCache *kv, const struct HeadTable *t)
+{
+    for (int h = 0; h < t->n_heads; h++)
+        TRY(kv->be->kv_index(kv->dev, &kv->pool, kv->index, t->refs + (size_t)h * t->stride,
+                             t->n_refs[h]));
+    return PC_OK;
+}
+
+int kv_index_filled(struct KvCache *kv, const struct HeadTable *t)
+{
+    int n = 0;
+    for (int h = 0; h < t->n_heads; h++) {
+        if (t->n_refs[h] == 0) continue;
+        const struct PageRef *last = t->refs + (size_t)h * t->stride + t->n_refs[h] - 1;
+        if (last->len == PAGE_TOKENS) kv->filled[n++] = *last;
+    }
+    return n ? kv->be->kv_index(kv->dev, &kv->pool, kv->index, kv->filled, n) : PC_OK;
 }

@@ -14,6 +14,9 @@ struct KvCache {
     struct Device *dev;
     struct PagePool pool; /* owned */
     int n_layers, n_kv_heads;
+    enum PageIndex index; /* of the pool */
+    struct PageRef
+        *filled; /* [n_layers * n_kv_heads] scratch of kv_index_filled; NULL without an index */
 };
 
 /* Bytes kv_open takes for n_pages, page memory and free list. */
@@ -21,6 +24,11 @@ size_t kv_pool_bytes(const struct Backend *be, const struct Device *dev, size_t 
 int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev,
             const struct ModelConfig *m, size_t n_pages);
 void kv_close(struct KvCache *kv);
+/* Bytes kv_index_open takes. */
+size_t kv_index_bytes(const struct Backend *be, const struct Device *dev, enum PageIndex index,
+                      const struct ModelConfig *m, size_t n_pages);
+/* Room for the pages' index, of which pages are chosen to be read; kv_close gives it back. */
+int kv_index_open(struct KvCache *kv, enum PageIndex index);
 
 /* A table with room for max_refs pages a head. The caller owns it: kv_table_close (after kv_clear). */
 size_t kv_table_bytes(const struct ModelConfig *m, int max_refs);
@@ -62,5 +70,10 @@ void kv_clear(struct KvCache *kv, struct HeadTable *t);
 bool kv_slide(struct KvCache *kv, struct HeadTable *t, int head, int first, int last);
 /* Keeps only the tokens of one head whose keep flag is set, [n_tokens]. */
 int kv_filter(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, const uint8_t *keep);
+
+/* The index of all pages of a table. */
+int kv_index_all(struct KvCache *kv, const struct HeadTable *t);
+/* After each head has got one token: the index of the pages that these filled. */
+int kv_index_filled(struct KvCache *kv, const struct HeadTable *t);
 
 #endif

@@ -90,7 +90,9 @@ struct PlanInfo {
     size_t
         heads_bytes; /* keys and values of all heads when the answer is at its longest: headwise.md D.1 */
     int n_truncated;        /* context tokens left out (--method truncate only) */
+    enum PageIndex select;  /* OFF where keys move */
     size_t kv_bytes;        /* pages of the kept chunks */
+    size_t index_bytes;     /* what pages are selected by, of all pages of the pool */
     size_t peak_bytes;      /* all that the run allocates, model file excluded */
     size_t made_bytes;      /* of these, a geometry's random weights; 0: none, or on a device */
     size_t model_bytes;     /* weights as stored: mapped, or made */
@@ -108,6 +110,9 @@ struct Result {
     struct ChunkInfo *chunks; /* [plan.n_chunks] */
     int64_t *kv_in,
         *kv_kept; /* [n_layers * n_kv_heads] context entries seen in kept chunks, and kept */
+    /* Pages that the answer's rows read of the KV heads that select, over all rows and heads, and pages these heads had;
+     * 0 and 0 where every page is read. */
+    int64_t pages_read, pages_there;
     struct Timings time;
     size_t peak_bytes;                             /* measured */
     uint64_t input_hash, config_hash, logits_hash; /* logits_hash: of the first answer row */

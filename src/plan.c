@@ -180,7 +180,8 @@ static void plain_shapes(struct Session *s)
                                           .mass_keys = needs_mass(s) ? answer_keys : 0,
                                           .head_rows = min_int(HEAD_ROWS, max_int(q, 1)),
                                           .far = s->far.window,
-                                          .turned_keys = s->far.window && turned ? answer_keys : 0};
+                                          .turned_keys = s->far.window && turned ? answer_keys : 0,
+                                          .selects = s->select.index};
     int pages = min_int(pages_for(total) + 1, pages_for(s->held) + pages_for(s->batch_rows) + 2);
     s->n_slots = 0;
     s->n_pages = (size_t)p->heads_full * pages + (size_t)p->heads_streaming * ring_for(s, pages);
@@ -207,12 +208,19 @@ static void wave_shapes(struct Session *s)
                                           .seqs = 1,
                                           .keys = answer_room,
                                           .mass_keys = needs_mass(s) ? answer_keys : 0,
-                                          .head_rows = min_int(HEAD_ROWS, scored)};
+                                          .head_rows = min_int(HEAD_ROWS, scored),
+                                          .selects = s->select.index};
     s->n_slots = min_int(p->keep + p->wave, p->n_read);
     int ends = pages_for(p0) + pages_for(q + p->max_tokens) + 1;
     s->n_pages = (size_t)p->heads_full * ((size_t)s->n_slots * pages_for(s->cap) + ends) +
                  (size_t)p->heads_streaming * ring_for(s, pages_for(p->chunk_tokens) + ends);
     s->mass_stride = needs_mass(s) ? max_int(mass_keys, answer_keys) : 0;
+}
+
+static size_t index_bytes(const struct Session *s)
+{
+    const struct Engine *e = s->e;
+    return kv_index_bytes(e->be, e->dev, s->select.index, &e->model.cfg, s->n_pages);
 }
 
 /* Memory of the device, and that of the host beside it: one sum unless the device has its own. */
@@ -223,8 +231,8 @@ static size_t plan_bytes(const struct Session *s)
     size_t wave = e->be->scratch_bytes(e->dev, &s->wave_shape),
            answer = e->be->scratch_bytes(e->dev, &s->answer_shape);
     size_t rows = (size_t)s->batch_rows, heads = (size_t)m->n_layers * m->n_kv_heads;
-    size_t index = needs_mass(s) ? heads * ((size_t)s->cap + 1) * sizeof(int) : 0;
-    size_t slot = kv_table_bytes(m, pages_for(s->cap)) + index;
+    size_t kept = needs_mass(s) ? heads * ((size_t)s->cap + 1) * sizeof(int) : 0;
+    size_t slot = kv_table_bytes(m, pages_for(s->cap)) + kept;
     size_t wave_heads = (size_t)s->plan.wave * m->n_kv_heads;
     size_t keep = sizeof(int) * (size_t)s->mass_stride * wave_heads;
     size_t policy = (size_t)s->mass_stride * ((wave_heads + m->n_kv_heads) * 9 + 12);
@@ -234,7 +242,7 @@ static size_t plan_bytes(const struct Session *s)
     size_t text = s->req->context_len + (size_t)s->prompt.context.cap * sizeof(int) +
                   (size_t)s->plan.n_context * (sizeof(size_t) + 1);
     size_t device = (wave > answer ? wave : answer) + tf_bytes(e->be, m, s->batch_rows) +
-                    kv_pool_bytes(e->be, e->dev, s->n_pages) + keep + turns;
+                    kv_pool_bytes(e->be, e->dev, s->n_pages) + index_bytes(s) + keep + turns;
     size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text +
                   (size_t)m->vocab_size * sizeof(float);
     return s->limits.own_memory ? device : device + host + s->plan.made_bytes;
@@ -257,6 +265,18 @@ static void plan_wave(struct Session *s)
         p->peak_bytes = plan_bytes(s);
         if (p->peak_bytes <= p->available_bytes || p->wave == 1 || s->set.wave != AUTO) return;
     }
+}
+
+/* What an answer's rows read. Far keys are seen from elsewhere than their pages' index says. */
+static void plan_select(struct Session *s)
+{
+    const struct Settings *set = &s->set;
+    s->select = (struct PageSelect){.index = s->far.window ? PAGE_INDEX_OFF : set->select,
+                                    .pages = set->select_pages,
+                                    .mass = set->select_mass,
+                                    .first = set->select_sinks,
+                                    .last = set->select_recent};
+    s->plan.select = s->select.index;
 }
 
 /* Entries of a head in the cache that the question finds, or leaves where it compresses. */
@@ -300,7 +320,9 @@ int plan_make(struct Session *s)
     p->model_bytes = s->e->file_bytes;
     p->made_bytes = engine_made_bytes(s->e);
     p->available_bytes = engine_available(s->e, &s->limits);
+    plan_select(s);
     plan_wave(s);
+    p->index_bytes = index_bytes(s);
     p->fits = p->peak_bytes <= p->available_bytes;
     int kept = pages_for(kept_tokens(s));
     p->kv_bytes = ((size_t)p->heads_full * kept + (size_t)p->heads_streaming * ring_for(s, kept)) *

@@ -99,7 +99,9 @@ static void add_plan(cJSON *root, const struct PlanInfo *plan)
     cJSON_AddNumberToObject(object, "head_sinks", plan->head_sinks);
     cJSON_AddNumberToObject(object, "head_recent", plan->head_recent);
     cJSON_AddNumberToObject(object, "heads_bytes", (double)plan->heads_bytes);
+    cJSON_AddStringToObject(object, "select", setting_word("select", (int)plan->select));
     cJSON_AddNumberToObject(object, "kv_bytes", (double)plan->kv_bytes);
+    cJSON_AddNumberToObject(object, "index_bytes", (double)plan->index_bytes);
     cJSON_AddNumberToObject(object, "peak_bytes", (double)plan->peak_bytes);
     cJSON_AddNumberToObject(object, "made_bytes", (double)plan->made_bytes);
     cJSON_AddNumberToObject(object, "model_bytes", (double)plan->model_bytes);
@@ -198,6 +200,8 @@ cJSON *provenance_make(const struct Engine *engine, const char *model_path,
     add_chunks(root, r);
     add_entries(root, "kv_in", r->kv_in, cfg);
     add_entries(root, "kv_kept", r->kv_kept, cfg);
+    cJSON_AddNumberToObject(root, "pages_read", (double)r->pages_read);
+    cJSON_AddNumberToObject(root, "pages_there", (double)r->pages_there);
     json_add_seconds(root, &r->time);
     cJSON_AddNumberToObject(root, "peak_bytes", (double)r->peak_bytes);
     int len =

@@ -115,6 +115,7 @@ static int alloc_cache(struct Session *s)
                                PAGE_TOKENS +
                            2;
     TRY(kv_open(&s->kv, s->e->be, s->e->dev, m, s->n_pages));
+    if (s->select.index) TRY(kv_index_open(&s->kv, s->select.index));
     TRY(kv_table_open(&s->prefix, m, prefix));
     TRY(kv_table_open(&s->merged, m, prefix + kept + tail));
     int wave_writes = (p->wave * heads + 1) * (s->batch_rows / PAGE_TOKENS / p->wave + 2),

@@ -95,6 +95,7 @@ struct Session {
     uint8_t *drop; /* [wave + 1, n_kv_heads, mass_stride] tokens that calibration removes */
     float *logits; /* [vocab_size] */
     bool recorded; /* the device has a record of a step of this run */
+    struct PageSelect select; /* what an answer's rows read; PAGE_INDEX_OFF where keys move */
 };
 
 /* engine.c */

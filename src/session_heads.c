@@ -167,8 +167,7 @@ int heads_append_all(struct Session *s, struct HeadTable *t, int layer, const st
 void heads_slide(struct Session *s, struct HeadTable *t)
 {
     for (int h = 0; s->heads.streams && h < t->n_heads; h++)
-        if (s->heads.streams[h])
-            kv_slide(&s->kv, t, h, s->heads.sinks, s->heads.recent - 1);
+        if (s->heads.streams[h]) kv_slide(&s->kv, t, h, s->heads.sinks, s->heads.recent - 1);
 }
 
 int heads_kept(const struct Session *s, int head, int n)

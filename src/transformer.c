@@ -84,6 +84,7 @@ int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_
         .last_rows = last_rows,
         .far = b->far,
         .masks = b->masks,
+        .select = b->select,
     };
     return t->be->attention(t->dev, args);
 }

@@ -30,9 +30,9 @@ only=(
     "eviction/* : base config eviction/*"
     "calib/* : base config calib/*"
     "config : base"
-    "kernels_* : base quant model kernels kernels_*"
+    "kernels_* : base quant config model kernels kernels_*"
     "cpu : base quant model kernels kernels_* backend cpu_*"
-    "cpu_* : base quant model kernels kernels_* backend cpu cpu_*"
+    "cpu_* : base quant model kernels kernels_* backend cpu cpu_* eviction/page_select"
     "main : base config pcomp provenance cli cli_* cmd_*"
 )
 # Outside headers, and the modules that may know them.

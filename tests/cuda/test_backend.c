@@ -262,9 +262,15 @@ static void run_case(const struct Case *c, struct Engine *cpu, struct Engine *gp
 enum { STEPS = 150 };
 enum StepWay { WAY_OPS, WAY_LOGITS, WAY_BEST };
 
+/* What steps read of their past, and what they counted. */
+struct StepPages {
+    struct PageSelect select; /* PAGE_INDEX_OFF: all of it */
+    struct PageCounts counts;
+};
+
 /* STEPS tokens behind the case's past: out [STEPS, vocab_size], or with WAY_BEST the best tokens. */
 static void run_steps(struct Engine *gpu, const struct Case *c, const struct Plan *p,
-                      enum StepWay way, float *out, int *best)
+                      enum StepWay way, struct StepPages *pages, float *out, int *best)
 {
     const struct ModelConfig *m = &gpu->model.cfg;
     struct Side s = {.e = gpu};
@@ -276,6 +282,9 @@ static void run_steps(struct Engine *gpu, const struct Case *c, const struct Pla
     must(kv_table_open(&s.past, m, (c->past + STEPS) / PAGE_TOKENS + 2));
     must(kv_writes_open(&s.writes, m->n_layers * m->n_kv_heads + 64));
     make_past(&s, c);
+    bool selects = pages->select.index != PAGE_INDEX_OFF;
+    if (selects) must(kv_index_open(&s.kv, pages->select.index));
+    if (selects) must(kv_index_all(&s.kv, &s.past));
     for (int t = 0; t < STEPS; t++) {
         int id = (t * 37 + 5) % m->vocab_size, pos = c->past + t;
         struct Batch b = {.tokens = &id,
@@ -284,6 +293,7 @@ static void run_steps(struct Engine *gpu, const struct Case *c, const struct Pla
                           .n_seqs = 1,
                           .pool = &s.kv.pool,
                           .past = &s.past,
+                          .select = selects ? &pages->select : NULL,
                           .follows = recorded && t % 50};
         must(tf_begin(&s.tf, &b));
         float *logits = out + (size_t)t * m->vocab_size;
@@ -291,30 +301,37 @@ static void run_steps(struct Engine *gpu, const struct Case *c, const struct Pla
             must(step_layers(&s, &b, true, logits));
         else
             must(step_replayed(&s, &b, &recorded, way == WAY_LOGITS ? logits : NULL, &best[t]));
+        if (selects) must(kv_index_filled(&s.kv, &s.past));
     }
+    must(s.e->be->page_counts(s.e->dev, &pages->counts));
     close_case(&s);
 }
 
-/* A recorded step is the same bytes as its ops one by one, whatever lies before. */
-static void test_steps(struct Engine *gpu, const char *model, int past)
+/* A recorded step is the same bytes as its ops one by one, whatever lies before and whichever pages are read. */
+static void test_steps(struct Engine *gpu, const char *model, int past, struct PageSelect select)
 {
     struct Case c = {.model = model, .seqs = 1, .rows = {1}, .past = past};
     struct Plan p = plan_case(&c, &gpu->model.cfg);
+    struct StepPages by_ops = {.select = select}, pages = by_ops;
     size_t vocab = (size_t)gpu->model.cfg.vocab_size, n = STEPS * vocab;
     float *ops = calloc(n, sizeof *ops), *logits = calloc(n, sizeof *logits);
     int best[STEPS], id;
     char where[160];
-    snprintf(where, sizeof where, "%s, past %d", model, past);
+    snprintf(where, sizeof where, "%s, past %d, index %d, %d pages, mass %g", model, past,
+             (int)select.index, select.pages, (double)select.mass);
     p.shape.keys += STEPS;
     p.shape.rows = past > 256 ? past : 256;
-    run_steps(gpu, &c, &p, WAY_OPS, ops, best);
+    p.shape.selects = select.index != PAGE_INDEX_OFF;
+    run_steps(gpu, &c, &p, WAY_OPS, &by_ops, ops, best);
     for (int round = 0; round < 3; round++) {
-        run_steps(gpu, &c, &p, WAY_LOGITS, logits, best);
+        run_steps(gpu, &c, &p, WAY_LOGITS, &pages, logits, best);
         int wrong = 0;
         for (int t = 0; t < STEPS; t++)
             wrong += memcmp(ops + t * vocab, logits + t * vocab, vocab * sizeof *ops) != 0;
         check(wrong == 0, "steps: logits", where, wrong);
-        run_steps(gpu, &c, &p, WAY_BEST, logits, best);
+        check(!memcmp(&pages.counts, &by_ops.counts, sizeof pages.counts), "steps: pages counted",
+              where, (double)pages.counts.read);
+        run_steps(gpu, &c, &p, WAY_BEST, &pages, logits, best);
         wrong = 0;
         for (int t = 0; t < STEPS; t++)
             wrong += sampler_argmax(ops + t * vocab, (int)vocab, &id) < 0 || id != best[t];
@@ -322,6 +339,37 @@ static void test_steps(struct Engine *gpu, const char *model, int past)
     }
     free(ops);
     free(logits);
+    free(p.tokens);
+    free(p.pos);
+}
+
+/* Every page wanted: the bytes of steps that read all without asking. Few wanted: other bytes, fewer pages. */
+static void test_select_steps(struct Engine *gpu, const char *model, int past)
+{
+    static const struct PageSelect rules[] = {{PAGE_INDEX_MEAN, 1000, 0, 0, 0},
+                                              {PAGE_INDEX_BOUND, 0, 1, 0, 0},
+                                              {PAGE_INDEX_MEAN, 2, 0, 1, 1},
+                                              {PAGE_INDEX_BOUND, 0, 0.3f, 1, 0}};
+    struct Case c = {.model = model, .seqs = 1, .rows = {1}, .past = past};
+    struct Plan p = plan_case(&c, &gpu->model.cfg);
+    size_t n = STEPS * (size_t)gpu->model.cfg.vocab_size;
+    float *all = calloc(n, sizeof *all), *some = calloc(n, sizeof *some);
+    int best[STEPS];
+    p.shape.keys += STEPS;
+    p.shape.rows = past > 256 ? past : 256;
+    struct StepPages off = {.select = {.index = PAGE_INDEX_OFF}};
+    run_steps(gpu, &c, &p, WAY_OPS, &off, all, best);
+    p.shape.selects = true;
+    for (int i = 0; i < 4; i++) {
+        struct StepPages pages = {.select = rules[i]};
+        run_steps(gpu, &c, &p, WAY_OPS, &pages, some, best);
+        bool equal = !memcmp(all, some, n * sizeof *all), whole = i < 2;
+        check(equal == whole, "select: the bytes of all pages", model, i);
+        check((pages.counts.read == pages.counts.there) == whole, "select: pages read", model,
+              (double)pages.counts.read / (double)pages.counts.there);
+    }
+    free(all);
+    free(some);
     free(p.tokens);
     free(p.pos);
 }
@@ -490,6 +538,17 @@ int main(int argc, char **argv)
           "50", NULL}},
         /* the keys of these two pass into another tile while the answer is made from one record */
         {"full", 3103, 0.05, {"method", "full", "window", "8192", "max_tokens", "9", NULL}},
+        /* fewer pages than there are: of near scores the backends may read different ones */
+        {"full, selected pages",
+         3103,
+         2,
+         {"method", "full", "window", "8192", "max_tokens", "9", "select", "mean", "select_pages",
+          "30", NULL}},
+        {"chunks, all pages by mass",
+         3000,
+         0.05,
+         {"method", "parallelcomp", "window", "512", "chunk", "200", "max_tokens", "9", "select",
+          "bound", "select_mass", "1", NULL}},
         {"snapkv",
          3000,
          2,
@@ -524,8 +583,14 @@ int main(int argc, char **argv)
             c.model = models[m];
             run_case(&c, cpu, gpu);
         }
+        static const struct PageSelect ways[] = {{.index = PAGE_INDEX_OFF},
+                                                 {PAGE_INDEX_MEAN, 3, 0, 1, 2},
+                                                 {PAGE_INDEX_BOUND, 2, 0, 0, 0},
+                                                 {PAGE_INDEX_MEAN, 0, 0.6f, 1, 0}};
         for (int past = brief ? 700 : 0; past <= 700 && gpu->model.cfg.head_dim >= 64; past += 350)
-            test_steps(gpu, models[m], past);
+            for (int way = 0; way < (brief ? 2 : 4); way++)
+                test_steps(gpu, models[m], past, ways[way]);
+        test_select_steps(gpu, models[m], 700); /* also heads whose keys are packed */
         for (size_t i = brief ? 1 : 0; i < (brief ? 2 : sizeof wholes / sizeof *wholes); i++)
             run_whole(cpu, gpu, models[m], &wholes[i]);
         engine_close(cpu);
@@ -535,7 +600,9 @@ int main(int argc, char **argv)
                                               "geometry:qwen2.5-0.5b:q8_0"};
     for (size_t m = 0; m < sizeof step_models / sizeof *step_models && !brief; m++) {
         struct Engine *gpu = open_side(step_models[m], "cuda");
-        test_steps(gpu, step_models[m], 3000);
+        test_steps(gpu, step_models[m], 3000, (struct PageSelect){.index = PAGE_INDEX_OFF});
+        test_steps(gpu, step_models[m], 3000, (struct PageSelect){PAGE_INDEX_MEAN, 8, 0, 1, 2});
+        test_select_steps(gpu, step_models[m], 3000);
         engine_close(gpu);
     }
     printf("%d passed, %d failed\n", passed, failed);

@@ -206,6 +206,19 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     run ! grep -qi 'nan\|infinity' <<< "$output"
 }
 
+@test "--select says what it takes and what was read" {
+    need_model
+    run --separate-stderr "$PCOMP" plan -m "$TINY" -f text.txt -q x --select bound
+    [[ $output == *"pages by the range of their keys, an index of "* ]]
+    ask --json --keep all --kv-cap off --select mean --select-pages 1
+    [ "$status" -eq 0 ]
+    jq -e '.plan.select == "mean" and .plan.index_bytes > 0 and .pages_there >= .pages_read' <<< "$output"
+    ask --json
+    jq -e '.plan.select == "off" and .plan.index_bytes == 0 and .pages_there == 0' <<< "$output"
+    run --separate-stderr "$PCOMP" plan -m none -f text.txt --select most
+    is 2 'off, mean, bound'
+}
+
 @test "--json and plain output carry the same answer" {
     need_model
     ask

@@ -233,6 +233,17 @@ static void test_requests_heads(void **state)
     engine_close(e);
 }
 
+/* With an index of pages, which has memory of its own. */
+static void test_requests_select(void **state)
+{
+    (void)state;
+    struct Engine *e = open_model();
+    long without = each_fault((struct Action){do_run, e});
+    e->settings.select = PAGE_INDEX_BOUND;
+    assert_int_equal(each_fault((struct Action){do_run, e}), without + 2);
+    engine_close(e);
+}
+
 /* The baselines, each with something to do: windows and caps far below the text. */
 static void test_requests_baselines(void **state)
 {
@@ -359,6 +370,7 @@ int main(void)
         cmocka_unit_test(test_requests),
         cmocka_unit_test(test_requests_plain),
         cmocka_unit_test(test_requests_heads),
+        cmocka_unit_test(test_requests_select),
         cmocka_unit_test(test_requests_baselines),
         cmocka_unit_test(test_engine_survives),
         cmocka_unit_test(test_short_file),

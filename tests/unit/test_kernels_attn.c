@@ -472,11 +472,118 @@ static void test_attn_pages(void **state)
                 }
 }
 
+/* ==== The index of pages ==== */
+
+/* What a page's keys have in common, value by value, and in *bound how far an f32 sum may be from it. */
+static void check_index(const struct Kernels *k, const void *page, int len, int dim,
+                        enum PageIndex index, bool exact, const void *entry)
+{
+    float *key = floats((size_t)dim), *value = floats((size_t)dim);
+    for (int d = 0; d < dim; d++) {
+        double sum = 0, size = 0, least = INFINITY, most = -INFINITY;
+        for (int t = 0; t < len; t++) {
+            k->page_read(page, t, dim, key, value, exact);
+            sum += key[d];
+            size += fabs((double)key[d]);
+            least = fmin(least, key[d]);
+            most = fmax(most, key[d]);
+        }
+        const uint16_t *half = entry;
+        const float *full = entry;
+        float low = exact ? full[d] : f16_to_f32(half[d]);
+        if (index == PAGE_INDEX_MEAN) {
+            double step = exact ? 0 : 0x1p-11 * fabs(sum / len) + 0x1p-25;
+            assert_true(fabs(low - sum / len) <= 64 * EPS * size / len + step);
+            continue;
+        }
+        float high = exact ? full[dim + d] : f16_to_f32(half[dim + d]);
+        assert_true(low == (float)least && high == (float)most);
+    }
+    free(key);
+    free(value);
+}
+
+/* The score by double sums over the entry; a bound is also no lower than any key's own product. */
+static void check_score(const struct Kernels *k, const struct IndexQuery *q, const void *page,
+                        int len, const void *entry)
+{
+    int dim = q->head_dim;
+    float *key = floats((size_t)dim), *value = floats((size_t)dim);
+    const uint16_t *half = entry;
+    const float *full = entry;
+    double best = -INFINITY, size = 0, reached = -INFINITY;
+    for (int g = 0; g < q->n_q; g++) {
+        double sum = 0;
+        for (int d = 0; d < dim; d++) {
+            double x = q->q[g * dim + d], low = q->exact ? full[d] : f16_to_f32(half[d]),
+                   high = low;
+            if (q->index == PAGE_INDEX_BOUND)
+                high = q->exact ? full[dim + d] : f16_to_f32(half[dim + d]);
+            sum += fmax(x * low, x * high);
+            size = fmax(size, dim * fmax(fabs(x * low), fabs(x * high)));
+        }
+        best = fmax(best, sum);
+        for (int t = 0; t < len; t++) {
+            k->page_read(page, t, dim, key, value, q->exact);
+            double own = 0;
+            for (int d = 0; d < dim; d++) own += (double)q->q[g * dim + d] * key[d];
+            reached = fmax(reached, own);
+        }
+    }
+    double score = k->index_score(q, entry), error = (dim + 2) * EPS * size * q->scale;
+    if (!(fabs(score - best * q->scale) <= error))
+        fail_msg("%s exact %d dim %d: score %g, not %g", k->isa, q->exact, dim, score,
+                 best * q->scale);
+    if (q->index == PAGE_INDEX_BOUND) assert_true(score >= reached * q->scale - error);
+    free(key);
+    free(value);
+}
+
+static void run_index(const struct Kernels *k, int dim, int n_q, int len, bool exact)
+{
+    void *page = block(page_bytes(dim, exact)), *entry = block(2 * (size_t)dim * sizeof(float));
+    float *key = floats((size_t)dim), *value = floats((size_t)dim),
+          *q = floats((size_t)(n_q * dim));
+    memset(page, 0xff, page_bytes(dim, exact)); /* unused slots hold NaN */
+    fill(value, (size_t)dim, 1);
+    fill(q, (size_t)(n_q * dim), 2);
+    for (int t = 0; t < len; t++) {
+        fill(key, (size_t)dim, 3);
+        k->page_write(page, t, dim, key, value, exact);
+    }
+    for (int index = PAGE_INDEX_MEAN; index <= PAGE_INDEX_BOUND; index++) {
+        struct IndexQuery query = {.index = (enum PageIndex)index,
+                                   .exact = exact,
+                                   .head_dim = dim,
+                                   .q = q,
+                                   .n_q = n_q,
+                                   .scale = 1 / sqrtf((float)dim)};
+        k->index_write(page, len, dim, query.index, exact, entry);
+        check_index(k, page, len, dim, query.index, exact, entry);
+        check_score(k, &query, page, len, entry);
+    }
+    free(page);
+    free(entry);
+    free(key);
+    free(value);
+    free(q);
+}
+
+static void test_index(void **state)
+{
+    static const int dims[] = {8, 16, 24, 64, 80, 100, 128, 256}, lens[] = {1, 7, 16, 33, 63, 64};
+    const struct Kernels *k = kernels_of(state);
+    for (int d = 0; d < 8; d++)
+        for (int l = 0; l < 6; l++)
+            for (int exact = 0; exact < 2; exact++)
+                run_index(k, dims[d], 1 + 3 * (l % 3), lens[l], exact);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         EACH(test_attention),        EACH(test_attention_one_hot), EACH(test_attention_limit),
-        EACH(test_pages_round_trip), EACH(test_attn_pages),
+        EACH(test_pages_round_trip), EACH(test_attn_pages),        EACH(test_index),
     };
     return cmocka_run_group_tests_name("kernels_attn", tests, NULL, NULL) != 0;
 }

@@ -91,21 +91,27 @@ static void test_plan_shapes(void **state)
         enum Method method;
         int keep, cap, wave, n_calib, max_tokens;
         bool heads; /* half of them stream */
+        enum PageIndex select;
     } cases[] = {
-        {METHOD_PARALLELCOMP, 1, CAP_OFF, 1, 0, 4, false},
-        {METHOD_PARALLELCOMP, KEEP_ALL, CAP_OFF, 1, 0, 4, false},
-        {METHOD_PARALLELCOMP, KEEP_ALL, 7, 4, 0, 4, false},
-        {METHOD_PARALLELCOMP, 2, 50, 16, 1, 4, false},
-        {METHOD_PARALLELCOMP, KEEP_ALL, CAP_OFF, 3, 1, 300, false},
-        {METHOD_FULL, 1, CAP_OFF, 1, 0, 4, false},
-        {METHOD_TRUNCATE, 1, CAP_OFF, 1, 0, 4, false},
-        {METHOD_SELF_EXTEND, 1, CAP_OFF, 1, 0, 4, false},
-        {METHOD_STREAMING, 1, CAP_OFF, 1, 0, 300, false},
-        {METHOD_SNAPKV, 1, 50, 1, 0, 4, false},
-        {METHOD_PYRAMIDKV, 1, 2000, 1, 0, 300, false},
-        {METHOD_DUO, 1, CAP_OFF, 1, 0, 300, true},
-        {METHOD_PARALLELCOMP, 2, 50, 3, 0, 4, true},
-        {METHOD_PARALLELCOMP, KEEP_ALL, CAP_OFF, 1, 0, 300, true},
+        {METHOD_PARALLELCOMP, 1, CAP_OFF, 1, 0, 4, false, PAGE_INDEX_OFF},
+        {METHOD_PARALLELCOMP, KEEP_ALL, CAP_OFF, 1, 0, 4, false, PAGE_INDEX_OFF},
+        {METHOD_PARALLELCOMP, KEEP_ALL, 7, 4, 0, 4, false, PAGE_INDEX_OFF},
+        {METHOD_PARALLELCOMP, 2, 50, 16, 1, 4, false, PAGE_INDEX_OFF},
+        {METHOD_PARALLELCOMP, KEEP_ALL, CAP_OFF, 3, 1, 300, false, PAGE_INDEX_OFF},
+        {METHOD_FULL, 1, CAP_OFF, 1, 0, 4, false, PAGE_INDEX_OFF},
+        {METHOD_TRUNCATE, 1, CAP_OFF, 1, 0, 4, false, PAGE_INDEX_OFF},
+        {METHOD_SELF_EXTEND, 1, CAP_OFF, 1, 0, 4, false, PAGE_INDEX_OFF},
+        {METHOD_STREAMING, 1, CAP_OFF, 1, 0, 300, false, PAGE_INDEX_OFF},
+        {METHOD_SNAPKV, 1, 50, 1, 0, 4, false, PAGE_INDEX_OFF},
+        {METHOD_PYRAMIDKV, 1, 2000, 1, 0, 300, false, PAGE_INDEX_OFF},
+        {METHOD_DUO, 1, CAP_OFF, 1, 0, 300, true, PAGE_INDEX_OFF},
+        {METHOD_PARALLELCOMP, 2, 50, 3, 0, 4, true, PAGE_INDEX_OFF},
+        {METHOD_PARALLELCOMP, KEEP_ALL, CAP_OFF, 1, 0, 300, true, PAGE_INDEX_OFF},
+        {METHOD_PARALLELCOMP, KEEP_ALL, CAP_OFF, 1, 0, 300, true, PAGE_INDEX_BOUND},
+        {METHOD_FULL, 1, CAP_OFF, 1, 0, 300, false, PAGE_INDEX_MEAN},
+        {METHOD_SNAPKV, 1, 50, 1, 0, 4, false, PAGE_INDEX_BOUND},
+        {METHOD_STREAMING, 1, CAP_OFF, 1, 0, 300, false,
+         PAGE_INDEX_BOUND}, /* keys move: nothing to select by */
     };
     struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
     char text[9000];
@@ -121,6 +127,7 @@ static void test_plan_shapes(void **state)
         set->kv_cap = cases[c].cap;
         set->wave = cases[c].wave;
         set->max_tokens = cases[c].max_tokens;
+        set->select = cases[c].select;
         set->n_calib = 0;
         if (cases[c].heads) stream_half(e);
         if (cases[c].n_calib) add_rule(e, (struct CalibRule){CLASS_SINK, 0, 2, 0.5f, 10, 1, 2});
@@ -132,10 +139,49 @@ static void test_plan_shapes(void **state)
                off = fabs(used - (double)plan.peak_bytes);
         print_message("# case %zu: peak %.0f, planned %zu\n", c, used, plan.peak_bytes);
         assert_int_equal(plan.peak_bytes, r.plan.peak_bytes);
+        bool index = cases[c].select && cases[c].method != METHOD_STREAMING;
+        assert_int_equal(plan.index_bytes > 0, index);
         assert_true(off <= 0.02 * used + PLAN_SLACK);
         result_free(&r);
     }
     engine_close(e);
+}
+
+/* Pages times the vectors' bytes, and the room in which a layer's pages are chosen. */
+static void check_index(struct Engine *e)
+{
+    const struct ModelConfig *m = &e->model.cfg;
+    size_t value = e->settings.precision == PRECISION_F32 ? 4 : 2,
+           heads = (size_t)m->n_layers * (size_t)m->n_kv_heads;
+    size_t peak[3], at_rest;
+    char text[3000];
+    uint64_t rng = 4;
+    for (size_t i = 0; i < sizeof text; i++) text[i] = (char)('A' + next_number(&rng) % 26);
+    struct Request req = {.context = text, .context_len = sizeof text, .question = "Which?"};
+    e->settings.keep = KEEP_ALL;
+    e->settings.max_tokens =
+        600; /* the answer's scratch is small: the waves' would hide the choice's */
+    for (int index = PAGE_INDEX_OFF; index <= PAGE_INDEX_BOUND; index++) {
+        struct Result r;
+        e->settings.select = (enum PageIndex)index;
+        at_rest = held_at_rest(e);
+        must(session_run(e, &req, &r));
+        peak[index] = taken(e, r.peak_bytes, at_rest);
+        size_t pages = (r.plan.index_bytes - (index ? heads * sizeof(struct PageRef) : 0)) /
+                       (index ? (size_t)index * (size_t)m->head_dim * value : 1);
+        if (index) assert_true(peak[index] - peak[0] >= r.plan.index_bytes);
+        if (index) assert_true(pages * PAGE_TOKENS >= heads * (size_t)r.plan.n_context);
+        double off = fabs((double)peak[index] - (double)r.plan.peak_bytes);
+        assert_true(off <= 0.02 * (double)peak[index] + PLAN_SLACK);
+        result_free(&r);
+    }
+    assert_true(peak[2] > peak[1]);
+}
+
+static void test_index(void **state)
+{
+    (void)state;
+    each_engine(check_index);
 }
 
 /* A plan that does not fit is refused with numbers, and a wave shrinks to fit. */
@@ -286,13 +332,10 @@ static void test_decode_allocates_nothing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_plan_shapes),
-        cmocka_unit_test(test_plan_limits),
-        cmocka_unit_test(test_determinism),
-        cmocka_unit_test(test_sampling),
-        cmocka_unit_test(test_stop),
-        cmocka_unit_test(test_decode_allocates_nothing),
+        cmocka_unit_test(test_memory),      cmocka_unit_test(test_plan_shapes),
+        cmocka_unit_test(test_index),       cmocka_unit_test(test_plan_limits),
+        cmocka_unit_test(test_determinism), cmocka_unit_test(test_sampling),
+        cmocka_unit_test(test_stop),        cmocka_unit_test(test_decode_allocates_nothing),
     };
     return cmocka_run_group_tests_name("session_memory", tests, NULL, NULL) != 0;
 }

@@ -1,0 +1,114 @@
+/* cpu_select.c - the pages that one row reads of each KV head: scored from their index, chosen by eviction/page_select. */
+#include "cpu.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ==== Choosing ==== */
+
+static struct LayerPages all_pages(const struct Device *d, const struct AttnArgs *a)
+{
+    const struct HeadTable *t = a->past;
+    size_t head = (size_t)a->layer * d->model->cfg.n_kv_heads;
+    if (!t) return (struct LayerPages){NULL, NULL, 0};
+    return (struct LayerPages){t->refs + head * (size_t)t->stride, t->n_refs + head, t->stride};
+}
+
+/* Pages at the end that still fill, whose index is not theirs yet. */
+static int open_pages(const struct PageRef *refs, int n)
+{
+    int open = 0;
+    while (open < n && refs[n - 1 - open].len < PAGE_TOKENS) open++;
+    return open;
+}
+
+static void score_pages(const struct Device *d, const struct AttnArgs *a, int kv_head,
+                        const struct PageRef *refs, int n, float *score)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    int group = m->n_heads / m->n_kv_heads;
+    struct IndexQuery q = {.index = a->select->index,
+                           .exact = d->exact,
+                           .head_dim = m->head_dim,
+                           .q = (const float *)a->q + (size_t)kv_head * group * m->head_dim,
+                           .n_q = group,
+                           .scale = 1.0f / sqrtf((float)m->head_dim)};
+    for (int i = 0; i < n; i++)
+        score[i] = d->kern->index_score(&q, a->pool->index + refs[i].page * a->pool->index_bytes) +
+                   refs[i].bias;
+}
+
+/* Writes the chosen pages of one head; returns how many. */
+static int choose(struct Device *d, const struct AttnArgs *a, int kv_head,
+                  const struct PageRef *refs, int n)
+{
+    struct Selection *s = &d->sel;
+    size_t at = (size_t)kv_head * s->stride;
+    struct PageWeights work = {s->work.log + at, s->work.share + at};
+    struct PageRef *out = s->refs + at;
+    float *score = s->score + at;
+    int *len = s->len + at, *idx = s->idx + at, n_open = open_pages(refs, n);
+    if (!page_select_all(a->select, n, n_open)) score_pages(d, a, kv_head, refs, n - n_open, score);
+    for (int i = 0; i < n; i++) len[i] = (int)refs[i].len;
+    int n_out = page_select(a->select, score, len, n, n_open, &work, idx);
+    for (int i = 0; i < n_out; i++) out[i] = refs[idx[i]];
+    return n_out;
+}
+
+static int check_room(const struct Device *d, const struct LayerPages *p)
+{
+    for (int h = 0; h < d->model->cfg.n_kv_heads; h++)
+        if (p->n_refs[h] > d->sel.stride)
+            return err_set(PC_EINTERNAL, "pages of a head: %d to select from in room for %d",
+                           p->n_refs[h], d->sel.stride);
+    return PC_OK;
+}
+
+int cpu_pages(struct Device *d, const struct AttnArgs *a, struct LayerPages *out)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    struct Selection *s = &d->sel;
+    struct LayerPages all = all_pages(d, a);
+    *out = all;
+    if (!a->select || !all.n_refs) return PC_OK;
+    TRY(check_room(d, &all));
+#pragma omp parallel for schedule(dynamic, 1) num_threads(d->threads)
+    for (int h = 0; h < m->n_kv_heads; h++) {
+        const struct PageRef *refs = all.refs + (size_t)h * all.stride;
+        bool whole = window_of(d, a, h * (m->n_heads / m->n_kv_heads));
+        s->n_refs[h] = whole ? all.n_refs[h] : choose(d, a, h, refs, all.n_refs[h]);
+        if (whole) memcpy(s->refs + (size_t)h * s->stride, refs, sizeof *refs * all.n_refs[h]);
+    }
+    for (int h = 0; h < m->n_kv_heads; h++) {
+        if (window_of(d, a, h * (m->n_heads / m->n_kv_heads))) continue;
+        s->counts.read += s->n_refs[h];
+        s->counts.there += all.n_refs[h];
+    }
+    *out = (struct LayerPages){s->refs, s->n_refs, s->stride};
+    return PC_OK;
+}
+
+int cpu_page_counts(struct Device *d, struct PageCounts *out)
+{
+    *out = d->sel.counts;
+    return PC_OK;
+}
+
+/* ==== The index ==== */
+
+size_t cpu_index_bytes(const struct Device *d, enum PageIndex index)
+{
+    size_t vectors = index == PAGE_INDEX_BOUND ? 2 : 1;
+    return vectors * (size_t)d->model->cfg.head_dim * (d->exact ? sizeof(float) : sizeof(uint16_t));
+}
+
+int cpu_kv_index(struct Device *d, const struct PagePool *pool, enum PageIndex index,
+                 const struct PageRef *refs, int n)
+{
+#pragma omp parallel for schedule(static) num_threads(d->threads) if (n > 1)
+    for (int i = 0; i < n; i++)
+        d->kern->index_write(pool->data + refs[i].page * pool->page_bytes, (int)refs[i].len,
+                             d->model->cfg.head_dim, index, d->exact,
+                             pool->index + refs[i].page * pool->index_bytes);
+    return PC_OK;
+}
