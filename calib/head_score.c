@@ -5,11 +5,18 @@
 
 /* ==== Rows of logits ==== */
 
-double logits_lse(const float *logits, int n)
+static float highest(const float *logits, int n)
 {
     float top = logits[0];
+#pragma omp simd reduction(max : top)
+    for (int i = 0; i < n; i++) top = logits[i] > top ? logits[i] : top;
+    return top;
+}
+
+double logits_lse(const float *logits, int n)
+{
+    float top = highest(logits, n);
     double sum = 0;
-    for (int i = 1; i < n; i++) top = logits[i] > top ? logits[i] : top;
     for (int i = 0; i < n; i++) sum += exp((double)logits[i] - top);
     return top + log(sum);
 }
@@ -21,9 +28,9 @@ void logits_softmax(const float *logits, int n, double lse, float *prob)
 
 int logits_best(const float *logits, int n)
 {
+    float top = highest(logits, n);
     int best = 0;
-    for (int i = 1; i < n; i++)
-        if (logits[i] > logits[best]) best = i;
+    while (best + 1 < n && logits[best] != top) best++;
     return best;
 }
 

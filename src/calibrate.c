@@ -256,8 +256,12 @@ static void add_joint(const struct Reading *r, struct Joint *j, int n_samples)
 {
     const struct StudySample *s = &r->sample;
     double kl = 0, nll = 0;
-    int exact = 0;
-    for (int i = 0; i < s->n_judged; i++) kl += r->kl[i], nll += r->nll[i];
+    int exact = 0, right = 0;
+    for (int i = 0; i < s->n_judged; i++) {
+        kl += r->kl[i];
+        nll += r->nll[i];
+        right += r->hit[i];
+    }
     for (int i = 0; i < s->n_judged;) {
         bool all = true;
         int ask = s->ask[i];
@@ -266,6 +270,7 @@ static void add_joint(const struct Reading *r, struct Joint *j, int n_samples)
     }
     j->kl += kl / s->n_judged / n_samples;
     j->nll += nll / s->n_judged / n_samples;
+    j->right += (double)right / s->n_judged / n_samples;
     j->exact += (double)exact / s->n_asks / n_samples;
 }
 

@@ -104,7 +104,8 @@ struct Joint {
     double kl; /* mean over judged rows against full attention, nats */
     double
         exact; /* share of answers whose every token is the likeliest: what greedy decoding would spell */
-    double nll; /* mean over judged rows, nats a token */
+    double right; /* share of answer tokens that are the likeliest */
+    double nll;   /* mean over judged rows, nats a token */
 };
 
 /* text is the haystack, UTF-8. Fills lens, and held_out when it is 0. study_close also takes a study that failed to

@@ -250,8 +250,8 @@ static int table_row(const struct HeadsRun *run, int level, struct Str *out)
                     count_kept(run, level)));
     for (int r = 0; r < run->n_rivals; r++)
         TRY(str_appendf(out, " %9.4f", run->joint[r * run->n_levels + level].kl));
-    return str_appendf(out, " %6.1f%% %9.2f %+6.1f%%\n", 100 * first->exact,
-                       exp(run->text[level].nll),
+    return str_appendf(out, " %6.1f%% %6.1f%% %9.2f %+6.1f%%\n", 100 * first->right,
+                       100 * first->exact, exp(run->text[level].nll),
                        100 * (exp(run->text[level].nll - run->full_text.nll) - 1));
 }
 
@@ -261,14 +261,17 @@ static int table_make(const struct HeadsRun *run, struct Str *out)
     TRY(table_top(run, out));
     TRY(str_appendf(out, "%7s %6s", "kept", "heads"));
     for (int r = 0; r < run->n_rivals; r++) TRY(str_appendf(out, " %9s", run->rivals[r].name));
-    TRY(str_appendf(out, " %7s %9s %7s\n%7s %6d", "exact", "ppl", "change", "100.0%", run->heads));
+    TRY(str_appendf(out, " %7s %7s %9s %7s\n%7s %6d", "tokens", "exact", "ppl", "change", "100.0%",
+                    run->heads));
     for (int r = 0; r < run->n_rivals; r++) TRY(str_appendf(out, " %9d", 0));
-    TRY(str_appendf(out, " %6.1f%% %9.2f\n", 100 * run->full.exact, exp(run->full_text.nll)));
+    TRY(str_appendf(out, " %6.1f%% %6.1f%% %9.2f\n", 100 * run->full.right, 100 * run->full.exact,
+                    exp(run->full_text.nll)));
     for (int l = 0; l < run->n_levels; l++) TRY(table_row(run, l, out));
     TRY(str_appendf(
-        out, "\nmean KL of the answers against full attention, nats a token; exact: passkeys "
-             "that greedy decoding spells\nafter those before it; ppl: running text; *: the "
-             "choice"));
+        out,
+        "\nmean KL of the answers against full attention, nats a token; tokens: of answers, right "
+        "where all before\nthem are; exact: whole passkeys, as greedy decoding would spell "
+        "them; ppl: running text; *: the choice"));
     if (run->cli->refine)
         TRY(str_appendf(out, "; %d rounds of exchanges lowered the joint KL", run->n_exchanged));
     return str_appendf(out, "\n");
