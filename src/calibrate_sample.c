@@ -210,10 +210,10 @@ static int make_text(const struct Study *st, const struct SamplePlace *p, struct
 {
     int64_t start = hay_start(st, p);
     TRY(add_bos(st, &s->prompt.prefix));
-    int len = sample_len(st, p), n = len - TEXT_TAIL - s->prompt.prefix.n;
-    if (n < HAY_MIN) n = HAY_MIN;
+    int len = sample_len(st, p), tail = len / 4 < TEXT_TAIL ? len / 4 : TEXT_TAIL,
+        n = len - tail - s->prompt.prefix.n;
     TRY(add_hay(st, p, start, n, &s->prompt.context));
-    TRY(add_hay(st, p, start + n, len - n - s->prompt.prefix.n, &s->prompt.tail));
+    TRY(add_hay(st, p, start + n, tail, &s->prompt.tail));
     TRY(alloc_rows(s, s->prompt.tail.n));
     s->n_asks = 1;
     judge_rows(s, 1, s->prompt.tail.n, 0);
