@@ -16,8 +16,8 @@ static float highest(const float *logits, int n)
 double logits_lse(const float *logits, int n)
 {
     float top = highest(logits, n);
-    double sum = 0;
-    for (int i = 0; i < n; i++) sum += exp((double)logits[i] - top);
+    double sum = exp((double)logits[0] - top);
+    for (int i = 1; i < n; i++) sum += exp((double)logits[i] - top);
     return top + log(sum);
 }
 

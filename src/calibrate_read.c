@@ -178,7 +178,7 @@ static void judge_piece(struct Study *st, int first, int n)
     int vocab = st->e->model.cfg.vocab_size;
 #pragma omp parallel for schedule(static) num_threads(st->e->settings.threads)
     for (int i = 0; i < n; i++) {
-        size_t row = (size_t)(first + i);
+        size_t row = (size_t)first + (size_t)i;
         const float *logits = r->logits + (size_t)i * vocab;
         double lse = logits_lse(logits, vocab);
         struct AnswerRow ref = {r->ref_logits + row * vocab, r->ref_prob + row * vocab,
@@ -194,7 +194,7 @@ static void keep_piece(struct Study *st, int first, int n)
     int vocab = st->e->model.cfg.vocab_size;
 #pragma omp parallel for schedule(static) num_threads(st->e->settings.threads)
     for (int i = 0; i < n; i++) {
-        size_t row = (size_t)(first + i);
+        size_t row = (size_t)first + (size_t)i;
         float *logits = r->ref_logits + row * vocab;
         memcpy(logits, r->logits + (size_t)i * vocab, sizeof *logits * (size_t)vocab);
         r->ref_lse[row] = logits_lse(logits, vocab);

@@ -336,22 +336,29 @@ fail:
 static int deliver(struct HeadsRun *run)
 {
     struct Str table = {0};
-    int status = add_facts(run);
-    int chosen = 0;
+    int status = table_make(run, &table), chosen = 0;
     while (run->levels[chosen] != run->ratio) chosen++;
+    if (status == PC_OK) status = out_write(table.data, table.len);
+    if (status == PC_OK) status = add_facts(run);
     if (status == PC_OK && run->cli->output)
         status = write_files(run, run->keep + (size_t)chosen * run->heads);
-    if (status == PC_OK) status = table_make(run, &table);
-    if (status == PC_OK) status = out_write(table.data, table.len);
     str_free(&table);
     return status;
 }
 
 /* ==== The command ==== */
 
+/* Before the work, so that it is not done for a folder that cannot be. */
+static int make_folder(const char *path)
+{
+    if (!path || mkdir(path, 0777) == 0 || errno == EEXIST) return PC_OK;
+    return err_set(CLI_EOUTPUT, "%s: cannot make this folder: %s", path, strerror(errno));
+}
+
 static int run_study(struct HeadsRun *run)
 {
     TRY(open_study(run));
+    TRY(make_folder(run->cli->output));
     run->begun = clock_seconds();
     progress_begin(&run->view, 0);
     TRY(add_rival(run, run->method, &run->unit));
