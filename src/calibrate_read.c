@@ -89,12 +89,15 @@ int study_enter(struct Study *st, const struct SamplePlace *place)
 {
     struct Reading *r = &st->reading;
     struct Settings before = st->e->settings;
+    struct HeadMap heads = st->e->heads;
     *r = (struct Reading){0};
     TRY(study_sample_make(st, place, &r->sample));
+    st->e->heads = (struct HeadMap){0}; /* reading is with full attention */
     st->e->settings =
         reading_settings(st, &r->sample, st->opt.parallel && place->kind != SAMPLE_ECHO);
     int status = read_sample(st);
     st->e->settings = before;
+    st->e->heads = heads;
     return status < 0 ? status : take_reference(st);
 }
 

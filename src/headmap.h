@@ -38,7 +38,6 @@ struct HeadMap {
     float ratio;   /* share of KV heads that whoever made it chose to keep; 0: none chosen */
     int threshold; /* headwise only from so many tokens on; 0: always (RTP-LLM's seqlen_threshold) */
     uint64_t model_hash; /* of the model it was made for (struct Model); 0: unknown */
-    float ratio;         /* share of KV heads that was chosen to be kept, 0..1; 0: none was */
     uint64_t seed;
     char method[HEADMAP_METHOD_ROOM]; /* how the scores were found: "ablate", …; may be empty */
     struct Str note;                  /* free text, UTF-8; owned */
