@@ -1,7 +1,7 @@
 /* calibrate_svg.c - the picture of a head map: a column a layer, a row a KV head.
  *
  * One file that needs no other. Colours follow the reader's scheme; the score is the strength of one colour, by its
- * square root so that small ones still differ, and a kept head has a ring and a dot as well, so that the choice
+ * fourth root, since a few heads do most of the work, and a kept head has a ring and a dot as well, so that the choice
  * shows without colour. Each cell says its numbers when pointed at.
  */
 #include "calibrate.h"
@@ -9,7 +9,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { LEFT = 46, TOP = 58, GAP = 3, WIDTH_MIN = 560, LEGEND = 56 };
+enum { LEFT = 58, TOP = 58, GAP = 3, WIDTH_MIN = 560, LEGEND = 56 };
 
 struct Grid {
     const struct HeadMap *map;
@@ -49,13 +49,19 @@ static int add_cell(struct Str *out, int x, int y, int size, double strength, bo
                        x + size / 2.0, y + size / 2.0, size / 6.0);
 }
 
+static double strength(double score)
+{
+    return sqrt(sqrt(score));
+}
+
 static int add_head(struct Str *out, const struct Grid *g, int layer, int head)
 {
     int at = layer * g->map->shape.n_kv_heads + head, step = g->cell + GAP;
     double score = (double)g->map->scores[at];
     TRY(str_appendf(out, "<g><title>layer %d, KV head %d: %.4g, %s</title>", layer, head, score,
                     g->keep[at] ? "keeps everything" : "streams"));
-    TRY(add_cell(out, LEFT + layer * step, TOP + head * step, g->cell, sqrt(score), g->keep[at]));
+    TRY(add_cell(out, LEFT + layer * step, TOP + head * step, g->cell, strength(score),
+                 g->keep[at]));
     return str_appendf(out, "</g>\n");
 }
 
@@ -77,7 +83,7 @@ static int add_legend(struct Str *out, const struct Grid *g)
 {
     int y = g->height - LEGEND + 24, x = LEFT;
     TRY(str_appendf(out, "<text x=\"%d\" y=\"%d\">score 0</text>\n", x, y + 12));
-    for (int i = 0; i <= 4; i++) TRY(add_cell(out, x + 52 + 18 * i, y, 16, sqrt(i / 4.0), false));
+    for (int i = 0; i <= 4; i++) TRY(add_cell(out, x + 52 + 18 * i, y, 16, i / 4.0, false));
     TRY(str_appendf(out, "<text x=\"%d\" y=\"%d\">1, the highest</text>\n", x + 148, y + 12));
     TRY(add_cell(out, x + 246, y, 16, 0.5, true));
     return str_appendf(out, "<text x=\"%d\" y=\"%d\">keeps everything (%d of %d)</text>\n</svg>\n",
