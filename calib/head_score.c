@@ -43,53 +43,6 @@ double answer_kl(const struct AnswerRow *row, const float *other, double lse, in
     return sum > 0 ? sum : 0;
 }
 
-/* ==== Sums of changes ==== */
-
-/* Multiply-shift hashing: the upper 12 bits say where, the next one the sign. */
-void answer_sketch(const struct AnswerRow *row, const float *other, int n, uint64_t seed,
-                   double *sketch)
-{
-    uint64_t step = hash64(&seed, sizeof seed, 1) | 1, at = hash64(&seed, sizeof seed, 2);
-    double mean = 0;
-    for (int i = 0; i < n; i++) mean += (double)row->prob[i] * ((double)other[i] - row->logits[i]);
-    for (int i = 0; i < n; i++, at += step) {
-        float change = sqrtf(row->prob[i]) * (float)((double)other[i] - row->logits[i] - mean);
-        sketch[at >> 52] += at >> 51 & 1 ? -(double)change : (double)change;
-    }
-}
-
-static double product(const double *a, const double *b, int n)
-{
-    double sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int i = 0; i < n; i++) sum += a[i] * b[i];
-    return sum;
-}
-
-void sketch_eliminate(const double *sketches, int n, double *sum, int *order, double *kl)
-{
-    double length = 0;
-    for (int i = 0; i < SKETCH; i++) sum[i] = 0;
-    for (int i = 0; i < n; i++) order[i] = i;
-    for (int gone = 0; gone < n; gone++) {
-        double least = INFINITY;
-        int best = gone;
-        for (int i = gone; i < n; i++) {
-            const double *s = sketches + (size_t)order[i] * SKETCH;
-            double more = 2 * product(s, sum, SKETCH) + product(s, s, SKETCH);
-            if (more > least || (more == least && order[i] > order[best])) continue;
-            least = more;
-            best = i;
-        }
-        int head = order[best];
-        order[best] = order[gone];
-        order[gone] = head;
-        for (int i = 0; i < SKETCH; i++) sum[i] += sketches[(size_t)head * SKETCH + i];
-        length += least;
-        kl[gone] = length / 2;
-    }
-}
-
 /* ==== Rows of attention ==== */
 
 static float dot(const float *a, const float *b, int n)

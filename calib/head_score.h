@@ -24,21 +24,6 @@ int logits_best(const float *logits, int n);
 /* KL(row || other) in nats, other[n] with its own lse. */
 double answer_kl(const struct AnswerRow *row, const float *other, double lse, int n);
 
-/* ==== Sums of changes ==== */
-
-/* What confining a head changes in all answers is a vector as long as rows times vocabulary. Weighted by the answers'
- * probabilities, half the squared length of a sum of such vectors is, to second order, the KL of confining all
- * these heads at once. A count sketch keeps lengths and sums of them to about 2% in SKETCH numbers. */
-enum { SKETCH = 4096 };
-
-/* Adds the change of one row to sketch [SKETCH]. seed: of this row, the same for every head. */
-void answer_sketch(const struct AnswerRow *row, const float *other, int n, uint64_t seed,
-                   double *sketch);
-/* Lets n heads go one by one, each time the one that makes the sum of all gone shortest; of equal ones the lowest.
- * sketches: [n, SKETCH]; order [n]: first gone first; kl [n]: half the squared length once it is gone.
- * sum [SKETCH] is scratch. */
-void sketch_eliminate(const double *sketches, int n, double *sum, int *order, double *kl);
-
 /* ==== Rows of attention ==== */
 
 /* prob[n] = softmax of q . k / sqrt(dim) over keys [n, dim]. */

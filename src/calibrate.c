@@ -10,9 +10,9 @@ struct MethodName {
 };
 
 static const struct MethodName METHODS[N_HEAD_METHODS] = {
-    [HEADS_ABLATE] = {"ablate"}, [HEADS_ELIMINATE] = {"eliminate"}, [HEADS_DEVIATE] = {"deviate"},
-    [HEADS_MASS] = {"mass"},     [HEADS_COPY] = {"copy"},           [HEADS_ECHO] = {"echo"},
-    [HEADS_ROPE] = {"rope"},     [HEADS_RANDOM] = {"random"},
+    [HEADS_ABLATE] = {"ablate"}, [HEADS_DEVIATE] = {"deviate"}, [HEADS_MASS] = {"mass"},
+    [HEADS_COPY] = {"copy"},     [HEADS_ECHO] = {"echo"},       [HEADS_ROPE] = {"rope"},
+    [HEADS_RANDOM] = {"random"},
 };
 
 const char *head_method_name(enum HeadMethod m)
@@ -27,11 +27,10 @@ int head_method_by_name(const char *name, enum HeadMethod *out)
             *out = (enum HeadMethod)i;
             return PC_OK;
         }
-    return err_set(
-        PC_ECONFIG,
-        "flag '--score': '%.32s' is not known; did you mean '%s'? Accepted: ablate, eliminate, "
-        "deviate, mass, copy, echo, rope, random",
-        name, word_nearest(name, METHODS, N_HEAD_METHODS, sizeof *METHODS));
+    return err_set(PC_ECONFIG,
+                   "flag '--score': '%.32s' is not known; did you mean '%s'? Accepted: ablate, "
+                   "deviate, mass, copy, echo, rope, random",
+                   name, word_nearest(name, METHODS, N_HEAD_METHODS, sizeof *METHODS));
 }
 
 /* ==== Open and close ==== */
@@ -134,12 +133,10 @@ void study_close(struct Study *st)
 /* Sums over samples, which become the map's scores. */
 struct Sums {
     double *kv, *q; /* [n_layers * n_kv_heads], [n_layers * n_heads] */
-    double
-        *sketches; /* eliminate: [n_layers * n_kv_heads, SKETCH], and a sum behind them; or NULL */
     struct RopeMeans rope;
 };
 
-static int sums_open(const struct Study *st, enum HeadMethod method, struct Sums *s)
+static int sums_open(const struct Study *st, struct Sums *s)
 {
     size_t layers = (size_t)st->shape.n_layers, q = layers * (size_t)st->shape.n_heads,
            kv = layers * (size_t)st->shape.n_kv_heads, dim = (size_t)st->e->model.cfg.head_dim;
@@ -148,16 +145,12 @@ static int sums_open(const struct Study *st, enum HeadMethod method, struct Sums
     s->q = mem_alloc(q, sizeof *s->q);
     s->rope.q = mem_alloc(q * dim, sizeof *s->rope.q);
     s->rope.k = mem_alloc(kv * dim, sizeof *s->rope.k);
-    if (method == HEADS_ELIMINATE) s->sketches = mem_alloc(kv + 1, SKETCH * sizeof *s->sketches);
-    return s->kv && s->q && s->rope.q && s->rope.k && (s->sketches || method != HEADS_ELIMINATE)
-               ? PC_OK
-               : PC_ENOMEM;
+    return s->kv && s->q && s->rope.q && s->rope.k ? PC_OK : PC_ENOMEM;
 }
 
 static void sums_close(struct Sums *s)
 {
     mem_free(s->kv);
-    mem_free(s->sketches);
     mem_free(s->q);
     mem_free(s->rope.q);
     mem_free(s->rope.k);
@@ -174,8 +167,7 @@ static int score_sample(struct Study *st, enum HeadMethod method, int at, struct
     if (method == HEADS_ECHO) place.kind = SAMPLE_ECHO;
     if (method == HEADS_ROPE) place.kind = SAMPLE_TEXT;
     int status = study_enter(st, &place);
-    if (status == PC_OK && runs_heads(method))
-        status = ablate_sample(st, method, at, s->kv, s->sketches);
+    if (status == PC_OK && runs_heads(method)) status = ablate_sample(st, method, at, s->kv);
     if (status == PC_OK && method == HEADS_ROPE) status = rope_sample(st, &s->rope);
     if (status == PC_OK && !runs_heads(method) && method != HEADS_ROPE)
         status = attend_sample(st, method, s->q);
@@ -191,24 +183,6 @@ static double set_relative(const double *sum, int n, float *scores)
     for (int i = 0; i < n; i++) most = sum[i] > most ? sum[i] : most;
     for (int i = 0; i < n; i++) scores[i] = most > 0 ? (float)(sum[i] / most) : 0;
     return most;
-}
-
-/* Puts into sum what all heads gone up to each one do together, by the sketches; it never falls in that order. */
-static int eliminate(struct Sums *s, int n)
-{
-    int *order = mem_alloc((size_t)n, sizeof *order);
-    double *kl = mem_alloc((size_t)n, sizeof *kl), most = 0;
-    int status = order && kl ? PC_OK : PC_ENOMEM;
-    if (status == PC_OK)
-        sketch_eliminate(s->sketches, n, s->sketches + (size_t)n * SKETCH, order, kl);
-    for (int i = 0; i < n && status == PC_OK; i++) {
-        double next = most * (1 + 1e-6);
-        most = kl[i] > next ? kl[i] : next;
-        s->kv[order[i]] = most;
-    }
-    mem_free(order);
-    mem_free(kl);
-    return status;
 }
 
 /* A mean over a group, as kvpress takes it. */
@@ -244,10 +218,9 @@ static void set_scores(const struct Study *st, enum HeadMethod method, struct Su
 static int run_samples(struct Study *st, enum HeadMethod method, struct HeadMap *map, double *unit)
 {
     struct Sums s;
-    int status = sums_open(st, method, &s);
+    int status = sums_open(st, &s);
     for (int i = 0; i < st->opt.samples && status == PC_OK; i++)
         status = score_sample(st, method, i, &s);
-    if (status == PC_OK && method == HEADS_ELIMINATE) status = eliminate(&s, headmap_heads(map));
     if (status == PC_OK) set_scores(st, method, &s, map, unit);
     sums_close(&s);
     return status;

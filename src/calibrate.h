@@ -21,11 +21,10 @@ enum { STUDY_LENS_MAX = 16 };
 
 /* How heads are scored. Those before HEADS_MASS run heads without their past, the next look at attention. */
 enum HeadMethod {
-    HEADS_ABLATE,    /* KL of the answers when this head alone is confined */
-    HEADS_ELIMINATE, /* the same runs, but heads let go one by one for the least sum of all changes */
-    HEADS_DEVIATE,   /* change of the layer's attention output alone, relative, squared */
-    HEADS_MASS,      /* attention of answer rows on the passkey that they spell */
-    HEADS_COPY,      /* share of answer tokens that the head attends to most, in the needle */
+    HEADS_ABLATE,  /* KL of the answers when this head alone is confined */
+    HEADS_DEVIATE, /* change of the layer's attention output alone, relative, squared */
+    HEADS_MASS,    /* attention of answer rows on the passkey that they spell */
+    HEADS_COPY,    /* share of answer tokens that the head attends to most, in the needle */
     HEADS_ECHO, /* random tokens said four times: attention on earlier copies and what followed them */
     HEADS_ROPE, /* how far the mean query reaches to the mean key by rotation alone */
     HEADS_RANDOM,
@@ -49,8 +48,6 @@ struct StudyOptions {
     void (*on_progress)(void *user, const char *what, double share); /* may be NULL */
     void *user;
 };
-
-enum { SKETCH_PARTS = 4 }; /* summed apart, whatever the number of threads */
 
 /* What a sample is made of. */
 enum SampleKind { SAMPLE_PASSKEYS, SAMPLE_TEXT, SAMPLE_ECHO };
@@ -90,10 +87,7 @@ struct Reading {
     float *logits;                       /* [piece, vocab_size] */
     float *ref_logits, *ref_prob;        /* [n_judged, vocab_size] under full attention */
     double *ref_lse, *kl, *nll;          /* [n_judged] */
-    double *sketch; /* [SKETCH] where changes of judged rows are added; NULL: nowhere; borrowed */
-    double *sketch_parts; /* [SKETCH_PARTS, SKETCH] */
-    uint64_t sketch_seed;
-    uint8_t *hit; /* [n_judged] the likeliest token is the right one */
+    uint8_t *hit;                        /* [n_judged] the likeliest token is the right one */
 };
 
 struct Study {
@@ -170,8 +164,7 @@ int tail_confined(struct Study *st, const uint8_t *keep);
 
 /* calibrate_ablate.c, calibrate_attend.c: adds this sample's scores, sum [n_layers * n_kv_heads], or
  * q_sum [n_layers * n_heads]. at, of: for the progress. */
-/* sketches: [n_layers * n_kv_heads, SKETCH], or NULL. */
-int ablate_sample(struct Study *st, enum HeadMethod method, int at, double *sum, double *sketches);
+int ablate_sample(struct Study *st, enum HeadMethod method, int at, double *sum);
 int attend_sample(struct Study *st, enum HeadMethod method, double *q_sum);
 /* Means over all samples' rows, then a score from them. */
 struct RopeMeans {

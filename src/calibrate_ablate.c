@@ -115,8 +115,7 @@ static int load_copies(struct Study *st, struct Walk *w, bool with_x, struct Bat
 
 /* ==== Scores of one layer ==== */
 
-static int score_ablation(struct Study *st, int layer, struct Walk *w, double *sum,
-                          double *sketches)
+static int score_ablation(struct Study *st, int layer, struct Walk *w, double *sum)
 {
     struct Reading *r = &st->reading;
     struct Batch b;
@@ -126,7 +125,6 @@ static int score_ablation(struct Study *st, int layer, struct Walk *w, double *s
     TRY(tail_layers(st, &b, layer + 1));
     for (int h = 0; h < n; h++) {
         double kl = 0;
-        r->sketch = sketches ? sketches + (size_t)h * SKETCH : NULL;
         TRY(tail_judge(st, h));
         for (int i = 0; i < r->sample.n_judged; i++) kl += r->kl[i];
         sum[h] += kl / r->sample.n_judged;
@@ -196,17 +194,15 @@ static double walked(int n, int n_layers)
     return 1 - left * left;
 }
 
-static int walk_up(struct Study *st, enum HeadMethod method, int at, struct Walk *w, double *sum,
-                   double *sketches)
+static int walk_up(struct Study *st, enum HeadMethod method, int at, struct Walk *w, double *sum)
 {
     int n = st->shape.n_layers;
     for (int l = 0; l < n; l++) {
-        size_t head = (size_t)l * (size_t)st->shape.n_kv_heads;
+        double *of_layer = sum + (size_t)l * st->shape.n_kv_heads;
         TRY(study_stop(st));
         TRY(walk_layer(st, l, w));
-        TRY(method == HEADS_DEVIATE
-                ? score_deviation(st, l, w, sum + head)
-                : score_ablation(st, l, w, sum + head, sketches ? sketches + head * SKETCH : NULL));
+        TRY(method == HEADS_ABLATE ? score_ablation(st, l, w, of_layer)
+                                   : score_deviation(st, l, w, of_layer));
         float *x = w->x;
         w->x = w->next;
         w->next = x;
@@ -215,13 +211,11 @@ static int walk_up(struct Study *st, enum HeadMethod method, int at, struct Walk
     return PC_OK;
 }
 
-int ablate_sample(struct Study *st, enum HeadMethod method, int at, double *sum, double *sketches)
+int ablate_sample(struct Study *st, enum HeadMethod method, int at, double *sum)
 {
     struct Walk w;
     int status = walk_open(st, &w);
-    st->reading.sketch_seed = passkey_draw(st->opt.seed, 3, (uint64_t)at);
-    if (status == PC_OK) status = walk_up(st, method, at, &w, sum, sketches);
-    st->reading.sketch = NULL;
+    if (status == PC_OK) status = walk_up(st, method, at, &w, sum);
     walk_close(&w);
     return status;
 }

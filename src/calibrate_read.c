@@ -48,11 +48,9 @@ static int alloc_host(struct Study *st)
     r->ref_lse = mem_alloc(judged, sizeof *r->ref_lse);
     r->kl = mem_alloc(judged, sizeof *r->kl);
     r->nll = mem_alloc(judged, sizeof *r->nll);
-    r->sketch_parts = mem_alloc(SKETCH_PARTS, SKETCH * sizeof *r->sketch_parts);
     r->hit = mem_alloc(judged, sizeof *r->hit);
     return r->tokens && r->pos && r->seq_begin && r->idx && r->window && r->logits &&
-                   r->ref_logits && r->ref_prob && r->ref_lse && r->kl && r->nll &&
-                   r->sketch_parts && r->hit
+                   r->ref_logits && r->ref_prob && r->ref_lse && r->kl && r->nll && r->hit
                ? PC_OK
                : PC_ENOMEM;
 }
@@ -109,9 +107,8 @@ void study_leave(struct Study *st)
     tf_close(&r->tf);
     if (r->session.e) session_close(&r->session);
     result_free(&r->result);
-    void *blocks[] = {r->tokens, r->pos,        r->seq_begin,   r->idx,     r->window,
-                      r->logits, r->ref_logits, r->ref_prob,    r->ref_lse, r->kl,
-                      r->nll,    r->hit,        r->sketch_parts};
+    void *blocks[] = {r->tokens,     r->pos,      r->seq_begin, r->idx, r->window, r->logits,
+                      r->ref_logits, r->ref_prob, r->ref_lse,   r->kl,  r->nll,    r->hit};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     study_sample_free(&r->sample);
     *r = (struct Reading){0};
@@ -194,24 +191,6 @@ static void judge_piece(struct Study *st, int first, int n)
     }
 }
 
-/* Rows are summed in parts of fixed bounds, and the parts in order: threads change no bit. */
-static void sketch_piece(struct Study *st, int first, int n)
-{
-    struct Reading *r = &st->reading;
-    int vocab = st->e->model.cfg.vocab_size;
-    memset(r->sketch_parts, 0, SKETCH_PARTS * SKETCH * sizeof *r->sketch_parts);
-#pragma omp parallel for schedule(static) num_threads(st->e->settings.threads)
-    for (int part = 0; part < SKETCH_PARTS; part++)
-        for (int i = n * part / SKETCH_PARTS; i < n * (part + 1) / SKETCH_PARTS; i++) {
-            size_t row = (size_t)first + (size_t)i;
-            struct AnswerRow ref = {r->ref_logits + row * vocab, r->ref_prob + row * vocab,
-                                    r->ref_lse[row]};
-            answer_sketch(&ref, r->logits + (size_t)i * vocab, vocab, r->sketch_seed + row,
-                          r->sketch_parts + (size_t)part * SKETCH);
-        }
-    for (int i = 0; i < SKETCH_PARTS * SKETCH; i++) r->sketch[i % SKETCH] += r->sketch_parts[i];
-}
-
 static void keep_piece(struct Study *st, int first, int n)
 {
     struct Reading *r = &st->reading;
@@ -240,15 +219,9 @@ static int each_piece(struct Study *st, int copy, void (*take)(struct Study *st,
     return PC_OK;
 }
 
-static void judge_and_sketch(struct Study *st, int first, int n)
-{
-    judge_piece(st, first, n);
-    sketch_piece(st, first, n);
-}
-
 int tail_judge(struct Study *st, int copy)
 {
-    return each_piece(st, copy, st->reading.sketch ? judge_and_sketch : judge_piece);
+    return each_piece(st, copy, judge_piece);
 }
 
 static int take_reference(struct Study *st)

@@ -74,7 +74,7 @@ static const struct Flag FLAGS[] = {
     {"output", 'o', FLAG_TEXT, AT(output), 0, 0, ON_CALIBRATE, "DIR",
      "folder for the head map: tables, JSON, picture (default: none, only the table is printed)"},
     {"score", 0, FLAG_TEXT, AT(score), 0, 0, ON_CALIBRATE, "METHOD",
-     "ablate (default), eliminate, deviate, mass, copy, echo, rope, random"},
+     "ablate (default), deviate, mass, copy, echo, rope, random"},
     {"len", 0, FLAG_TEXT, AT(len), 0, 0, ON_CALIBRATE, "LIST",
      "tokens of the samples, as 1024,4096 (default: by the window)"},
     {"samples", 0, FLAG_INT, AT(samples), 1, 1000, ON_CALIBRATE, "N",

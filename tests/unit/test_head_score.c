@@ -150,104 +150,6 @@ static void test_best(void **state)
         }
 }
 
-/* ==== Sums of changes ==== */
-
-enum { HEADS = 6, ROWS = 5, VOCAB = 700 };
-
-static float base[ROWS][VOCAB], moved[HEADS][ROWS][VOCAB];
-static double sketches[HEADS][SKETCH];
-
-/* To second order: half the weighted squared length of the sum of what the marked heads change. */
-static double brute_sum(unsigned heads)
-{
-    double all = 0;
-    for (int r = 0; r < ROWS; r++) {
-        double lse = brute_lse(base[r], VOCAB), mean = 0, square = 0;
-        for (int v = 0; v < VOCAB; v++) {
-            double change = 0, p = exp(base[r][v] - lse);
-            for (int h = 0; h < HEADS; h++)
-                if (heads & 1u << h) change += (double)moved[h][r][v] - base[r][v];
-            mean += p * change;
-            square += p * change * change;
-        }
-        all += (square - mean * mean) / 2;
-    }
-    return all;
-}
-
-static void fill_heads(void)
-{
-    static float prob[VOCAB];
-    memset(sketches, 0, sizeof sketches);
-    for (int r = 0; r < ROWS; r++) {
-        fill(base[r], VOCAB, 4);
-        double lse = logits_lse(base[r], VOCAB);
-        logits_softmax(base[r], VOCAB, lse, prob);
-        struct AnswerRow row = {base[r], prob, lse};
-        for (int h = 0; h < HEADS; h++) {
-            for (int v = 0; v < VOCAB;
-                 v++) /* heads 0 and 1 pull alike, 2 and 3 against each other */
-                moved[h][r][v] = h == 1   ? moved[0][r][v] + real(0.01f)
-                                 : h == 3 ? 2 * base[r][v] - moved[2][r][v] + real(0.01f)
-                                          : base[r][v] + real(0.1f * (float)(h + 1));
-            answer_sketch(&row, moved[h][r], VOCAB, (uint64_t)r + 77, sketches[h]);
-        }
-    }
-}
-
-static double sketched_sum(unsigned heads)
-{
-    double sum = 0;
-    for (int i = 0; i < SKETCH; i++) {
-        double x = 0;
-        for (int h = 0; h < HEADS; h++)
-            if (heads & 1u << h) x += sketches[h][i];
-        sum += x * x / 2;
-    }
-    return sum;
-}
-
-static void test_sketch(void **state)
-{
-    (void)state;
-    for (int round = 0; round < 8; round++) {
-        fill_heads();
-        for (unsigned heads = 1; heads < 1u << HEADS; heads++) {
-            double want = brute_sum(heads), got = sketched_sum(heads);
-            if (fabs(got - want) > 0.15 * want + 1e-3)
-                fail_msg("heads %x: %g, not %g", heads, got, want);
-        }
-        /* small changes: the KL itself */
-        double kl = 0;
-        for (int r = 0; r < ROWS; r++) kl += brute_kl(base[r], moved[0][r], VOCAB);
-        assert_true(fabs(kl - brute_sum(1)) < 0.05 * kl);
-    }
-}
-
-/* Each step by brute force over the same sketches. */
-static void test_eliminate(void **state)
-{
-    (void)state;
-    static double sum[SKETCH];
-    int order[HEADS];
-    double kl[HEADS];
-    for (int round = 0; round < 8; round++) {
-        fill_heads();
-        sketch_eliminate(sketches[0], HEADS, sum, order, kl);
-        unsigned gone = 0;
-        for (int step = 0; step < HEADS; step++) {
-            int best = -1;
-            for (int h = 0; h < HEADS; h++)
-                if (!(gone & 1u << h) &&
-                    (best < 0 || sketched_sum(gone | 1u << h) < sketched_sum(gone | 1u << best)))
-                    best = h;
-            assert_int_equal(order[step], best);
-            gone |= 1u << best;
-            assert_true(fabs(kl[step] - sketched_sum(gone)) < 1e-9 * (1 + kl[step]));
-        }
-    }
-}
-
 /* ==== Rows of attention ==== */
 
 static void test_attention(void **state)
@@ -353,11 +255,10 @@ static void test_rotation(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_depths),    cmocka_unit_test(test_words),
-        cmocka_unit_test(test_texts),     cmocka_unit_test(test_divergence),
-        cmocka_unit_test(test_best),      cmocka_unit_test(test_sketch),
-        cmocka_unit_test(test_eliminate), cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_looks),     cmocka_unit_test(test_rotation),
+        cmocka_unit_test(test_depths), cmocka_unit_test(test_words),
+        cmocka_unit_test(test_texts),  cmocka_unit_test(test_divergence),
+        cmocka_unit_test(test_best),   cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_looks),  cmocka_unit_test(test_rotation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
