@@ -130,7 +130,8 @@ struct Tolerance {
     double limit; /* share, or nats */
 };
 
-/* The fewest heads that keep within the tolerance on the samples that score, as a ratio of all. *at: how they fare. */
+/* The fewest heads that keep within the tolerance on the samples that score, as a ratio of all. *at: how they fare.
+ * PC_ERANGE: of exact answers when full attention gives none. */
 int study_tolerance(struct Study *st, const struct HeadMap *map, const struct Tolerance *tol,
                     double *ratio, struct Joint *at);
 /* Up to n_tests exchanges of a kept head near the cut for a dropped one; each that lowers the joint KL stays, as

@@ -66,6 +66,11 @@ static int narrow(struct Study *st, struct Trials *t, const struct Tolerance *to
         keep_first(t, c, count[c]);
     }
     TRY(try_choices(st, t, n));
+    if (tol->exact && t->full.exact == 0)
+        return err_set(PC_ERANGE,
+                       "full attention spells no passkey of %d words whole, so there is no loss to "
+                       "measure; give fewer --words, or --tol in nats",
+                       st->opt.words);
     for (int c = n - 1; c >= 0 && tolerable(t, c, tol); c--) {
         *hi = count[c];
         *at = t->joint[c];
