@@ -80,7 +80,7 @@ static void compare(struct Engine *cpu, struct Engine *gpu, enum HeadMethod meth
     struct HeadMap a = scores_of(cpu, method, parallel), b = scores_of(gpu, method, parallel),
                    again = scores_of(gpu, method, parallel);
     int n = headmap_heads(&a);
-    char what[64];
+    char what[192];
     snprintf(what, sizeof what, "%s, %s, %s", gpu->model.cfg.name, head_method_name(method),
              parallel ? "parallel" : "plain");
     double limit = method == HEADS_ABLATE || method == HEADS_DEVIATE ? 0.25 : 0.05;
