@@ -64,6 +64,11 @@ struct Cli {
     bool json, jsonl, plan, quiet, verbose, fresh, no_needle, markdown, help, version;
     int tokens, repeats, tail;
     double depth;
+    /* calibrate heads */
+    const char *score, *len, *tol;
+    int samples, passkeys, words, sink, recent, rounds, refine;
+    double ratio;
+    bool compare;
     char model_path[4096];    /* set by cli_model() */
     struct Str question_text; /* owns the questions read from a file */
 };
@@ -131,6 +136,7 @@ int cmd_inspect(struct Cli *cli);
 int cmd_perplexity(struct Cli *cli);
 int cmd_bench(struct Cli *cli);
 int cmd_summarize(struct Cli *cli);
+int cmd_calibrate(struct Cli *cli);
 /* Both programs have these (program.c). */
 int cmd_settings(struct Cli *cli);
 int cmd_completion(struct Cli *cli);

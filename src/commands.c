@@ -1,6 +1,7 @@
 /* commands.c - pcomp: its tables of flags and commands. The commands are in cmd_run.c, cmd_plan.c,
  * cmd_bench.c and summarize.c.
  */
+#include "calib/passkey.h"
 #include "cli.h"
 
 enum {
@@ -14,15 +15,16 @@ enum {
     ON_SETTINGS = 128,
     ON_COMPLETION = 256,
     ON_HELP = 512,
+    ON_CALIBRATE = 1024,
     /* Commands that open a model with settings. */
-    ON_ENGINE = ON_RUN | ON_SUMMARIZE | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY,
-    ON_ALL = 1023,
+    ON_ENGINE = ON_RUN | ON_SUMMARIZE | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY | ON_CALIBRATE,
+    ON_ALL = 2047,
 };
 
 #define AT(field) offsetof(struct Cli, field)
 
 enum {
-    ON_TEXT = ON_RUN | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY,
+    ON_TEXT = ON_RUN | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY | ON_CALIBRATE,
     ON_ANSWERS = ON_RUN | ON_DEMO
 };
 
@@ -69,6 +71,32 @@ static const struct Flag FLAGS[] = {
      "table to print (default md)"},
     {"tail", 0, FLAG_INT, AT(tail), 1, 1 << 24, ON_PERPLEXITY, "N",
      "last tokens that are scored (default 1024; not for --method full)"},
+    {"output", 'o', FLAG_TEXT, AT(output), 0, 0, ON_CALIBRATE, "DIR",
+     "folder for the head map: tables, JSON, picture (default: none, only the table is printed)"},
+    {"score", 0, FLAG_TEXT, AT(score), 0, 0, ON_CALIBRATE, "METHOD",
+     "ablate (default), deviate, mass, copy, echo, rope, random"},
+    {"len", 0, FLAG_TEXT, AT(len), 0, 0, ON_CALIBRATE, "LIST",
+     "tokens of the samples, as 1024,4096 (default: by the window)"},
+    {"samples", 0, FLAG_INT, AT(samples), 1, 1000, ON_CALIBRATE, "N",
+     "samples that are scored (default 8); half as many are held out for the report"},
+    {"passkeys", 0, FLAG_INT, AT(passkeys), 1, PASSKEYS_MAX, ON_CALIBRATE, "N",
+     "passkeys hidden in a sample (default 10)"},
+    {"words", 0, FLAG_INT, AT(words), 1, PASSKEY_WORDS_MAX, ON_CALIBRATE, "N",
+     "words of a passkey (default 8)"},
+    {"sink", 0, FLAG_INT, AT(sink), 1, 1 << 16, ON_CALIBRATE, "N",
+     "first tokens that a streaming head keeps (default 64)"},
+    {"recent", 0, FLAG_INT, AT(recent), 1, 1 << 20, ON_CALIBRATE, "N",
+     "last tokens that it keeps (default 256)"},
+    {"ratio", 0, FLAG_REAL, AT(ratio), 0, 1, ON_CALIBRATE, "X",
+     "share of KV heads that keep everything (default 0.5)"},
+    {"tol", 0, FLAG_TEXT, AT(tol), 0, 0, ON_CALIBRATE, "T",
+     "find the lowest ratio whose joint KL is at most T nats, or T% for the loss of exact answers"},
+    {"rounds", 0, FLAG_INT, AT(rounds), 1, 16, ON_CALIBRATE, "N",
+     "ablate: after each round the less needed half streams while the rest is scored anew (default 4)"},
+    {"refine", 0, FLAG_INT, AT(refine), 1, 100000, ON_CALIBRATE, "M",
+     "try M exchanges of heads around the cut"},
+    {"compare", 0, FLAG_SWITCH, AT(compare), 0, 0, ON_CALIBRATE, "",
+     "report every other way to score, too"},
     {"progress", 0, FLAG_TEXT, AT(progress), 0, 0, ON_ENGINE, "auto|none|plain|json",
      "progress on standard error"},
     {"markdown", 0, FLAG_SWITCH, AT(markdown), 0, 0, ON_SETTINGS, "", "as a Markdown table"},
@@ -117,6 +145,15 @@ static const struct Command COMMANDS[] = {
      "pcomp perplexity [-m MODEL] -f FILE [--method full|parallelcomp|truncate] [--tail N]",
      "full: every token, in windows. Otherwise the last N tokens given the compressed rest.",
      "pcomp perplexity -f book.txt --method full --window 2048", NULL, NULL},
+    {"calibrate", ON_CALIBRATE, cmd_calibrate,
+     "measure a model: which heads must remember, which tokens draw too much",
+     "pcomp calibrate heads|bias [MODEL] [-f FILE]... [-o DIR]",
+     "heads: hides passkeys in a text (made-up prose, or -f FILE), confines the KV heads one by one to the\n"
+     "first and last tokens, and scores each by what that does to the answers. No training. --method\n"
+     "parallelcomp (the default) measures heads on chunks with reused positions, --method full on one sequence.\n"
+     "-o DIR gets full_attention_heads.tsv and config.json (DuoAttention's), headwise.json (RTP-LLM's),\n"
+     "heads.json and heads.svg.",
+     "pcomp calibrate heads models/SmolLM2-135M-Instruct.Q4_1.gguf -o heads/", NULL, "heads bias"},
     {"settings", ON_SETTINGS, cmd_settings, "every setting with its default and limits",
      "pcomp settings [--markdown]",
      "A setting is a key of a --config file, a flag (--kv-cap) and a variable (PCOMP_KV_CAP).",

@@ -85,6 +85,9 @@ int headmap_check(const struct HeadMap *map)
                        "%d",
                        map->sink, map->recent, map->threshold, HEADMAP_SINK_MAX, HEADMAP_RECENT_MAX,
                        HEADMAP_THRESHOLD_MAX);
+    if (!(map->ratio >= 0 && map->ratio <= 1))
+        return err_set(PC_EINTERNAL, "head map: the chosen ratio is %g, not in 0..1",
+                       (double)map->ratio);
     const char *end = memchr(map->method, '\0', sizeof map->method);
     if (!end || utf8_invalid_at(map->method, strlen(map->method)) < strlen(map->method) ||
         utf8_invalid_at(map->note.data, map->note.len) < map->note.len ||

@@ -122,6 +122,17 @@ static int take_text(const struct Source *s, const char *name, struct Str *out)
     return str_append(out, item->valuestring, strlen(item->valuestring));
 }
 
+/* A number 0..1; absent: *out stays. */
+static int take_share(const struct Source *s, const char *name, float *out)
+{
+    const cJSON *item = member(s, name);
+    if (!item) return PC_OK;
+    double value = cJSON_IsNumber(item) ? item->valuedouble : NAN;
+    if (!(value >= 0 && value <= 1)) return refuse(s, name, item, "a number, 0 to 1");
+    *out = (float)value;
+    return PC_OK;
+}
+
 static int take_method(const struct Source *s, struct HeadMap *map)
 {
     const cJSON *item = member(s, "method");
@@ -196,6 +207,7 @@ static int take_facts(const struct Source *s, struct HeadMap *map)
     TRY(take_method(s, map));
     TRY(take_seed(s, &map->seed));
     TRY(take_hash(s, &map->model_hash));
+    TRY(take_share(s, "ratio", &map->ratio));
     TRY(take_text(s, "note", &map->note));
     TRY(take_settings(s, &map->settings));
     return take_int(s, "seqlen_threshold", 0, HEADMAP_THRESHOLD_MAX, &map->threshold);
@@ -204,8 +216,9 @@ static int take_facts(const struct Source *s, struct HeadMap *map)
 /* ==== Our own ==== */
 
 static const char *const MEMBERS[] = {
-    "schema", "model_hash", "method",           "seed",   "n_layers", "n_heads", "n_kv_heads",
-    "sink",   "recent",     "seqlen_threshold", "scores", "q_scores", "note",    "settings",
+    "schema",  "model_hash", "method", "seed",     "n_layers",
+    "n_heads", "n_kv_heads", "sink",   "recent",   "seqlen_threshold",
+    "scores",  "q_scores",   "note",   "settings", "ratio",
 };
 enum { N_MEMBERS = sizeof MEMBERS / sizeof *MEMBERS };
 
@@ -516,6 +529,7 @@ static int add_facts(struct Str *out, const struct HeadMap *map)
     if (map->method[0]) TRY(add_text(out, "method", map->method));
     const char *quote = map->seed > UINT64_C(1) << 53 ? "\"" : "";
     TRY(str_appendf(out, "  \"seed\": %s%llu%s,\n", quote, (unsigned long long)map->seed, quote));
+    if (map->ratio > 0) TRY(str_appendf(out, "  \"ratio\": %.9g,\n", (double)map->ratio));
     if (map->note.len) TRY(add_text(out, "note", map->note.data));
     TRY(add_settings(out, &map->settings));
     if (map->threshold) TRY(str_appendf(out, "  \"seqlen_threshold\": %d,\n", map->threshold));

@@ -41,6 +41,7 @@ void progress_begin(struct ProgressView *view, size_t available)
     view->stage = STAGE_TOKENIZE;
     view->stage_began = 0;
     view->tokens_at_begin = 0;
+    view->work = NULL;
 }
 
 void progress_clear(struct ProgressView *view)
@@ -115,6 +116,63 @@ void progress_json(const struct ProgressView *view, const struct Progress *p, ch
         (long long)p->tokens_done, p->seconds * 1000, p->chunks_done, p->n_chunks, p->memory);
 }
 
+/* Whether a line is due now. */
+static bool line_due(const struct ProgressView *view, double seconds, bool new_stage)
+{
+    double every = view->mode == PROGRESS_LIVE   ? LIVE_EVERY
+                   : view->mode == PROGRESS_JSON ? JSON_EVERY
+                                                 : PLAIN_EVERY;
+    /* In a log the start of a stage is no news: a short run leaves no line at all. */
+    return seconds - view->shown >= every || (new_stage && view->mode != PROGRESS_PLAIN);
+}
+
+/* A line for a log, or the live line in place of the last one. */
+static void put_line(struct ProgressView *view, const char *text)
+{
+    if (view->mode == PROGRESS_LIVE) {
+        progress_clear(view);
+        fputs(text, stderr);
+        fflush(stderr);
+        view->line_open = true;
+    } else {
+        fprintf(stderr, "%s\n", text);
+    }
+}
+
+static void work_text(const struct ProgressView *view, const char *what, double share,
+                      double seconds, char *text, size_t room)
+{
+    char when[32] = "", eta[48] = "";
+    double spent = seconds - view->stage_began;
+    if (view->mode == PROGRESS_JSON) {
+        snprintf(text, room,
+                 "{\"event\":\"progress\",\"stage\":\"%s\",\"share\":%.4f,\"time_ms\":%.0f,"
+                 "\"memory\":%zu}",
+                 what, share, seconds * 1000, mem_in_use());
+        return;
+    }
+    if (share > 0 && spent > 0) {
+        clock_text(spent * (1 - share) / share, when, sizeof when);
+        snprintf(eta, sizeof eta, " ETA %s", when);
+    }
+    snprintf(text, room, "%s %d%%%s · mem %.1f GiB", what, (int)(100 * share), eta,
+             (double)mem_in_use() / (1 << 30));
+}
+
+void progress_work(struct ProgressView *view, const char *what, double share, double seconds)
+{
+    bool new_work = !view->work || strcmp(view->work, what) != 0;
+    if (new_work) {
+        view->work = what;
+        view->stage_began = seconds;
+    }
+    if (view->mode == PROGRESS_NONE || !line_due(view, seconds, new_work)) return;
+    char text[256];
+    view->shown = seconds;
+    work_text(view, what, share, seconds, text, sizeof text);
+    put_line(view, text);
+}
+
 void progress_show(struct ProgressView *view, const struct Progress *p)
 {
     bool new_stage = p->stage != view->stage;
@@ -124,27 +182,16 @@ void progress_show(struct ProgressView *view, const struct Progress *p)
         view->tokens_at_begin = p->tokens_done;
     }
     if (view->mode == PROGRESS_NONE) return;
-    double every = view->mode == PROGRESS_LIVE   ? LIVE_EVERY
-                   : view->mode == PROGRESS_JSON ? JSON_EVERY
-                                                 : PLAIN_EVERY;
-    /* In a log the start of a stage is no news: a short run leaves no line at all. */
-    bool due = p->seconds - view->shown >= every || (new_stage && view->mode != PROGRESS_PLAIN);
-    if (!due) return;
+    if (!line_due(view, p->seconds, new_stage)) return;
     view->shown = p->seconds;
     char text[512];
-    if (view->mode == PROGRESS_JSON) {
+    if (view->mode == PROGRESS_JSON)
         progress_json(view, p, text, sizeof text);
-        fprintf(stderr, "%s\n", text);
-        return;
-    }
-    progress_text(view, p, text, sizeof text);
-    if (view->mode == PROGRESS_PLAIN) {
-        fprintf(stderr, "%s\n", text);
-        return;
-    }
-    progress_clear(view);
-    if (p->stage == STAGE_DONE || (p->stage == STAGE_DECODE && view->hide_answer)) return;
-    fputs(text, stderr);
-    fflush(stderr);
-    view->line_open = true;
+    else
+        progress_text(view, p, text, sizeof text);
+    bool silent = p->stage == STAGE_DONE || (p->stage == STAGE_DECODE && view->hide_answer);
+    if (view->mode == PROGRESS_LIVE && silent)
+        progress_clear(view);
+    else
+        put_line(view, text);
 }

@@ -17,7 +17,8 @@ struct ProgressView {
     enum Stage stage;
     double stage_began; /* seconds of the run */
     int64_t tokens_at_begin;
-    int64_t reused; /* tokens that need not be computed */
+    const char *work; /* of progress_work, the last one shown */
+    int64_t reused;   /* tokens that need not be computed */
 };
 
 /* name: auto, none, plain or json (NULL: auto). auto is live on a terminal and plain elsewhere. */
@@ -25,6 +26,8 @@ int progress_open(struct ProgressView *view, const char *name, bool quiet);
 void progress_begin(struct ProgressView *view, size_t available);
 /* For Request.on_progress: `user` is not looked at here, so that callers may wrap it. */
 void progress_show(struct ProgressView *view, const struct Progress *p);
+/* Work without stages, as calibration: `what` is done to a share 0..1, `seconds` after the command began. */
+void progress_work(struct ProgressView *view, const char *what, double share, double seconds);
 /* Takes the live line away, so that other text can be printed. */
 void progress_clear(struct ProgressView *view);
 /* One line for a terminal or a log: "prefill 37/64 chunks 58% 12.4k tok/s ETA 0:41 · mem 0.4/22 GiB". */

@@ -21,7 +21,7 @@ layers=(
     "chunk_plan kv_cache kv_* pages"
     "transformer"
     "pcomp sampler"
-    "session session_* prefill decode engine plan bench bench_* perplexity"
+    "session session_* prefill decode engine plan bench bench_* perplexity calibrate calibrate_*"
     "cli cli_* cmd_* program commands jsonl results explain provenance progress summarize inspect demo"
     "main eval/*"
 )

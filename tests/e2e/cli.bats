@@ -58,10 +58,10 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     run --separate-stderr "$PCOMP" --help
     [ "$status" -eq 0 ]
     local command
-    for command in run summarize demo plan bench inspect perplexity settings completion help; do
+    for command in run summarize demo plan bench inspect perplexity calibrate settings completion help; do
         [[ "$output" == *"  $command "* ]]
     done
-    for command in run summarize demo plan bench inspect perplexity settings completion help; do
+    for command in run summarize demo plan bench inspect perplexity calibrate settings completion help; do
         run --separate-stderr "$PCOMP" help "$command"
         [ "$status" -eq 0 ]
         [[ "$output" == *"usage: pcomp $command"* && "$output" == *"Example: "*"pcomp $command"* ]]
@@ -330,6 +330,65 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     ask --plan --json
     [ "$status" -eq 0 ]
     jq -e '.schema == "pcomp.plan.v1" and .plan.fits and .plan.n_context > 0' <<< "$output"
+}
+
+# heads ARGS: a small study of the tiny model's heads.
+heads() {
+    run --separate-stderr "$PCOMP" calibrate heads "$TINY" -f text.txt --passkeys 1 --words 2 --len 450 \
+        --samples 1 --sink 4 --recent 32 "$@"
+}
+
+@test "calibrate heads prints a table and writes every form of the map" {
+    need_model
+    local regime
+    for regime in full parallelcomp; do
+        heads --method $regime --compare --refine 4 -o map
+        [ "$status" -eq 0 ]
+        [[ "$output" == *"ablate"*"deviate"*"mass"*"copy"*"echo"*"rope"*"random"*"inverted"* ]]
+        [[ "$output" == *"* 50.0%"* ]]
+        local file
+        for file in full_attention_heads.tsv config.json headwise.json heads.json heads.svg; do
+            [ -s "map/$file" ]
+        done
+        jq -e '.schema == "pcomp.heads.v1" and .ratio == 0.5 and .method == "ablate"' map/heads.json
+        jq -e '.sink_size == 4 and .recent_size == 32 and .ratio == 0.5' map/config.json
+        jq -e '.headwise_config."0" | length > 0' map/headwise.json
+        if command -v xmllint > /dev/null; then xmllint --noout map/heads.svg; fi
+        cp map/heads.json first.json
+        heads --method $regime --compare --refine 4 -t 2 -o map
+        cmp first.json map/heads.json
+    done
+    heads --method full --score mass -o mass
+    [ -s mass/q_heads.tsv ]
+    heads --method full --tol 100
+    [[ "$output" == *"*  0.0%      0"* ]]
+    heads --method full --tol 0
+    [[ "$output" == *"*100.0%"* ]]
+}
+
+@test "calibrate refuses what it cannot measure" {
+    need_model
+    run --separate-stderr "$PCOMP" calibrate tails "$TINY"
+    is 2 "accepted: heads"
+    run --separate-stderr "$PCOMP" calibrate heads "$TINY" more
+    is 2 "takes one model"
+    heads --score ablat
+    is 2 "did you mean 'ablate'"
+    heads --len 12x
+    is 2 "is not a list"
+    heads --tol much
+    is 2 "--tol"
+    heads --tol 0.1 --ratio 0.3
+    is 2 "not both"
+    heads --method full --len 9000
+    is 2 "do not fit the model's window"
+    heads --passkeys 9
+    is 3 "give fewer --passkeys or --words"
+    echo short > short.txt
+    run --separate-stderr "$PCOMP" calibrate heads "$TINY" -f short.txt
+    is 3 "too few to hide passkeys in"
+    heads -o /dev/null/map
+    is 1 "/dev/null/map"
 }
 
 @test "inspect reads a model as text and as JSON" {

@@ -86,6 +86,7 @@ static struct HeadMap full_map(int n_layers, int n_heads, int n_kv_heads)
     map.sink = 3;
     map.recent = 17;
     map.threshold = 99;
+    map.ratio = (float)(1 + rng() % 1000) / 1000;
     map.model_hash = UINT64_C(0xfedcba9876543210) + rng();
     map.seed = UINT64_MAX - rng();
     strcpy(map.method, "ablate");
@@ -99,6 +100,7 @@ static void assert_same_facts(const struct HeadMap *a, const struct HeadMap *b)
     assert_int_equal(a->sink, b->sink);
     assert_int_equal(a->recent, b->recent);
     assert_int_equal(a->threshold, b->threshold);
+    assert_true(a->ratio == b->ratio);
     assert_true(a->model_hash == b->model_hash && a->seed == b->seed);
     assert_string_equal(a->method, b->method);
     assert_int_equal(a->note.len, b->note.len);
@@ -356,6 +358,8 @@ static const struct Refusal REFUSALS[] = {
     {OWN(SHAPE, "\"scores\":[[0,1],[0,1e999]]"), {"layer 1, head 1", "not inf"}},
     {OWN(SHAPE, "\"scores\":[[0,1],[0,null]]"), {"layer 1, head 1", "not null"}},
     {OWN(SHAPE, SCORES ",\"q_scores\":[[0,1],[0,1]]"), {"\"q_scores\", layer 0", "a list of 2"}},
+    {OWN(SHAPE, SCORES ",\"ratio\":1.5"), {"\"ratio\" must be a number, 0 to 1", "not 1.5"}},
+    {OWN(SHAPE, SCORES ",\"ratio\":\"half\""), {"\"ratio\" must be", "not a string"}},
     {OWN(SHAPE, SCORES ",\"seed\":-1"), {"\"seed\" must be", "not -1"}},
     {OWN(SHAPE, SCORES ",\"seed\":1e17"), {"\"seed\" must be", "string of digits"}},
     {OWN(SHAPE, SCORES ",\"seed\":\"18446744073709551616\""), {"\"seed\" must be"}},

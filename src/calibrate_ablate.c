@@ -1,0 +1,235 @@
+/* calibrate_ablate.c - one KV head at a time without its long past: causal ablation from cached keys (headwise.md D.4).
+ *
+ * Layers below a head's own do not notice that it is confined, so a walk goes up the layers with the tail's
+ * residual stream under full attention. In each layer attention runs twice, with all heads free and with all
+ * confined; a head's output does not depend on the others, so that mixing the two gives every head's ablation.
+ * The copies of a layer go on together, a sequence each, over the one cache. Heads that were found to be needed less may
+ * be confined all the time: then a head's score is what it does when they are gone, too.
+ */
+#include "calibrate.h"
+
+#include <string.h>
+
+/* The walk's state under full attention; all in host memory, owned. */
+struct Walk {
+    size_t x_bytes, out_bytes;    /* of one tail */
+    size_t head_bytes, row_bytes; /* of attention's output: a KV head's group in a row, a row */
+    uint8_t *free,
+        *confined;   /* [tail, n_heads * head_dim] attention's output, in the device's type */
+    uint8_t *mixed;  /* [n_kv_heads, tail, n_heads * head_dim] */
+    float *x, *next; /* [tail, dim] the residual stream before and after the layer */
+    float *copies;   /* [n_kv_heads, tail, dim] */
+    int *window;     /* [n_layers, n_heads] of heads that are gone already */
+    struct HeadMasks base;
+    int *heads, n; /* [n_kv_heads] heads of the layer that are scored, a copy each */
+    float *whole;  /* [tail, dim] */
+};
+
+static int walk_open(const struct Study *st, const uint8_t *gone, struct Walk *w)
+{
+    const struct ModelConfig *m = &st->e->model.cfg;
+    size_t tail = (size_t)st->reading.n_tail, heads = (size_t)m->n_kv_heads;
+    *w = (struct Walk){0};
+    w->row_bytes = (size_t)m->n_heads * (size_t)m->head_dim * st->e->be->act_bytes;
+    w->head_bytes = w->row_bytes / heads;
+    w->x_bytes = tail * (size_t)m->dim * sizeof(float);
+    w->out_bytes = tail * w->row_bytes;
+    w->free = mem_alloc(w->out_bytes, 1);
+    w->confined = mem_alloc(w->out_bytes, 1);
+    w->mixed = mem_alloc(heads, w->out_bytes);
+    w->x = mem_alloc(w->x_bytes, 1);
+    w->next = mem_alloc(w->x_bytes, 1);
+    w->copies = mem_alloc(heads, w->x_bytes);
+    w->whole = mem_alloc(w->x_bytes, 1);
+    w->heads = mem_alloc(heads, sizeof *w->heads);
+    w->window = mem_alloc((size_t)m->n_layers * (size_t)m->n_heads, sizeof *w->window);
+    bool made = w->free && w->confined && w->mixed && w->x && w->next && w->copies && w->whole &&
+                w->heads && w->window;
+    for (int q = 0; made && q < m->n_layers * m->n_heads; q++)
+        w->window[q] = gone[q / (m->n_heads / m->n_kv_heads)] ? st->opt.recent : 0;
+    w->base = (struct HeadMasks){w->window, st->opt.sink};
+    return made ? PC_OK : PC_ENOMEM;
+}
+
+static void walk_close(struct Walk *w)
+{
+    void *blocks[] = {w->free,   w->confined, w->mixed, w->x,     w->next,
+                      w->copies, w->whole,    w->heads, w->window};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
+}
+
+/* ==== One layer ==== */
+
+/* Attention's output as it is, then with all heads of the layer confined. */
+static int attend_both(struct Study *st, const struct Batch *b, int layer, struct Walk *w)
+{
+    struct Reading *r = &st->reading;
+    const struct Backend *be = r->tf.be;
+    struct HeadMasks masks = {r->window, st->opt.sink};
+    struct AttnArgs args;
+    for (int q = 0; q < st->shape.n_heads; q++)
+        r->window[(size_t)layer * st->shape.n_heads + q] = st->opt.recent;
+    TRY(tf_attend(&r->tf, b, layer, 0, &args));
+    TRY(be->download(r->tf.dev, w->free, r->tf.out, w->out_bytes));
+    args.masks = &masks;
+    TRY(be->attention(r->tf.dev, &args));
+    return be->download(r->tf.dev, w->confined, r->tf.out, w->out_bytes);
+}
+
+/* The walk's own step: from x to next. */
+static int walk_layer(struct Study *st, int layer, struct Walk *w)
+{
+    struct Reading *r = &st->reading;
+    const struct Backend *be = r->tf.be;
+    struct Batch b;
+    TRY(tail_begin(st, 1, &w->base, &b));
+    if (layer == 0) TRY(be->download(r->tf.dev, w->x, r->tf.x, w->x_bytes));
+    TRY(be->upload(r->tf.dev, r->tf.x, w->x, w->x_bytes));
+    TRY(attend_both(st, &b, layer, w));
+    TRY(be->upload(r->tf.dev, r->tf.out, w->free, w->out_bytes));
+    TRY(tf_ffn(&r->tf, layer, r->n_tail));
+    return be->download(r->tf.dev, w->next, r->tf.x, w->x_bytes);
+}
+
+/* A copy of the layer's attention for each head that is scored, in which that head is confined, too. */
+static void mix(const struct Study *st, struct Walk *w)
+{
+    for (int c = 0; c < w->n; c++) {
+        uint8_t *copy = w->mixed + (size_t)c * w->out_bytes;
+        memcpy(copy, w->free, w->out_bytes);
+        for (int row = 0; row < st->reading.n_tail; row++) {
+            size_t at = (size_t)row * w->row_bytes + (size_t)w->heads[c] * w->head_bytes;
+            memcpy(copy + at, w->confined + at, w->head_bytes);
+        }
+    }
+}
+
+/* Puts the copies before the layer's output projection: every x, or zeros, and each attention of its own. */
+static int load_copies(struct Study *st, struct Walk *w, bool with_x, struct Batch *b)
+{
+    struct Reading *r = &st->reading;
+    const struct Backend *be = r->tf.be;
+    TRY(tail_begin(st, w->n, &w->base, b));
+    for (int c = 0; c < w->n; c++) {
+        float *copy = w->copies + (size_t)c * (w->x_bytes / sizeof *copy);
+        if (with_x)
+            memcpy(copy, w->x, w->x_bytes);
+        else
+            memset(copy, 0, w->x_bytes);
+    }
+    mix(st, w);
+    TRY(be->upload(r->tf.dev, r->tf.x, w->copies, (size_t)w->n * w->x_bytes));
+    return be->upload(r->tf.dev, r->tf.out, w->mixed, (size_t)w->n * w->out_bytes);
+}
+
+/* ==== Scores of one layer ==== */
+
+static int score_ablation(struct Study *st, int layer, struct Walk *w, double *sum)
+{
+    struct Reading *r = &st->reading;
+    struct Batch b;
+    TRY(load_copies(st, w, true, &b));
+    TRY(tf_ffn(&r->tf, layer, w->n * r->n_tail));
+    TRY(tail_layers(st, &b, layer + 1));
+    for (int c = 0; c < w->n; c++) {
+        double kl = 0;
+        TRY(tail_judge(st, c));
+        for (int i = 0; i < r->sample.n_judged; i++) kl += r->kl[i];
+        sum[w->heads[c]] += kl / r->sample.n_judged;
+    }
+    return PC_OK;
+}
+
+/* What the layer's attention adds to the residual stream: x [n * tail, dim] of n tails in tf.out. */
+static int project(struct Study *st, int layer, int n, float *x)
+{
+    struct Transformer *tf = &st->reading.tf;
+    const struct Layer *l = &st->e->model.layers[layer];
+    struct LinearOp wo = {&l->wo, l->bo, tf->x};
+    int rows = n * st->reading.n_tail;
+    TRY(tf->be->linear_add(tf->dev, tf->out, rows, &wo));
+    return tf->be->download(tf->dev, x, tf->x,
+                            (size_t)rows * (size_t)st->e->model.cfg.dim * sizeof(float));
+}
+
+/* Squared length of a row of a, or of its difference from b's. */
+static double squared(const float *a, const float *b, int dim)
+{
+    double sum = 0;
+    for (int i = 0; i < dim; i++) {
+        double x = (double)a[i] - (b ? b[i] : 0);
+        sum += x * x;
+    }
+    return sum;
+}
+
+/* The layer's attention, projected: with all heads free into `whole`, with one confined each into copies. */
+static int project_both(struct Study *st, int layer, struct Walk *w)
+{
+    struct Reading *r = &st->reading;
+    struct Batch b;
+    TRY(load_copies(st, w, false, &b));
+    TRY(project(st, layer, w->n, w->copies));
+    memset(w->whole, 0, w->x_bytes);
+    TRY(tail_begin(st, 1, NULL, &b));
+    TRY(r->tf.be->upload(r->tf.dev, r->tf.x, w->whole, w->x_bytes));
+    TRY(r->tf.be->upload(r->tf.dev, r->tf.out, w->free, w->out_bytes));
+    return project(st, layer, 1, w->whole);
+}
+
+static int score_deviation(struct Study *st, int layer, struct Walk *w, double *sum)
+{
+    const struct StudySample *s = &st->reading.sample;
+    int dim = st->e->model.cfg.dim, tail = st->reading.n_tail;
+    TRY(project_both(st, layer, w));
+    for (int i = 0; i < s->n_judged; i++) {
+        const float *whole = w->whole + (size_t)s->rows[i] * dim;
+        double all = squared(whole, NULL, dim) * s->n_judged;
+        for (int c = 0; c < w->n; c++) {
+            const float *copy = w->copies + ((size_t)c * tail + s->rows[i]) * dim;
+            sum[w->heads[c]] += all > 0 ? squared(copy, whole, dim) / all : 0;
+        }
+    }
+    return PC_OK;
+}
+
+/* ==== The walk ==== */
+
+/* Share of a sample's work that is done after n of its layers: the first ones have the longest way up. */
+static double walked(int n, int n_layers)
+{
+    double left = 1 - (double)n / n_layers;
+    return 1 - left * left;
+}
+
+static int walk_up(struct Study *st, enum HeadMethod method, int at, struct Walk *w,
+                   const uint8_t *gone, double *sum)
+{
+    int n = st->shape.n_layers, width = st->shape.n_kv_heads;
+    for (int l = 0; l < n; l++) {
+        double *of_layer = sum + (size_t)l * width;
+        w->n = 0;
+        for (int h = 0; h < width; h++)
+            if (!gone[l * width + h]) w->heads[w->n++] = h;
+        TRY(study_stop(st));
+        TRY(walk_layer(st, l, w));
+        if (w->n)
+            TRY(method == HEADS_ABLATE ? score_ablation(st, l, w, of_layer)
+                                       : score_deviation(st, l, w, of_layer));
+        float *x = w->x;
+        w->x = w->next;
+        w->next = x;
+        study_progress(st, head_method_name(method), (at + walked(l + 1, n)) / st->opt.samples);
+    }
+    return PC_OK;
+}
+
+int ablate_sample(struct Study *st, enum HeadMethod method, int at, const uint8_t *gone,
+                  double *sum)
+{
+    struct Walk w;
+    int status = walk_open(st, gone, &w);
+    if (status == PC_OK) status = walk_up(st, method, at, &w, gone, sum);
+    walk_close(&w);
+    return status;
+}

@@ -1,0 +1,255 @@
+/* calibrate_sample.c - samples of the three kinds as token ids, each from the study's seed and its place alone.
+ *
+ *   passkeys  frame, haystack with needles at ten depths, "</book>", then every question with its answer
+ *   text      haystack; its last tokens are the tail
+ *   echo      the same random tokens four times; the last time they are the tail
+ *
+ * Needles and answers are put together from tokens, so that a passkey has the same ones in both.
+ */
+#include "calibrate.h"
+
+#include <string.h>
+
+enum { TEXT_TAIL = 256, ECHO_TOKENS = 512, HAY_MIN = 128 };
+
+void study_sample_free(struct StudySample *s)
+{
+    prompt_free(&s->prompt);
+    mem_free(s->rows);
+    mem_free(s->targets);
+    mem_free(s->ask);
+    *s = (struct StudySample){0};
+}
+
+static int add_text(const struct Study *st, const char *text, struct Tokens *out)
+{
+    return tokenizer_encode(st->e->tok, text, strlen(text), false, out);
+}
+
+static int add_tokens(struct Tokens *out, const int *ids, int n)
+{
+    for (int i = 0; i < n; i++) TRY(tokens_push(out, ids[i]));
+    return PC_OK;
+}
+
+static uint64_t sample_seed(const struct Study *st, const struct SamplePlace *p)
+{
+    return passkey_draw(st->opt.seed, p->held_out ? 2 : 1, (uint64_t)p->index);
+}
+
+static int sample_len(const struct Study *st, const struct SamplePlace *p)
+{
+    return st->opt.lens[p->index % st->opt.n_lens];
+}
+
+static int add_bos(const struct Study *st, struct Tokens *out)
+{
+    const struct VocabSpec *v = tokenizer_spec(st->e->tok);
+    return v->add_bos && v->bos_id >= 0 ? tokens_push(out, v->bos_id) : PC_OK;
+}
+
+static int alloc_rows(struct StudySample *s, int n)
+{
+    s->rows = mem_alloc((size_t)n, sizeof *s->rows);
+    s->targets = mem_alloc((size_t)n, sizeof *s->targets);
+    s->ask = mem_alloc((size_t)n, sizeof *s->ask);
+    return s->rows && s->targets && s->ask ? PC_OK : PC_ENOMEM;
+}
+
+/* The rows that predict tail tokens [begin, end), begin > 0. */
+static void judge_rows(struct StudySample *s, int begin, int end, int ask)
+{
+    for (int t = begin; t < end; t++, s->n_rows++) {
+        s->rows[s->n_rows] = t - 1;
+        s->targets[s->n_rows] = s->prompt.tail.ids[t];
+        s->ask[s->n_rows] = ask;
+    }
+}
+
+/* ==== The haystack ==== */
+
+/* Where the part of the text that a place may use begins, and its tokens. */
+static int text_part(const struct Study *st, const struct SamplePlace *p, int *n)
+{
+    int split = st->text.n - st->text.n / 4;
+    *n = p->held_out ? st->text.n - split : split;
+    return p->held_out ? split : 0;
+}
+
+/* n tokens from `at` on, round and round in the place's part. */
+static int add_hay(const struct Study *st, const struct SamplePlace *p, int64_t at, int n,
+                   struct Tokens *out)
+{
+    int room, begin = text_part(st, p, &room);
+    for (int i = 0; i < n; i++) TRY(tokens_push(out, st->text.ids[begin + (int)((at + i) % room)]));
+    return PC_OK;
+}
+
+static int64_t hay_start(const struct Study *st, const struct SamplePlace *p)
+{
+    int room;
+    text_part(st, p, &room);
+    return (int64_t)(passkey_draw(sample_seed(st, p), 0, 0) % (uint64_t)room);
+}
+
+/* ==== Passkeys ==== */
+
+/* Tokens of one passkey's needle, question and words. */
+struct Fact {
+    struct Tokens needle, question, words;
+};
+
+static void facts_free(struct Fact *facts, int n)
+{
+    for (int i = 0; facts && i < n; i++) {
+        tokens_free(&facts[i].needle);
+        tokens_free(&facts[i].question);
+        tokens_free(&facts[i].words);
+    }
+    mem_free(facts);
+}
+
+static int fact_make(const struct Study *st, uint64_t seed, int key, struct Fact *f)
+{
+    struct Str needle = {0}, question = {0}, words = {0};
+    int status;
+    TRY_GOTO(str_append(&needle, "\n\n", 2));
+    TRY_GOTO(passkey_needle(key, &needle));
+    TRY_GOTO(passkey_question(key, &question));
+    TRY_GOTO(passkey_words(seed, key, st->opt.words, &words));
+    TRY_GOTO(add_text(st, needle.data, &f->needle));
+    TRY_GOTO(add_text(st, question.data, &f->question));
+    TRY_GOTO(add_text(st, words.data, &f->words));
+fail:
+    str_free(&needle);
+    str_free(&question);
+    str_free(&words);
+    return status;
+}
+
+static int add_needle(struct StudySample *s, const struct Fact *f, int key,
+                      const struct Tokens *gap)
+{
+    struct Tokens *c = &s->prompt.context;
+    TRY(add_tokens(c, f->needle.ids, f->needle.n));
+    s->needle[key].begin = s->prompt.prefix.n + c->n;
+    TRY(add_tokens(c, f->words.ids, f->words.n));
+    s->needle[key].end = s->prompt.prefix.n + c->n;
+    return add_tokens(c, gap->ids, gap->n);
+}
+
+static int add_question(struct StudySample *s, const struct Fact *f, int key,
+                        const struct Tokens *gap)
+{
+    struct Tokens *t = &s->prompt.tail;
+    TRY(add_tokens(t, f->question.ids, f->question.n));
+    s->answer[key].begin = t->n;
+    TRY(add_tokens(t, f->words.ids, f->words.n));
+    s->answer[key].end = t->n;
+    return add_tokens(t, gap->ids, gap->n);
+}
+
+/* The haystack in pieces, a needle after each but the last. */
+static int bury(const struct Study *st, const struct SamplePlace *p, const struct Fact *facts,
+                int n_hay, const struct Tokens *gap, struct StudySample *s)
+{
+    double depths[PASSKEYS_MAX];
+    int64_t start = hay_start(st, p);
+    int at = 0, n = st->opt.passkeys;
+    passkey_depths(sample_seed(st, p), n, depths);
+    for (int i = 0; i <= n; i++) {
+        int end = i < n ? (int)(depths[i] * n_hay) : n_hay;
+        TRY(add_hay(st, p, start + at, end - at, &s->prompt.context));
+        at = end;
+        if (i < n) TRY(add_needle(s, &facts[i], i, gap));
+    }
+    return PC_OK;
+}
+
+static int fill_passkeys(const struct Study *st, const struct SamplePlace *p, struct Fact *facts,
+                         const struct Tokens *gap, struct StudySample *s)
+{
+    int n = st->opt.passkeys, len = sample_len(st, p), buried = 0, judged = 0;
+    s->n_asks = n;
+    TRY(add_bos(st, &s->prompt.prefix));
+    TRY(add_text(st, "This is a very long story book: <book>", &s->prompt.prefix));
+    TRY(add_text(st, " </book>.\n\n", &s->prompt.tail));
+    for (int i = 0; i < n; i++) {
+        TRY(fact_make(st, sample_seed(st, p), i, &facts[i]));
+        TRY(add_question(s, &facts[i], i, gap));
+        buried += facts[i].needle.n + facts[i].words.n + gap->n;
+        judged += facts[i].words.n;
+    }
+    int around = s->prompt.prefix.n + s->prompt.tail.n + buried;
+    if (len - around < HAY_MIN)
+        return err_set(PC_ERANGE,
+                       "%d passkeys of %d words and their questions are %d tokens, which leave a "
+                       "sample of %d too little text; give fewer --passkeys or --words, or a --len "
+                       "of %d or more",
+                       n, st->opt.words, around, len, around + HAY_MIN);
+    TRY(bury(st, p, facts, len - around, gap, s));
+    TRY(alloc_rows(s, judged));
+    for (int i = 0; i < n; i++) judge_rows(s, s->answer[i].begin, s->answer[i].end, i);
+    return PC_OK;
+}
+
+static int make_passkeys(const struct Study *st, const struct SamplePlace *p, struct StudySample *s)
+{
+    struct Tokens gap = {0};
+    struct Fact *facts = mem_alloc((size_t)st->opt.passkeys, sizeof *facts);
+    int status = facts ? add_text(st, "\n\n", &gap) : PC_ENOMEM;
+    if (status == PC_OK) status = fill_passkeys(st, p, facts, &gap, s);
+    facts_free(facts, st->opt.passkeys);
+    tokens_free(&gap);
+    return status;
+}
+
+/* ==== Text and echo ==== */
+
+static int make_text(const struct Study *st, const struct SamplePlace *p, struct StudySample *s)
+{
+    int64_t start = hay_start(st, p);
+    TRY(add_bos(st, &s->prompt.prefix));
+    int len = sample_len(st, p), tail = len / 4 < TEXT_TAIL ? len / 4 : TEXT_TAIL,
+        n = len - tail - s->prompt.prefix.n;
+    TRY(add_hay(st, p, start, n, &s->prompt.context));
+    TRY(add_hay(st, p, start + n, tail, &s->prompt.tail));
+    TRY(alloc_rows(s, s->prompt.tail.n));
+    s->n_asks = 1;
+    judge_rows(s, 1, s->prompt.tail.n, 0);
+    return PC_OK;
+}
+
+/* An ordinary token of the vocabulary. */
+static int draw_token(const struct Study *st, uint64_t seed, uint64_t *at)
+{
+    const struct VocabSpec *v = tokenizer_spec(st->e->tok);
+    for (;;) {
+        int id = (int)(passkey_draw(seed, 1, (*at)++) % (uint64_t)v->n_tokens);
+        if (v->types[id] == TOKEN_NORMAL) return id;
+    }
+}
+
+static int make_echo(const struct Study *st, const struct SamplePlace *p, struct StudySample *s)
+{
+    TRY(add_bos(st, &s->prompt.prefix));
+    int n = (sample_len(st, p) - s->prompt.prefix.n) / 4;
+    if (n > ECHO_TOKENS) n = ECHO_TOKENS;
+    uint64_t at = 0, seed = sample_seed(st, p);
+    for (int i = 0; i < n; i++) TRY(tokens_push(&s->prompt.tail, draw_token(st, seed, &at)));
+    for (int copy = 0; copy < 3; copy++) TRY(add_tokens(&s->prompt.context, s->prompt.tail.ids, n));
+    TRY(alloc_rows(s, n));
+    s->n_asks = 1;
+    judge_rows(s, 1, n, 0);
+    return PC_OK;
+}
+
+int study_sample_make(const struct Study *st, const struct SamplePlace *place,
+                      struct StudySample *out)
+{
+    *out = (struct StudySample){0};
+    if (place->kind == SAMPLE_ECHO) return make_echo(st, place, out);
+    TRY(place->kind == SAMPLE_TEXT ? make_text(st, place, out) : make_passkeys(st, place, out));
+    out->n_judged = out->n_rows;
+    return PC_OK;
+}

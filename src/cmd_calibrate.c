@@ -1,0 +1,24 @@
+/* cmd_calibrate.c - `pcomp calibrate WORD`: what a model is measured for. */
+#include "cmd_calibrate.h"
+
+#include <string.h>
+
+int cmd_calibrate(struct Cli *cli)
+{
+    const char *word = cli->args.n ? cli->args.items[0] : "";
+    if (strcmp(word, "heads") == 0) return calibrate_heads(cli);
+    if (calibrate_bias && strcmp(word, "bias") == 0) return calibrate_bias(cli);
+    return err_set(PC_ECONFIG,
+                   "calibrate '%.32s' is not known; accepted: heads (which KV heads must keep "
+                   "everything), bias (which tokens draw too much attention)",
+                   word);
+}
+
+int calibrate_model(struct Cli *cli)
+{
+    if (cli->args.n > 2 || (cli->args.n == 2 && cli->model))
+        return err_set(PC_ECONFIG, "calibrate %s takes one model", cli->args.items[0]);
+    if (cli->args.n == 2) cli->model = cli->args.items[1];
+    cli->args.n = 0; /* neither is a file */
+    return PC_OK;
+}

@@ -1,0 +1,14 @@
+/* cmd_calibrate.h - inside the calibrate command: what its words share. */
+#ifndef PCOMP_CMD_CALIBRATE_H
+#define PCOMP_CMD_CALIBRATE_H
+
+#include "cli.h"
+
+/* Takes the model that may stand behind the word: `pcomp calibrate heads MODEL`. No arguments are left. */
+int calibrate_model(struct Cli *cli);
+
+int calibrate_heads(struct Cli *cli); /* cmd_calibrate_heads.c */
+int calibrate_bias(struct Cli *cli)
+    __attribute__((weak)); /* cmd_calibrate_bias.c, in builds that have it */
+
+#endif
