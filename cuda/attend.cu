@@ -140,8 +140,8 @@ static int attend_pages(struct Device *d, const struct AttnArgs *a)
     if (a->masks) {
         p.window = d->s.masks.window + (size_t)a->layer * m->n_heads;
         p.sinks = a->masks->sinks;
-        p.n_tokens = t->n_tokens + head;
-        p.seen = t->seen + head;
+        p.n_tokens = t.n_tokens;
+        p.seen = d->s.table.seen + first_head(d, a->layer);
     }
     if (d->step.recording) {
         p.turn = turn_of(d, &d->step.rope);
