@@ -62,7 +62,7 @@ struct Cli {
     const char *model, *geometry, *config, *questions_file, *log_file, *progress, *explain;
     const char *output, *text_dir, *glob, *format;
     bool json, jsonl, plan, quiet, verbose, fresh, no_needle, markdown, help, version;
-    int tokens, repeats, tail;
+    int tokens, repeats, tail, samples;
     double depth;
     char model_path[4096];    /* set by cli_model() */
     struct Str question_text; /* owns the questions read from a file */
@@ -131,6 +131,9 @@ int cmd_inspect(struct Cli *cli);
 int cmd_perplexity(struct Cli *cli);
 int cmd_bench(struct Cli *cli);
 int cmd_summarize(struct Cli *cli);
+int cmd_calibrate(struct Cli *cli);
+/* What `calibrate` can find out; its first argument is its name. */
+int calibrate_bias(struct Cli *cli);
 /* Both programs have these (program.c). */
 int cmd_settings(struct Cli *cli);
 int cmd_completion(struct Cli *cli);

@@ -14,15 +14,16 @@ enum {
     ON_SETTINGS = 128,
     ON_COMPLETION = 256,
     ON_HELP = 512,
+    ON_CALIBRATE = 1024,
     /* Commands that open a model with settings. */
-    ON_ENGINE = ON_RUN | ON_SUMMARIZE | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY,
-    ON_ALL = 1023,
+    ON_ENGINE = ON_RUN | ON_SUMMARIZE | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY | ON_CALIBRATE,
+    ON_ALL = 2047,
 };
 
 #define AT(field) offsetof(struct Cli, field)
 
 enum {
-    ON_TEXT = ON_RUN | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY,
+    ON_TEXT = ON_RUN | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY | ON_CALIBRATE,
     ON_ANSWERS = ON_RUN | ON_DEMO
 };
 
@@ -35,9 +36,10 @@ static const struct Flag FLAGS[] = {
      "qwen2.5-7b, smollm2-135m, qwen2.5-0.5b, tiny; TYPE bf16 (default), q8_0, q4_k ..."},
     {"file", 'f', FLAG_LIST, AT(files), 0, 0, ON_TEXT | ON_SUMMARIZE, "FILE",
      "text to read; repeat for several, - for standard input"},
-    {"question", 'q', FLAG_LIST, AT(questions), 0, 0, ON_ANSWERS | ON_PLAN | ON_SUMMARIZE, "TEXT",
+    {"question", 'q', FLAG_LIST, AT(questions), 0, 0,
+     ON_ANSWERS | ON_PLAN | ON_SUMMARIZE | ON_CALIBRATE, "TEXT",
      "question; repeat for several, each gets an answer"},
-    {"questions", 'Q', FLAG_TEXT, AT(questions_file), 0, 0, ON_RUN, "FILE",
+    {"questions", 'Q', FLAG_TEXT, AT(questions_file), 0, 0, ON_RUN | ON_CALIBRATE, "FILE",
      "file with one question a line"},
     {"number", 'n', FLAG_SETTING, 0, 0, 0, ON_ENGINE, "max_tokens", "same as --max-tokens"},
     {"jobs", 't', FLAG_SETTING, 0, 0, 0, ON_ENGINE, "threads", "same as --threads"},
@@ -50,14 +52,17 @@ static const struct Flag FLAGS[] = {
      "write a page that shows which chunks and tokens were kept"},
     {"plan", 0, FLAG_SWITCH, AT(plan), 0, 0, ON_ANSWERS | ON_SUMMARIZE, "",
      "say what the run would need, and stop"},
-    {"tokens", 0, FLAG_INT, AT(tokens), 64, 1 << 28, ON_DEMO | ON_BENCH, "N",
-     "tokens of text to read (demo: 131072; bench: 2048 and 8192)"},
+    {"tokens", 0, FLAG_INT, AT(tokens), 64, 1 << 28, ON_DEMO | ON_BENCH | ON_CALIBRATE, "N",
+     "tokens of text to read (demo: 131072; bench: 2048 and 8192; calibrate bias: 8192)"},
     {"depth", 0, FLAG_REAL, AT(depth), 0, 1, ON_DEMO, "X",
      "where the demo hides its sentence: 0 start, 1 end (default 0.5)"},
     {"no-needle", 0, FLAG_SWITCH, AT(no_needle), 0, 0, ON_DEMO, "",
      "hide no sentence; ask -q of the book itself"},
     {"output", 'o', FLAG_TEXT, AT(output), 0, 0, ON_SUMMARIZE, "FILE",
      "results, appended as JSON lines (default summaries.jsonl)"},
+    {"output", 'o', FLAG_TEXT, AT(output), 0, 0, ON_CALIBRATE, "DIR", "folder for the results"},
+    {"samples", 0, FLAG_INT, AT(samples), 2, 512, ON_CALIBRATE, "N",
+     "questions made from the text, where none are given (default 16)"},
     {"text-dir", 0, FLAG_TEXT, AT(text_dir), 0, 0, ON_SUMMARIZE, "DIR",
      "also write each summary as a .txt file"},
     {"glob", 0, FLAG_TEXT, AT(glob), 0, 0, ON_SUMMARIZE, "PATTERN",
@@ -117,6 +122,12 @@ static const struct Command COMMANDS[] = {
      "pcomp perplexity [-m MODEL] -f FILE [--method full|parallelcomp|truncate] [--tail N]",
      "full: every token, in windows. Otherwise the last N tokens given the compressed rest.",
      "pcomp perplexity -f book.txt --method full --window 2048", NULL, NULL},
+    {"calibrate", ON_CALIBRATE, cmd_calibrate,
+     "learn about a model's attention, for settings to use",
+     "pcomp calibrate bias [-m MODEL] [-f FILE]... [-q QUESTION]... -o DIR",
+     "bias: where questions look, by layer, head and place in the chunk, drawn in DIR/bias.html; and\n"
+     "calibration rules against it, in DIR/calib.json, if any help.",
+     "pcomp calibrate bias -f book.txt -o bias/", NULL, "bias"},
     {"settings", ON_SETTINGS, cmd_settings, "every setting with its default and limits",
      "pcomp settings [--markdown]",
      "A setting is a key of a --config file, a flag (--kv-cap) and a variable (PCOMP_KV_CAP).",
