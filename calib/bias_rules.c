@@ -67,17 +67,24 @@ static double drawn(const struct BiasProfile *p, const struct CalibRule *rule)
     return sum;
 }
 
+/* Whether a rule takes half of what its class draws in its layers. */
+static bool takes_half(const struct BiasProfile *p, const struct CalibRule *rule)
+{
+    return taken(p, rule) >= drawn(p, rule) / 2;
+}
+
 /* The sharp rule of one class and band, and the wide one where that is another. Returns how many, up to 2. */
 static int propose_band(const struct BiasProfile *p, struct CalibRule base, struct CalibRule *out)
 {
     double least = view_tokens(p) > 0 ? FAR_ABOVE / view_tokens(p) : 1;
     int n = 0;
-    for (int step = 0; step < BIAS_STEPS && (double)bias_lambda(step) >= least && n < 2; step++) {
+    for (int step = 0; step < BIAS_STEPS && (double)bias_lambda(step) >= least; step++) {
         struct CalibRule rule = base;
         rule.lambda = bias_lambda(step);
         if (!drawing(p, base.token_class, step, &rule.layer_lo, &rule.layer_hi)) continue;
-        if (n == 1 && taken(p, &rule) < drawn(p, &rule) / 2) continue;
-        out[n++] = rule;
+        bool half = takes_half(p, &rule);
+        if (n == 0 || half) out[n++] = rule;
+        if (half) break;
     }
     return n;
 }

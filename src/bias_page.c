@@ -12,7 +12,7 @@
 /* Wide drawings scroll inside their card, so that a narrow screen shows them at a size that can be read. */
 static const char STYLE_MORE[] =
     ".card{overflow-x:auto}.card svg{min-width:640px}.legend{max-width:1000px}"
-    "td.wide{overflow-wrap:anywhere}.tables{overflow-x:auto}";
+    "td.wide{min-width:18em}.tables{overflow-x:auto}";
 
 /* ==== Drawings ==== */
 

@@ -20,7 +20,7 @@ static int layer_labels(struct Str *out, int n_layers, int row)
 /* ==== Place in the chunk ==== */
 
 /* Densities in powers of two: full colour is this many of them away from uniform. */
-static const double FULL = 6;
+static const double FULL = 4;
 
 /* Opacity and colour of a density; a bin that got nothing at all is as far below as can be. */
 static double heat_colour(double density, const char **fill)
@@ -30,18 +30,18 @@ static double heat_colour(double density, const char **fill)
     return fmin(fabs(powers) / FULL, 1);
 }
 
+/* Short, since there are thousands. */
 static int heat_cell(struct Str *out, const struct BiasProfile *p, int layer, int bin)
 {
     const char *fill;
     double density = bias_bin_density(p, layer, ALL_HEADS, bin), width = (double)PLOT / BIAS_BINS;
     double opacity = heat_colour(density, &fill);
-    return str_appendf(out,
-                       "<rect x=\"%.2f\" y=\"%d\" width=\"%.2f\" height=\"%d\" fill=\"%s\" "
-                       "fill-opacity=\"%.2f\"><title>layer %d, %.0f to %.0f%% of the chunk: %.2f "
-                       "times uniform</title></rect>\n",
-                       LEFT + bin * width, TOP + layer * HEAT_ROW, width - 0.4, HEAT_ROW - 1, fill,
-                       opacity, layer, 100.0 * bin / BIAS_BINS, 100.0 * (bin + 1) / BIAS_BINS,
-                       density);
+    return str_appendf(
+        out,
+        "<path d=\"M%.1f %dh%.1fv%dh-%.1fz\" fill=\"%s\" opacity=\"%.2f\"><title>layer "
+        "%d, %.0f-%.0f%%: %.2fx</title></path>\n",
+        LEFT + bin * width, TOP + layer * HEAT_ROW, width - 0.4, HEAT_ROW - 1, width - 0.4, fill,
+        opacity, layer, 100.0 * bin / BIAS_BINS, 100.0 * (bin + 1) / BIAS_BINS, density);
 }
 
 int bias_heat_height(const struct BiasProfile *p)
@@ -67,8 +67,8 @@ int bias_heat(struct Str *out, const struct BiasProfile *p)
 
 int bias_heat_legend(struct Str *out)
 {
-    static const double steps[] = {1.0 / 64, 1.0 / 8, 1.0 / 2, 1, 2, 8, 64};
-    static const char *const names[] = {"1/64", "1/8", "1/2", "uniform", "2x", "8x", "64x"};
+    static const double steps[] = {1.0 / 16, 1.0 / 4, 1.0 / 2, 1, 2, 4, 16};
+    static const char *const names[] = {"1/16", "1/4", "1/2", "uniform", "2x", "4x", "16x"};
     for (int i = 0; i < 7; i++) {
         const char *fill;
         double opacity = heat_colour(steps[i], &fill);
@@ -92,7 +92,7 @@ static const struct {
     {PART_SINK, "sink", "var(--b)", "S", 0.75},
     {PART_MIDDLE, "middle", "var(--a)", "M", 0.55},
     {PART_RECENT, "recent", "var(--c)", "R", 0.7},
-    {PART_QUESTION, "the question itself", "var(--soft)", "", 0.25},
+    {PART_QUESTION, "the question itself", "var(--d)", "", 0.25},
 };
 
 static int bar_row(struct Str *out, const struct BiasProfile *p, int layer)
