@@ -64,15 +64,6 @@ static bool usable(const struct Span *s)
     return s->end - s->begin >= SENTENCE_LEAST && s->end - s->begin <= SENTENCE_MOST;
 }
 
-/* Whether the sentence stands a second time in the text. */
-static bool repeated(const char *text, size_t len, const struct Span *s)
-{
-    size_t n = s->end - s->begin;
-    const char *first = memmem(text, len, text + s->begin, n);
-    size_t behind = (size_t)(first - text) + 1;
-    return memmem(text + behind, len - behind, text + s->begin, n) != NULL;
-}
-
 /* Appends a sentence on one line. */
 static int one_line(struct Str *out, const char *text, const struct Span *s)
 {
@@ -85,37 +76,57 @@ static int one_line(struct Str *out, const char *text, const struct Span *s)
     return PC_OK;
 }
 
-/* The question of a sentence and the next one; *out stays as it is when they make none. */
-static int make_item(const char *text, size_t len, const struct Span *s, struct BiasItems *out)
+/* Whether a sentence on one line stands twice in a text on one line. */
+static bool repeated(const struct Str *flat, const char *sentence, size_t n)
 {
-    if (!usable(&s[0]) || !usable(&s[1]) || repeated(text, len, &s[0])) return PC_OK;
-    struct BiasItem *item = &out->items[out->n++];
-    item->at = s[0].begin;
-    TRY(str_appendf(&item->question, "Which sentence of the text comes right after this one? \""));
+    const char *first = memmem(flat->data, flat->len, sentence, n);
+    if (!first) return false;
+    size_t behind = (size_t)(first - flat->data) + 1;
+    return memmem(flat->data + behind, flat->len - behind, sentence, n) != NULL;
+}
+
+/* The question of a sentence and the next one; out->n stays as it is when they make none. flat: the text on one line. */
+static int make_item(const char *text, const struct Str *flat, const struct Span *s,
+                     struct BiasItems *out)
+{
+    static const char ask[] = "Which sentence of the text comes right after this one? \"";
+    struct BiasItem *item = &out->items[out->n];
+    if (!usable(&s[0]) || !usable(&s[1])) return PC_OK;
+    str_clear(&item->question);
+    TRY(str_appendf(&item->question, "%s", ask));
     TRY(one_line(&item->question, text, &s[0]));
+    size_t quoted = sizeof ask - 1;
+    if (repeated(flat, item->question.data + quoted, item->question.len - quoted)) return PC_OK;
     TRY(str_append(&item->question, "\"", 1));
-    return one_line(&item->answer, text, &s[1]);
+    TRY(one_line(&item->answer, text, &s[1]));
+    item->at = s[0].begin;
+    out->n++;
+    return PC_OK;
 }
 
 /* Of each n-th of the sentences the first that makes a question. */
-static int spread(const char *text, size_t len, const struct Spans *spans, int n,
+static int spread(const char *text, const struct Str *flat, const struct Spans *spans, int n,
                   struct BiasItems *out)
 {
     for (int i = 0; i < n; i++) {
         int had = out->n, begin = (int)((int64_t)spans->n * i / n),
             end = (int)((int64_t)spans->n * (i + 1) / n);
         for (int s = begin; s < end && s + 1 < spans->n && out->n == had; s++)
-            TRY(make_item(text, len, &spans->list[s], out));
+            TRY(make_item(text, flat, &spans->list[s], out));
     }
     return PC_OK;
 }
 
 int items_make(const char *text, size_t len, int n, struct BiasItems *out)
 {
+    const struct Span whole = {0, len};
     struct Spans spans = {0};
-    *out = (struct BiasItems){.items = mem_alloc((size_t)n, sizeof *out->items)};
+    struct Str flat = {0};
+    *out = (struct BiasItems){.items = mem_alloc((size_t)n, sizeof *out->items), .cap = n};
     int status = out->items ? find_sentences(text, len, &spans) : PC_ENOMEM;
-    if (status == PC_OK) status = spread(text, len, &spans, n, out);
+    if (status == PC_OK) status = one_line(&flat, text, &whole);
+    if (status == PC_OK) status = spread(text, &flat, &spans, n, out);
+    str_free(&flat);
     mem_free(spans.list);
     if (status == PC_OK && out->n < 2)
         return err_set(PC_ERANGE,
@@ -127,7 +138,7 @@ int items_make(const char *text, size_t len, int n, struct BiasItems *out)
 
 int items_take(const char *const *questions, int n, struct BiasItems *out)
 {
-    *out = (struct BiasItems){.items = mem_alloc((size_t)n, sizeof *out->items)};
+    *out = (struct BiasItems){.items = mem_alloc((size_t)n, sizeof *out->items), .cap = n};
     if (!out->items) return PC_ENOMEM;
     for (; out->n < n; out->n++)
         TRY(str_append(&out->items[out->n].question, questions[out->n], strlen(questions[out->n])));
@@ -139,7 +150,7 @@ int items_take(const char *const *questions, int n, struct BiasItems *out)
 
 void items_free(struct BiasItems *items)
 {
-    for (int i = 0; items->items && i < items->n; i++) {
+    for (int i = 0; items->items && i < items->cap; i++) {
         str_free(&items->items[i].question);
         str_free(&items->items[i].answer);
     }

@@ -13,8 +13,8 @@ struct BiasItem {
 };
 
 struct BiasItems {
-    struct BiasItem *items; /* [n] */
-    int n;
+    struct BiasItem *items; /* [cap], n of them made */
+    int n, cap;
 };
 
 /* n questions of the form "which sentence follows this one?", from places spread evenly over the text; a sentence that

@@ -10,7 +10,7 @@
 
 /* Questions 0, 2, 4, … choose; 1, 3, 5, … report. */
 enum BiasHalf { HALF_CHOOSE, HALF_REPORT, BIAS_HALVES };
-enum { TRIES_LOCAL = 8, TRIES_MERGED = 4, TRIES_JOINT = 3 };
+enum { TRIES_LOCAL = 6, TRIES_MERGED = 3, TRIES_JOINT = 2 };
 enum { TRIES_MAX = TRIES_LOCAL + TRIES_MERGED + TRIES_JOINT };
 
 /* One list of rules, and how well answers are predicted with it. */
