@@ -58,10 +58,10 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     run --separate-stderr "$PCOMP" --help
     [ "$status" -eq 0 ]
     local command
-    for command in run summarize demo plan bench inspect perplexity settings completion help; do
+    for command in run summarize demo plan bench inspect perplexity calibrate settings completion help; do
         [[ "$output" == *"  $command "* ]]
     done
-    for command in run summarize demo plan bench inspect perplexity settings completion help; do
+    for command in run summarize demo plan bench inspect perplexity calibrate settings completion help; do
         run --separate-stderr "$PCOMP" help "$command"
         [ "$status" -eq 0 ]
         [[ "$output" == *"usage: pcomp $command"* && "$output" == *"Example: "*"pcomp $command"* ]]
