@@ -49,7 +49,7 @@ struct Session {
     struct Engine *e;
     const struct Request *req;
     struct Observer *observer; /* set before session_open, or NULL */
-    struct Settings set; /* no AUTO left */
+    struct Settings set;       /* no AUTO left */
     struct Prompt prompt;
     struct PlanInfo plan;
     struct Result *out;
