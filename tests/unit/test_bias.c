@@ -475,6 +475,24 @@ static void check_arms(const struct BiasStudy *s)
     }
 }
 
+/* What an arm says of each item, run by itself with all chunks read. */
+static void check_direct(struct Engine *e, const struct BiasStudy *s, const struct BiasArm *arm)
+{
+    struct Settings before = e->settings;
+    memcpy(e->settings.calib, arm->rules, sizeof arm->rules);
+    e->settings.n_calib = arm->n_rules;
+    for (int i = 0; i < s->items->n; i++) {
+        struct BiasAsk a = ask(s->items->items[i].answer.data);
+        struct BiasScore score;
+        a.req.question = s->items->items[i].question.data;
+        run_bias(e, &a, &score);
+        if (!arm->ran[i % 2]) continue;
+        if (!(fabs(score.nll - arm->nll[i]) < 1e-3))
+            fail_msg("%s, item %d: %g, not %g", arm->name, i, arm->nll[i], score.nll);
+    }
+    e->settings = before;
+}
+
 /* The whole of it, twice: the same bytes; and the engine is left as it was. */
 static void check_study(struct Engine *e, const struct BiasItems *items, bool answers)
 {
@@ -485,6 +503,9 @@ static void check_study(struct Engine *e, const struct BiasItems *items, bool an
         assert_int_equal(e->settings.n_calib, 1);
         assert_non_null(s.own.nll);
         check_arms(&s);
+        check_direct(e, &s, &s.none);
+        check_direct(e, &s, &s.own);
+        check_direct(e, &s, s.shown);
         for (int t = 0; t < s.n_tries && !answers; t++)
             assert_int_equal(s.tries[t].rules[0].stage, 1);
         for (int h = 0; h < BIAS_HALVES; h++) check_whole(&s.local[h], "local");
