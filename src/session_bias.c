@@ -10,7 +10,6 @@
 
 #include "session.h"
 
-#include <math.h>
 #include <string.h>
 
 /* ==== Watching ==== */
@@ -111,22 +110,13 @@ static int attended(struct Observer *o, struct Session *s, const struct AttnArgs
 
 /* ==== Scoring ==== */
 
-/* NLL of a token under logits [n] f32. */
-static double token_nll(const float *logits, int n, int id)
-{
-    double top = -INFINITY, all = 0;
-    for (int i = 0; i < n; i++) top = fmax(top, (double)logits[i]);
-    for (int i = 0; i < n; i++) all += exp((double)logits[i] - top);
-    return top + log(all) - (double)logits[id];
-}
-
 /* NLL of ids behind the question: the first from its last row, the others from one pass over ids. */
 static int follow(struct Session *s, const int *ids, int n, double *nll)
 {
-    const struct Model *model = &s->e->model;
-    int pos0 = s->plan.question_pos + s->prompt.tail.n;
+    int last = s->prompt.tail.n - 1, pos0 = s->plan.question_pos + s->prompt.tail.n;
     TRY(question_pass(s));
-    *nll = token_nll(s->logits, model->cfg.vocab_size, ids[0]);
+    TRY(s->tf.be->nll(s->tf.dev, s->tf.x, &last, ids, 1, s->nll));
+    *nll = (double)s->nll[0];
     if (n == 1) return PC_OK;
     s->seq_begin[0] = 0;
     s->seq_begin[1] = n - 1;
@@ -143,7 +133,7 @@ static int follow(struct Session *s, const int *ids, int n, double *nll)
                       .pool = &s->kv.pool,
                       .past = &s->merged};
     TRY(tf_begin(&s->tf, &b));
-    for (int l = 0; l < model->cfg.n_layers; l++) {
+    for (int l = 0; l < s->e->model.cfg.n_layers; l++) {
         struct AttnArgs args;
         TRY(session_stop(s));
         TRY(tf_attend(&s->tf, &b, l, 0, &args));
