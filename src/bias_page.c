@@ -102,7 +102,7 @@ int bias_figure(const struct BiasPage *page, struct Str *out)
             out,
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" width=\"%d\" "
             "height=\"%d\">\n<style>%s.title{font-size:14px;font-weight:600}svg{background:"
-            "var(--bg)}text{font-family:system-ui,sans-serif}</style>\n%s</svg>\n",
+            "var(--bg);font-family:system-ui,sans-serif}</style>\n%s</svg>\n",
             BIAS_WIDTH, y, BIAS_WIDTH, y, HTML_STYLE, parts.data);
     str_free(&parts);
     return status;
