@@ -137,7 +137,7 @@ struct Paired paired(const double *a, const double *b, int n)
 
 bool paired_helps(const struct Paired *x)
 {
-    return x->n > 1 && x->diff < 0 && -x->diff > x->error;
+    return x->n > 1 && x->diff < 0 && -x->diff > 2 * x->error;
 }
 
 void bias_rule_text(const struct CalibRule *rule, char *text, size_t room)

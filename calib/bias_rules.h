@@ -23,7 +23,7 @@ struct Paired {
 };
 
 struct Paired paired(const double *a, const double *b, int n);
-/* b is lower by more than the error of the difference. */
+/* b is lower by more than twice the error of the difference: one error is what the best of several tries has by luck. */
 bool paired_helps(const struct Paired *x);
 
 /* "sink, layers 8-15, above 0.0625" */

@@ -229,6 +229,13 @@ static const struct CalibRule *next_rule(const struct BiasStudy *s, int n_single
     return next;
 }
 
+/* Whether two rules speak of the same tokens: joined, they are no more than the wider one. */
+static bool overlaps(const struct CalibRule *a, const struct CalibRule *b)
+{
+    return a->token_class == b->token_class && a->stage == b->stage && a->layer_lo <= b->layer_hi &&
+           b->layer_lo <= a->layer_hi;
+}
+
 /* Single rules that help, joined one after another as long as that helps more. */
 static int try_joint(struct BiasStudy *s)
 {
@@ -238,7 +245,7 @@ static int try_joint(struct BiasStudy *s)
     for (int t = 0; t < 1 + TRIES_JOINT; t++) {
         const struct CalibRule *next = next_rule(s, n_singles, used);
         if (!next) return PC_OK;
-        for (int i = 0; i < n_singles; i++) used[i] |= s->tries[i].rules == next;
+        for (int i = 0; i < n_singles; i++) used[i] |= overlaps(s->tries[i].rules, next);
         rules[n++] = *next;
         if (n == 1) continue;
         double before = study_paired(s, best_try(s), HALF_CHOOSE).diff;
@@ -324,7 +331,7 @@ int study_verdict(const struct BiasStudy *s, struct Str *out)
             ? str_appendf(out, "Proposed: ")
             : str_appendf(out,
                           "No rule proposed: of %d lists of rules tried none lowers the NLL on the "
-                          "choosing half by more than its standard error. The best: ",
+                          "choosing half by more than twice its standard error. The best: ",
                           s->n_tries));
     TRY(arm_rules_text(s->best, out));
     TRY(str_appendf(out, ". On the choosing half "));

@@ -468,6 +468,13 @@ static void check_arms(const struct BiasStudy *s)
             assert_true(isfinite(x.b) && x.b > 0);
         }
     for (int i = 0; i < s->n_tries; i++) {
+        const struct BiasArm *t = &s->tries[i];
+        for (int a = 0; a < t->n_rules; a++)
+            for (int b = 0; b < a; b++)
+                assert_false(t->rules[a].token_class == t->rules[b].token_class &&
+                             t->rules[a].stage == t->rules[b].stage &&
+                             t->rules[a].layer_lo <= t->rules[b].layer_hi &&
+                             t->rules[b].layer_lo <= t->rules[a].layer_hi);
         assert_true(s->tries[i].ran[HALF_CHOOSE]);
         assert_int_equal(s->tries[i].ran[HALF_REPORT], &s->tries[i] == s->best);
         assert_true(study_paired(s, &s->tries[i], HALF_CHOOSE).diff >=

@@ -388,7 +388,11 @@ static void test_paired(void **state)
     const double wild[] = {0, 6, 1, 6};
     x = paired(a, wild, 4);
     assert_true(x.diff < 0);
-    assert_false(paired_helps(&x)); /* less than its error */
+    assert_false(paired_helps(&x));               /* less than its error */
+    const double likely[] = {1.4, 3.3, 3.5, 4.4}; /* more than its error, less than twice that */
+    x = paired(a, likely, 4);
+    assert_true(-x.diff > x.error && -x.diff < 2 * x.error);
+    assert_false(paired_helps(&x));
     x = paired(a, b, 1);
     assert_false(paired_helps(&x));
     x = paired(a, b, 0);
