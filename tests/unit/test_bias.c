@@ -7,17 +7,17 @@
 #include "session_bias.h"
 #include "tests/unit/html_support.h"
 
-enum { BYTES = 700, REGION = 20 };
+enum { BYTES = 700, LONG = 2400, REGION = 20 };
 
-static char text[BYTES + 1];
+static char text[LONG + 1]; /* most tests read its first BYTES */
 
 /* Sentences of three-letter words, no two alike. */
 static void fill_text(void)
 {
     uint64_t state = 7;
-    for (int i = 0; i < BYTES; i++)
+    for (int i = 0; i < LONG; i++)
         text[i] = i % 4 == 3 ? ' ' : (char)('a' + next_number(&state) % 26);
-    for (int i = 54; i < BYTES; i += 56) text[i] = '.';
+    for (int i = 54; i < LONG; i += 56) text[i] = '.';
 }
 
 static struct BiasAsk ask(const char *answer)
@@ -491,6 +491,7 @@ static void check_direct(struct Engine *e, const struct BiasStudy *s, const stru
     for (int i = 0; i < s->items->n; i++) {
         struct BiasAsk a = ask(s->items->items[i].answer.data);
         struct BiasScore score;
+        a.req.context_len = s->req.context_len;
         a.req.question = s->items->items[i].question.data;
         run_bias(e, &a, &score);
         if (!arm->ran[i % 2]) continue;
@@ -545,6 +546,34 @@ static void test_study(void **state)
     check_study(e, &items, false);
     items_free(&items);
     engine_close(e);
+}
+
+/* Many chunks in one cache: their outliers stand far above uniform, and there is something to choose from. */
+static void test_choice(void **state)
+{
+    (void)state;
+    int most = 0, joint = 0;
+    fill_text();
+    for (int a = 0; a < N_ARCHS; a++) {
+        struct Engine *e = open_engine(archs[a], PRECISION_F32, 1);
+        struct BiasItems items;
+        e->settings.chunk = 300;
+        e->settings.keep = KEEP_ALL;
+        must(items_make(text, LONG, 6, &items));
+        struct BiasStudy s = study(e, &items);
+        s.req.context_len = LONG;
+        must(study_run(&s));
+        check_arms(&s);
+        for (int t = 0; t < s.n_tries; t++) check_direct(e, &s, &s.tries[t]);
+        for (int t = 0; t < s.n_tries; t++) joint += s.tries[t].n_rules > 1;
+        if (s.n_tries > most) most = s.n_tries;
+        study_close(&s);
+        items_free(&items);
+        engine_close(e);
+    }
+    print_message("# at most %d tries, %d of joined rules\n", most, joint);
+    assert_true(most > 2);
+    assert_true(joint > 0);
 }
 
 /* Some allocation of a study fails, early, late and in between: an error, and nothing is kept. */
@@ -674,8 +703,8 @@ int main(void)
         cmocka_unit_test(test_kept),          cmocka_unit_test(test_refused),
         cmocka_unit_test(test_stopped),       cmocka_unit_test(test_items),
         cmocka_unit_test(test_own_questions), cmocka_unit_test(test_study),
-        cmocka_unit_test(test_study_faults),  cmocka_unit_test(test_verdict),
-        cmocka_unit_test(test_settings),
+        cmocka_unit_test(test_choice),        cmocka_unit_test(test_study_faults),
+        cmocka_unit_test(test_verdict),       cmocka_unit_test(test_settings),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
