@@ -248,7 +248,8 @@ static int page_drawings(struct Str *out, const struct Drawing *drawings)
         "<h2>Where the question looks</h2>\n<p>The question's last rows, averaged over the reported "
         "half. Each row is a layer, its heads together; each cell a 64th of a chunk, from its first "
         "token to its last: attention a token, against that of a context token on average. Rules "
-        "act on the cache, so what they do shows in the merged cache only.</p>\n"));
+        "act on the cache, so what they do shows in the merged cache only; those of the merged cache "
+        "itself act behind the question, and only the answer shows them.</p>\n"));
     TRY(legend(out, bias_heat_legend, "colours of the heat maps"));
     for (int i = 0; i < HEATS; i++) TRY(drawing_card(out, &drawings[i]));
     TRY(str_appendf(out,
