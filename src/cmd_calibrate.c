@@ -7,7 +7,7 @@ int cmd_calibrate(struct Cli *cli)
 {
     const char *word = cli->args.n ? cli->args.items[0] : "";
     if (strcmp(word, "heads") == 0) return calibrate_heads(cli);
-    if (calibrate_bias && strcmp(word, "bias") == 0) return calibrate_bias(cli);
+    if (strcmp(word, "bias") == 0) return calibrate_bias(cli);
     return err_set(PC_ECONFIG,
                    "calibrate '%.32s' is not known; accepted: heads (which KV heads must keep "
                    "everything), bias (which tokens draw too much attention)",

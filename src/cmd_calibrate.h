@@ -8,7 +8,6 @@
 int calibrate_model(struct Cli *cli);
 
 int calibrate_heads(struct Cli *cli); /* cmd_calibrate_heads.c */
-int calibrate_bias(struct Cli *cli)
-    __attribute__((weak)); /* cmd_calibrate_bias.c, in builds that have it */
+int calibrate_bias(struct Cli *cli);  /* cmd_calibrate_bias.c */
 
 #endif

@@ -37,9 +37,10 @@ static const struct Flag FLAGS[] = {
      "qwen2.5-7b, smollm2-135m, qwen2.5-0.5b, tiny; TYPE bf16 (default), q8_0, q4_k ..."},
     {"file", 'f', FLAG_LIST, AT(files), 0, 0, ON_TEXT | ON_SUMMARIZE, "FILE",
      "text to read; repeat for several, - for standard input"},
-    {"question", 'q', FLAG_LIST, AT(questions), 0, 0, ON_ANSWERS | ON_PLAN | ON_SUMMARIZE, "TEXT",
+    {"question", 'q', FLAG_LIST, AT(questions), 0, 0,
+     ON_ANSWERS | ON_PLAN | ON_SUMMARIZE | ON_CALIBRATE, "TEXT",
      "question; repeat for several, each gets an answer"},
-    {"questions", 'Q', FLAG_TEXT, AT(questions_file), 0, 0, ON_RUN, "FILE",
+    {"questions", 'Q', FLAG_TEXT, AT(questions_file), 0, 0, ON_RUN | ON_CALIBRATE, "FILE",
      "file with one question a line"},
     {"number", 'n', FLAG_SETTING, 0, 0, 0, ON_ENGINE, "max_tokens", "same as --max-tokens"},
     {"jobs", 't', FLAG_SETTING, 0, 0, 0, ON_ENGINE, "threads", "same as --threads"},
@@ -52,8 +53,8 @@ static const struct Flag FLAGS[] = {
      "write a page that shows which chunks and tokens were kept"},
     {"plan", 0, FLAG_SWITCH, AT(plan), 0, 0, ON_ANSWERS | ON_SUMMARIZE, "",
      "say what the run would need, and stop"},
-    {"tokens", 0, FLAG_INT, AT(tokens), 64, 1 << 28, ON_DEMO | ON_BENCH, "N",
-     "tokens of text to read (demo: 131072; bench: 2048 and 8192)"},
+    {"tokens", 0, FLAG_INT, AT(tokens), 64, 1 << 28, ON_DEMO | ON_BENCH | ON_CALIBRATE, "N",
+     "tokens of text to read (demo: 131072; bench: 2048 and 8192; calibrate bias: 8192)"},
     {"depth", 0, FLAG_REAL, AT(depth), 0, 1, ON_DEMO, "X",
      "where the demo hides its sentence: 0 start, 1 end (default 0.5)"},
     {"no-needle", 0, FLAG_SWITCH, AT(no_needle), 0, 0, ON_DEMO, "",
@@ -72,13 +73,14 @@ static const struct Flag FLAGS[] = {
     {"tail", 0, FLAG_INT, AT(tail), 1, 1 << 24, ON_PERPLEXITY, "N",
      "last tokens that are scored (default 1024; not for --method full)"},
     {"output", 'o', FLAG_TEXT, AT(output), 0, 0, ON_CALIBRATE, "DIR",
-     "folder for the head map: tables, JSON, picture (default: none, only the table is printed)"},
+     "folder for tables, JSON and pictures (heads: default none, only the table is printed)"},
     {"score", 0, FLAG_TEXT, AT(score), 0, 0, ON_CALIBRATE, "METHOD",
      "ablate (default), deviate, mass, copy, echo, rope, random"},
     {"len", 0, FLAG_TEXT, AT(len), 0, 0, ON_CALIBRATE, "LIST",
      "tokens of the samples, as 1024,4096 (default: by the window)"},
     {"samples", 0, FLAG_INT, AT(samples), 1, 1000, ON_CALIBRATE, "N",
-     "samples that are scored (default 8); half as many are held out for the report"},
+     "heads: samples that are scored (default 8), half as many more are held out for the report; bias: questions "
+     "made from the text where none are given (default 16)"},
     {"passkeys", 0, FLAG_INT, AT(passkeys), 1, PASSKEYS_MAX, ON_CALIBRATE, "N",
      "passkeys hidden in a sample (default 10)"},
     {"words", 0, FLAG_INT, AT(words), 1, PASSKEY_WORDS_MAX, ON_CALIBRATE, "N",
@@ -152,7 +154,9 @@ static const struct Command COMMANDS[] = {
      "first and last tokens, and scores each by what that does to the answers. No training. --method\n"
      "parallelcomp (the default) measures heads on chunks with reused positions, --method full on one sequence.\n"
      "-o DIR gets full_attention_heads.tsv and config.json (DuoAttention's), headwise.json (RTP-LLM's),\n"
-     "heads.json and heads.svg.",
+     "heads.json and heads.svg.\n"
+     "bias: where questions look, by layer, head and place in the chunk, drawn in DIR/bias.html; and\n"
+     "calibration rules against it, in DIR/calib.json, if any help.",
      "pcomp calibrate heads models/SmolLM2-135M-Instruct.Q4_1.gguf -o heads/", NULL, "heads bias"},
     {"settings", ON_SETTINGS, cmd_settings, "every setting with its default and limits",
      "pcomp settings [--markdown]",

@@ -167,6 +167,7 @@ static int run_question(struct Session *s)
         struct AttnArgs args;
         TRY(session_stop(s));
         TRY(tf_attend(&s->tf, &b, l, 0, &args));
+        if (s->observer) TRY(s->observer->attended(s->observer, s, &args, NULL));
         TRY(store_question(s, l, &args));
         TRY(tf_ffn(&s->tf, l, q));
     }

@@ -2,90 +2,22 @@
  *
  * Nothing is fetched and nothing runs: no scripts, no fonts, no pictures. All meaning that colour
  * carries is said a second way (a hatch, a label, a number), so that the page survives a grey printer.
- * Every text that comes from outside passes escape().
+ * Every text that comes from outside passes html_escape().
  */
 #include "explain.h"
+
+#include "html.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-static const char STYLE[] =
-    ":root{--bg:#fbfaf7;--ink:#1d1d1b;--soft:#6a6862;--line:#d9d5cb;--card:#fff;--keep:#0b6e63;--drop:#cfcabd;"
-    "--mark:#b3261e;--a:#0b6e63;--b:#c98a1b;--c:#6b4fa0;--d:#3b78b5}"
-    "@media(prefers-color-scheme:dark){:root{--bg:#171716;--ink:#ecebe6;--soft:#a3a097;--line:#3a3934;"
-    "--card:#201f1d;--keep:#5fd0bf;--drop:#4a4841;--mark:#ff8a80;--a:#5fd0bf;--b:#e5b454;--c:#b9a3e8;"
-    "--d:#86b9ea}}"
-    "*{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);"
-    "font:15px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}"
-    "main{max-width:1080px;margin:0 auto;padding:32px 20px 64px}h1{font-size:24px;margin:0 0 4px}"
-    "h2{font-size:17px;margin:36px 0 4px}p{margin:4px 0 10px;color:var(--soft);max-width:76ch}"
-    ".card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:14px 16px}"
-    "dl{display:grid;grid-template-columns:repeat(auto-fit,minmax(230px,1fr));gap:10px 24px;margin:16px 0}"
-    "dt{color:var(--soft);font-size:12.5px}dd{margin:0;overflow-wrap:anywhere}"
-    "pre{white-space:pre-wrap;overflow-wrap:anywhere;font:inherit;margin:0}"
-    "svg{display:block;width:100%;height:auto}svg text{fill:var(--ink);font-size:11px;"
-    "font-family:inherit}svg .soft{fill:var(--soft)}svg .axis{stroke:var(--line)}"
-    "svg .label{font-weight:600;paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-linejoin:round}"
-    ".drop{fill:var(--drop)}.keep{fill:url(#hatch);stroke:var(--keep);stroke-width:1.2}"
-    "g:hover>.drop,g:hover>.keep{stroke:var(--ink);stroke-width:1.6}"
-    ".swatch{display:inline-block;width:28px;height:12px;vertical-align:-1px;margin:0 6px 0 0}"
-    "table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:13.5px}"
-    "th{text-align:left;color:var(--soft);font-weight:500}td,th{padding:4px 10px 4px 0;vertical-align:top;"
-    "border-bottom:1px solid var(--line)}td.n,th.n{text-align:right;white-space:nowrap}"
-    "tr.k td{font-weight:600}summary{cursor:pointer;padding:8px 0}"
-    "@media print{body{background:#fff}details{display:block}}";
-
 /* ==== Text ==== */
-
-/* Appends text as HTML: markup characters as entities, control bytes and bad UTF-8 as U+FFFD. */
-static int escape(struct Str *out, const char *data, size_t len)
-{
-    for (size_t i = 0; i < len;) {
-        unsigned char c = (unsigned char)data[i];
-        const char *entity = c == '&'    ? "&amp;"
-                             : c == '<'  ? "&lt;"
-                             : c == '>'  ? "&gt;"
-                             : c == '"'  ? "&quot;"
-                             : c == '\'' ? "&#39;"
-                                         : NULL;
-        size_t step = c < 0x80 ? 1 : c < 0xE0 ? 2 : c < 0xF0 ? 3 : 4;
-        if (step > len - i) step = 1;
-        bool bad = (c < 0x20 && c != '\n' && c != '\t') || c == 0x7F ||
-                   utf8_invalid_at(data + i, step) < step;
-        if (entity)
-            TRY(str_append(out, entity, strlen(entity)));
-        else if (bad)
-            TRY(str_append(out, "\xEF\xBF\xBD", 3));
-        else
-            TRY(str_append(out, data + i, step));
-        i += bad ? 1 : step;
-    }
-    return PC_OK;
-}
-
-static int escape_text(struct Str *out, const char *text)
-{
-    return text ? escape(out, text, strlen(text)) : PC_OK;
-}
-
-/* "131,072" */
-static const char *count_text(int64_t n, char text[32])
-{
-    char plain[24];
-    int len = snprintf(plain, sizeof plain, "%lld", (long long)n), to = 0;
-    for (int i = 0; i < len; i++) {
-        if (i > (plain[0] == '-') && (len - i) % 3 == 0) text[to++] = ',';
-        text[to++] = plain[i];
-    }
-    text[to] = '\0';
-    return text;
-}
 
 static int fact(struct Str *out, const char *name, const char *value)
 {
     TRY(str_appendf(out, "<div><dt>%s</dt><dd>", name));
-    TRY(escape_text(out, *value ? value : "(none)"));
+    TRY(html_text(out, *value ? value : "(none)"));
     return str_appendf(out, "</dd></div>\n");
 }
 
@@ -105,7 +37,7 @@ static int first_words(struct Str *out, const struct Explain *e, const struct Ch
     /* Cut at a whole character. */
     size_t good = utf8_invalid_at(words, n);
     if (good < n && n - good < 4) n = good;
-    TRY(escape(out, words, n));
+    TRY(html_escape(out, words, n));
     return i < end ? str_appendf(out, "…") : PC_OK;
 }
 
@@ -132,23 +64,23 @@ static int page_facts(struct Str *out, const struct Explain *e)
     TRY(fact(out, "Text", e->source));
     TRY(fact(out, "Model", e->model));
     TRY(fact(out, "Device", e->device));
-    snprintf(text, sizeof text, "%s text, %s question", count_text(plan->n_context, a),
-             count_text(plan->n_question, b));
+    snprintf(text, sizeof text, "%s text, %s question", html_count(plan->n_context, a),
+             html_count(plan->n_question, b));
     TRY(fact(out, "Tokens", text));
     snprintf(text, sizeof text, "%d of %d, at most %s tokens each", n_kept(r), plan->n_chunks,
-             count_text(plan->chunk_tokens, a));
+             html_count(plan->chunk_tokens, a));
     TRY(fact(out, "Chunks kept", text));
-    snprintf(text, sizeof text, "question at %s, window %s", count_text(plan->question_pos, a),
-             count_text(plan->window, b));
+    snprintf(text, sizeof text, "question at %s, window %s", html_count(plan->question_pos, a),
+             html_count(plan->window, b));
     TRY(fact(out, "Positions", text));
-    snprintf(text, sizeof text, "%s tokens, ended by %s", count_text(r->n_ids, a), e->stop);
+    snprintf(text, sizeof text, "%s tokens, ended by %s", html_count(r->n_ids, a), e->stop);
     TRY(fact(out, "Answer", text));
     snprintf(text, sizeof text, "%.2f s, peak memory %.2f GiB", r->time.total,
              (double)r->peak_bytes / (1 << 30));
     TRY(fact(out, "Cost", text));
     snprintf(text, sizeof text,
              plan->n_truncated ? "%s tokens cut out of the middle" : "nothing was cut off",
-             count_text(plan->n_truncated, a));
+             html_count(plan->n_truncated, a));
     TRY(fact(out, "Truncation", text));
     snprintf(text, sizeof text, "input %016llx, settings %016llx, logits %016llx",
              (unsigned long long)r->input_hash, (unsigned long long)r->config_hash,
@@ -166,10 +98,10 @@ static int page_head(struct Str *out, const struct Explain *e)
         "<meta name=\"color-scheme\" content=\"light dark\">\n<title>pcomp: how this answer was "
         "made</title>\n<style>%s</style></head><body><main>\n<h1>How this answer was made</h1>\n"
         "<p>pcomp %s</p>\n<div class=\"card\"><dt>Question</dt><pre>",
-        STYLE, PCOMP_VERSION));
-    TRY(escape_text(out, e->question && *e->question ? e->question : "(none)"));
+        HTML_STYLE, PCOMP_VERSION));
+    TRY(html_text(out, e->question && *e->question ? e->question : "(none)"));
     TRY(str_appendf(out, "</pre><br><dt>Answer</dt><pre>"));
-    TRY(escape(out, e->result->text.data ? e->result->text.data : "", e->result->text.len));
+    TRY(html_escape(out, e->result->text.data ? e->result->text.data : "", e->result->text.len));
     TRY(str_appendf(out, "</pre></div>\n"));
     return page_facts(out, e);
 }
@@ -250,7 +182,7 @@ static int map_axes(struct Str *out, const struct Explain *e, const struct Score
                         i == 0   ? "start"
                         : i == 4 ? "end"
                                  : "middle",
-                        count_text(token, count)));
+                        html_count(token, count)));
     }
     return str_appendf(
         out,
@@ -270,8 +202,8 @@ static int map_bar(struct Str *out, const struct Explain *e, const struct ScoreA
     double height = fmax(2, share * MAP_BARS);
     char a[32], b[32];
     TRY(str_appendf(out, "<g><title>chunk %d, %s: tokens %s to %s, bytes %zu to %zu", i + 1,
-                    chunk->kept ? "kept" : "dropped", count_text(chunk->begin, a),
-                    count_text(chunk->end, b), chunk->byte_begin, chunk->byte_end));
+                    chunk->kept ? "kept" : "dropped", html_count(chunk->begin, a),
+                    html_count(chunk->end, b), chunk->byte_begin, chunk->byte_end));
     TRY(isfinite(chunk->score) ? str_appendf(out, ", score %.4f\n", chunk->score)
                                : str_appendf(out, ", no score taken\n"));
     TRY(first_words(out, e, chunk));
@@ -396,9 +328,9 @@ static int chunk_row(struct Str *out, const struct Explain *e, int i)
     TRY(isfinite(chunk->score) ? str_appendf(out, "<td class=\"n\">%.4f</td>", chunk->score)
                                : str_appendf(out, "<td class=\"n\">–</td>"));
     TRY(str_appendf(out, "<td class=\"n\">%s–%s</td><td class=\"n\">%s–%s</td><td>",
-                    count_text(chunk->begin, a), count_text(chunk->end, b),
-                    count_text((int64_t)chunk->byte_begin, c),
-                    count_text((int64_t)chunk->byte_end, d)));
+                    html_count(chunk->begin, a), html_count(chunk->end, b),
+                    html_count((int64_t)chunk->byte_begin, c),
+                    html_count((int64_t)chunk->byte_end, d)));
     TRY(first_words(out, e, chunk));
     return str_appendf(out, "</td></tr>\n");
 }
@@ -440,7 +372,7 @@ static int kv_cell(struct Str *out, const struct Explain *e, int layer, int head
         "<g><title>layer %d, head %d: %s of %s entries kept (%.1f%%)</title><rect x=\"%.1f\" "
         "y=\"%.1f\" width=\"%.1f\" height=\"%d\" fill=\"var(--keep)\" fill-opacity=\"%.3f\" "
         "stroke=\"var(--line)\"/>",
-        layer, head, count_text(r->kv_kept[at], a), count_text(r->kv_in[at], b), 100 * share, x, y,
+        layer, head, html_count(r->kv_kept[at], a), html_count(r->kv_in[at], b), 100 * share, x, y,
         size - 1.5, height, 0.06 + 0.5 * share));
     if (size >= 22)
         TRY(str_appendf(out, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%.0f</text>",
@@ -490,8 +422,8 @@ static int page_kv(struct Str *out, const struct Explain *e)
         out,
         "<p>Of %s entries in the kept chunks, %s stay in memory (%.1f%%); a head keeps %s to "
         "%s. Each cell shows the share of one layer and KV head in percent.<br>",
-        count_text(in, a), count_text(kept, b), in ? 100 * (double)kept / (double)in : 0,
-        count_text(least, c), count_text(most, d)));
+        html_count(in, a), html_count(kept, b), in ? 100 * (double)kept / (double)in : 0,
+        html_count(least, c), html_count(most, d)));
     for (int i = 0; i <= 4; i++)
         TRY(str_appendf(
             out,

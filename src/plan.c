@@ -38,7 +38,7 @@ static bool is_plain(const struct Session *s)
 static bool needs_mass(const struct Session *s)
 {
     if (is_plain(s)) return s->budget;
-    return s->set.n_calib > 0 || s->cap < s->plan.chunk_tokens;
+    return s->observer || s->set.n_calib > 0 || s->cap < s->plan.chunk_tokens;
 }
 
 /* ==== Chunks and positions ==== */

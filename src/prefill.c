@@ -243,7 +243,7 @@ static int keep_streaming(struct Session *s, const struct Wave *w, int layer, in
 static int keep_tokens(struct Session *s, struct Wave *w, int layer, const struct AttnArgs *args)
 {
     int heads = s->e->model.cfg.n_kv_heads;
-    bool chosen = s->mass, device = s->tf.be->keep && s->set.n_calib == 0;
+    bool chosen = s->mass, device = s->tf.be->keep && s->set.n_calib == 0 && !s->observer;
     if (chosen)
         TRY(device ? choose_on_device(s, w, layer, args) : choose_on_host(s, w, layer, args));
     for (int i = 0; i < w->n; i++) {
@@ -340,6 +340,7 @@ int prefill_wave(struct Session *s, int first, int n)
         bool last = l == n_layers - 1;
         TRY(session_stop(s));
         TRY(tf_attend(&s->tf, &w.batch, l, last ? per : 0, &args));
+        if (s->observer) TRY(s->observer->attended(s->observer, s, &args, w.chunk));
         TRY(keep_tokens(s, &w, l, &args));
         if (last && !scored) break; /* nothing reads these rows any more */
         if (last) TRY(compact_tail(s, &w));

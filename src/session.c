@@ -249,7 +249,7 @@ void session_progress(struct Session *s, enum Stage stage, int chunks, int64_t t
 
 /* ==== Requests ==== */
 
-static int make_prompt(struct Engine *e, const struct Request *req, struct Prompt *out)
+int session_prompt(struct Engine *e, const struct Request *req, struct Prompt *out)
 {
     const struct Settings *set = &e->settings;
     struct PromptText text = {
@@ -273,7 +273,7 @@ int session_plan(struct Engine *e, const struct Request *req, struct PlanInfo *o
 {
     struct Session s = {0};
     struct Prompt prompt = {0};
-    int status = make_prompt(e, req, &prompt);
+    int status = session_prompt(e, req, &prompt);
     if (status == PC_OK) status = session_open(&s, e, req, &prompt, NULL);
     *out = s.plan;
     prompt_free(&prompt);
@@ -317,7 +317,7 @@ int session_run(struct Engine *e, const struct Request *req, struct Result *out)
     memset(out, 0, sizeof *out);
     e->be->peak(e->dev, true);
     s.begun = clock_seconds();
-    int status = make_prompt(e, req, &prompt);
+    int status = session_prompt(e, req, &prompt);
     if (status == PC_OK) status = session_open(&s, e, req, &prompt, out);
     out->time.tokenize = clock_seconds() - s.begun;
     if (status == PC_OK) {

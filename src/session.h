@@ -48,10 +48,20 @@ struct HeadRun {
     int n_full, sinks, recent;
 };
 
+struct Session;
+
+/* Looks at each layer's attention before the method acts upon it. chunks: those of the batch's sequences; NULL: it is
+ * the question over the merged cache. It may use the session's mass and work, which an observed session always has. */
+struct Observer {
+    int (*attended)(struct Observer *o, struct Session *s, const struct AttnArgs *args,
+                    const int *chunks);
+};
+
 struct Session {
     struct Engine *e;
     const struct Request *req;
-    struct Settings set; /* no AUTO left */
+    struct Observer *observer; /* set before session_open, or NULL */
+    struct Settings set;       /* no AUTO left */
     struct Prompt prompt;
     struct PlanInfo plan;
     struct Result *out;
@@ -173,7 +183,10 @@ int decode_answer(struct Session *s);
 /* nll[t], t >= 1, of tail token t given the merged cache and the tail before it. */
 int question_nll(struct Session *s, float *nll);
 
-/* session.c: open takes over prompt, also on failure. */
+/* session.c */
+/* The request's text, cut and tokenised under the engine's settings. prompt_free frees it, also after an error. */
+int session_prompt(struct Engine *e, const struct Request *req, struct Prompt *out);
+/* Takes over prompt, also on failure. */
 int session_open(struct Session *s, struct Engine *e, const struct Request *req,
                  struct Prompt *prompt, struct Result *out);
 int session_stages(struct Session *s, bool answer);

@@ -22,7 +22,7 @@ layers=(
     "transformer"
     "pcomp sampler"
     "session session_* prefill decode engine plan bench bench_* perplexity calibrate calibrate_*"
-    "cli cli_* cmd_* program commands jsonl results explain provenance progress summarize inspect demo"
+    "html cli cli_* cmd_* bias_* program commands jsonl results explain provenance progress summarize inspect demo"
     "main eval/*"
 )
 # Narrower than their layer: module, then all that it may include beside its own folder or family.
@@ -37,7 +37,7 @@ only=(
 )
 # Outside headers, and the modules that may know them.
 outside=(
-    "cjson/cJSON.h cJSON.h : config headmap headmap_* safetensors model model_* cli cli_* cmd_* jsonl results explain provenance summarize bench inspect eval/*"
+    "cjson/cJSON.h cJSON.h : config headmap headmap_* safetensors model model_* cli cli_* cmd_* jsonl results explain provenance summarize bench inspect bias_* eval/*"
     "zlib.h zstd.h : eval/dataset"
     "xxhash.h : base"
     "pcre2.h : tokenizer tokenizer_* pretokenize"

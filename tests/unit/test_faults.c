@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "session.h"
+#include "session_bias.h"
 #include "tests/tiny.h"
 
 /* ==== A tiny model in a file ==== */
@@ -171,6 +172,23 @@ static int do_plain(struct Engine *e)
     return session_perplexity(e, &req, 0, &r);
 }
 
+static int do_bias(struct Engine *e)
+{
+    struct BiasProfile local = {0}, merged = {0};
+    struct BiasScore score;
+    struct Result r = {0};
+    const struct ModelConfig *m = &e->model.cfg;
+    int status = bias_open(&local, m->n_layers, m->n_kv_heads, 10);
+    if (status == PC_OK) status = bias_open(&merged, m->n_layers, m->n_kv_heads, 10);
+    struct BiasAsk ask = {
+        .req = request(), .answer = " Ishmael", .local = &local, .merged = &merged};
+    if (status == PC_OK) status = session_bias(e, &ask, &score, &r);
+    result_free(&r);
+    bias_close(&local);
+    bias_close(&merged);
+    return status;
+}
+
 static void test_open(void **state)
 {
     (void)state;
@@ -186,9 +204,10 @@ static void check_requests(struct Engine *e)
         int (*act)(struct Engine *e);
     } actions[] = {{"plan", do_plan},
                    {"run", do_run},
+                   {"bias", do_bias},
                    {"perplexity of a tail", do_tail},
                    {"perplexity", do_plain}};
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         if (actions[i].act == do_plain) e->settings.method = METHOD_FULL;
         long n = each_fault((struct Action){actions[i].act, e});
         print_message("# %s: %ld allocations\n", actions[i].name, n);
