@@ -43,6 +43,13 @@ PKG_NAMES := $(foreach p,$(PKGS),$(firstword $(subst :, ,$(p))))
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKG_NAMES) 2>/dev/null)
 PKG_LIBS := $(shell pkg-config --libs $(PKG_NAMES) 2>/dev/null)
 
+# Several processes to a run, by MPI: built in where pkg-config finds Open MPI (MPI=0 leaves it out), or else not there.
+MPI ?= $(shell pkg-config --exists ompi-c 2>/dev/null && echo 1 || echo 0)
+ifeq ($(MPI),1)
+MPI_CFLAGS := $(shell pkg-config --cflags ompi-c)
+PKG_LIBS += $(shell pkg-config --libs ompi-c)
+endif
+
 BASE := -std=c11 -D_GNU_SOURCE -fopenmp $(WARN) $(WERROR) $(SANITIZE) -Isrc -I. -MMD -MP $(PKG_CFLAGS) $(CFLAGS)
 LINK = $(CC) -fopenmp $(SANITIZE) $(LDFLAGS)
 LIBS := $(PKG_LIBS) -lm
@@ -56,7 +63,7 @@ ISA_avx2 := -march=x86-64-v3
 ISA_avx512 := -march=x86-64-v4
 ISA_avx512vnni := -march=x86-64-v4 -mavx512vnni
 
-SOURCES := $(filter-out $(KERNELS) src/main.c,$(wildcard src/*.c eviction/*.c calib/*.c))
+SOURCES := $(filter-out $(KERNELS) src/main.c $(if $(MPI_CFLAGS),,src/team_mpi.c),$(wildcard src/*.c eviction/*.c calib/*.c))
 OBJECTS := $(SOURCES:%.c=$(DIR)/%.o) $(foreach isa,$(ISAS),$(KERNELS:%.c=$(DIR)/%.$(isa).o))
 EVAL_SOURCES := $(filter-out eval/main.c,$(wildcard eval/*.c))
 EVAL_OBJECTS := $(EVAL_SOURCES:%.c=$(DIR)/%.o)
@@ -85,6 +92,7 @@ $(DIR)/pcomp-eval: $(DIR)/eval/main.o $(EVAL_OBJECTS) $(OBJECTS)
 	$(LINK) -o $@ $^ $(LIBS)
 
 $(DIR)/src/quant.o $(DIR)/src/geometry_rows.o: private OPT := $(OPT_HOT)
+$(DIR)/src/team_mpi.o: private DEFINES := $(MPI_CFLAGS)
 $(COMMIT_OBJECTS): private DEFINES := -DPCOMP_COMMIT='"$(COMMIT)"'
 $(COMMIT_OBJECTS): $(DIR)/.commit
 
@@ -102,7 +110,7 @@ $(DIR)/%.o: %.c $(DIR)/.flags
 # Stamps: rewritten only when what they hold has changed.
 $(DIR)/.flags: FORCE | check-tools
 	@mkdir -p $(@D)
-	$(call stamp,$(CC) $(BASE) $(OPT) $(OPT_HOT) $(ARCH) $(LDFLAGS))
+	$(call stamp,$(CC) $(BASE) $(OPT) $(OPT_HOT) $(ARCH) $(LDFLAGS) $(LIBS))
 $(DIR)/.commit: FORCE
 	@mkdir -p $(@D)
 	$(call stamp,$(COMMIT))

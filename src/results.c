@@ -143,6 +143,8 @@ static const char *error_code(int status)
         return "device";
     case PC_ERANGE:
         return "range";
+    case PC_ELOST:
+        return "lost";
     default:
         return "internal";
     }
