@@ -99,14 +99,21 @@ int team_idle(struct Team *t, int turns)
 
 /* ==== Messages ==== */
 
+/* A rank that the link finds gone is another's failure. */
+static int noted(struct Team *t, int status)
+{
+    if (status == PC_ELOST) t->status = status;
+    return status;
+}
+
 int team_send(struct Team *t, int to, const void *data, size_t len)
 {
-    return t->link->send(t->self, t, to, TEAM_DATA, data, len);
+    return noted(t, t->link->send(t->self, t, to, TEAM_DATA, data, len));
 }
 
 int team_receive(struct Team *t, int from, void *data, size_t len)
 {
-    return t->link->receive(t->self, t, from, TEAM_DATA, data, len);
+    return noted(t, t->link->receive(t->self, t, from, TEAM_DATA, data, len));
 }
 
 int team_broadcast(struct Team *t, void *data, size_t len)

@@ -24,7 +24,7 @@ static int mpi_failed(const char *what, int code)
     char text[MPI_MAX_ERROR_STRING];
     int len = 0;
     MPI_Error_string(code, text, &len);
-    return err_set(PC_ELOST, "MPI: %s: %.*s", what, len, text);
+    return err_set(PC_EDEVICE, "MPI: %s: %.*s", what, len, text);
 }
 
 /* Takes a request back; one that cannot be, a send, is left to MPI. */

@@ -27,6 +27,7 @@ struct SocketHead {
 struct SocketLink {
     int fd[TEAM_MAX], size;
     bool gone[TEAM_MAX];
+    size_t owed_in[TEAM_MAX], owed_out[TEAM_MAX]; /* bytes of a message that was given up */
     bool whole;
     int code;
 };
@@ -38,16 +39,16 @@ static inline int gone(struct SocketLink *l, struct Team *t, int rank)
                    t->size);
 }
 
-/* All bytes out or in; `flags` for recv. */
-static inline int move(struct SocketLink *l, struct Team *t, int rank, void *data, size_t len,
-                       bool out)
+/* Bytes out or in, counted down in *left. */
+static inline int move_part(struct SocketLink *l, struct Team *t, int rank, char *at, size_t *left,
+                            bool out)
 {
-    char *at = data;
-    for (int turns = 0; len > 0;) {
-        ssize_t n = out ? send(l->fd[rank], at, len, MSG_NOSIGNAL) : recv(l->fd[rank], at, len, 0);
+    for (int turns = 0; *left > 0;) {
+        ssize_t n =
+            out ? send(l->fd[rank], at, *left, MSG_NOSIGNAL) : recv(l->fd[rank], at, *left, 0);
         if (n > 0) {
             at += n;
-            len -= (size_t)n;
+            *left -= (size_t)n;
             turns = 0;
         } else if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
             TRY(team_idle(t, turns++));
@@ -58,10 +59,33 @@ static inline int move(struct SocketLink *l, struct Team *t, int rank, void *dat
     return PC_OK;
 }
 
+/* The same; what a failure leaves of a message is owed, for the next one to begin at its head. */
+static inline int move(struct SocketLink *l, struct Team *t, int rank, void *data, size_t len,
+                       bool out)
+{
+    size_t *owed = out ? &l->owed_out[rank] : &l->owed_in[rank];
+    *owed = len;
+    return move_part(l, t, rank, data, owed, out);
+}
+
+static inline int pay(struct SocketLink *l, struct Team *t, int rank, bool out)
+{
+    char rest[4096] = "";
+    size_t *owed = out ? &l->owed_out[rank] : &l->owed_in[rank];
+    while (*owed > 0) {
+        size_t n = *owed < sizeof rest ? *owed : sizeof rest, left = n;
+        int status = move_part(l, t, rank, rest, &left, out);
+        *owed -= n - left;
+        TRY(status);
+    }
+    return PC_OK;
+}
+
 static inline int socket_send(void *self, struct Team *t, int to, enum TeamKind kind,
                               const void *data, size_t len)
 {
     struct SocketHead head = {kind, (uint32_t)len};
+    TRY(pay(self, t, to, true));
     TRY(move(self, t, to, &head, sizeof head, true));
     return move(self, t, to, (void *)(uintptr_t)data, len, true);
 }
@@ -78,13 +102,9 @@ static inline bool peek(struct SocketLink *l, int from, struct SocketHead *head)
 static inline int throw_away(struct SocketLink *l, struct Team *t, int from,
                              struct SocketHead *head)
 {
-    char rest[4096];
     TRY(move(l, t, from, head, sizeof *head, false));
-    for (size_t left = head->len, n; left > 0; left -= n) {
-        n = left < sizeof rest ? left : sizeof rest;
-        TRY(move(l, t, from, rest, n, false));
-    }
-    return PC_OK;
+    l->owed_in[from] = head->len;
+    return pay(l, t, from, false);
 }
 
 static inline int socket_receive(void *self, struct Team *t, int from, enum TeamKind kind,
@@ -92,6 +112,7 @@ static inline int socket_receive(void *self, struct Team *t, int from, enum Team
 {
     struct SocketLink *l = self;
     struct SocketHead head;
+    TRY(pay(l, t, from, false));
     for (int turns = 0;;) {
         if (!peek(l, from, &head)) {
             if (l->gone[from]) return gone(l, t, from);
@@ -119,7 +140,7 @@ static inline bool socket_heard(void *self, int *from, struct TeamNews *news)
     struct Team quiet = {.closing = true};
     for (int i = 0; i < l->size; i++) {
         if (l->fd[i] < 0) continue;
-        bool came = peek(l, i, &head) && head.kind == TEAM_FAIL;
+        bool came = l->owed_in[i] == 0 && peek(l, i, &head) && head.kind == TEAM_FAIL;
         *from = i;
         if (came && move(l, &quiet, i, &head, sizeof head, false) == PC_OK &&
             move(l, &quiet, i, news, sizeof *news, false) == PC_OK)
