@@ -172,8 +172,8 @@ test-cuda: cuda-tests ## tests of the CUDA backend; without a GPU they skip
 
 # ==== Set-up ====
 
-deps: ## install what building, the demo and the tests need (Debian packages)
-	@tests/setup.sh build demo test
+deps: ## install what building, the demo, the tests and mpirun need (Debian packages)
+	@tests/setup.sh build demo test mpi
 
 model: ## fetch SmolLM2-135M (98 MB) into models/
 	@tests/fetch.sh smol

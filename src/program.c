@@ -264,9 +264,12 @@ static int leave(struct Cli *cli, int status)
     if (cli->team.size > 1) return team_close(&cli->team, status, cli_error, exit_code);
     /* A stop by the user was reported where it happened; failed items were reported one by one. */
     if (status >= 0 || status == PC_EINTR || status == CLI_EPARTIAL) return status;
-    bool common = status == PC_ECONFIG && !cli->share; /* every process says the same */
+    /* Every process has the same flags. Only rank 0 fails of them: mpirun ends the others when one fails, perhaps before
+     * it has spoken. */
+    bool common = status == PC_ECONFIG && !cli->share;
+    if (common && l->rank > 0) return PC_OK;
     if (l->size > 1 && !common) err_prefix(status, "rank %d of %d", l->rank, l->size);
-    if (l->rank == 0 || !common) cli_error(err_text());
+    cli_error(err_text());
     return status;
 }
 

@@ -320,8 +320,8 @@ static void report(const struct Batch *b, int status)
             b->n_done + b->n_skipped, cli->output);
     if (cli->quiet || !(isatty(STDERR_FILENO) || cli->verbose || b->n_failed || b->n_skipped))
         return;
-    fprintf(stderr, "%s: %d written, %d finished before, %d failed\n", cli->output, b->n_done,
-            b->n_skipped, b->n_failed);
+    fprintf(stderr, "%s: %d written, %d finished %s, %d failed\n", cli->output, b->n_done,
+            b->n_skipped, cli->share ? "before or by others" : "before", b->n_failed);
 }
 
 static int open_results(struct Batch *b)
