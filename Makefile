@@ -249,7 +249,7 @@ lint: ## dependency rule, shellcheck, cppcheck and clang-tidy, as far as they ar
 	@! command -v cppcheck > /dev/null || cppcheck --quiet --std=c11 --error-exitcode=1 $(CPPCHECK) \
 	  -Isrc -I. $(LINT_FILES)
 	@! command -v clang-tidy > /dev/null || clang-tidy --quiet --checks='$(TIDY)' --warnings-as-errors='*' \
-	  $(LINT_FILES) -- -std=c11 -D_GNU_SOURCE -DPCOMP_COMMIT='""' -fopenmp -march=$(ARCH) -Isrc -I. $(PKG_CFLAGS)
+	  $(LINT_FILES) -- -std=c11 -D_GNU_SOURCE -DPCOMP_COMMIT='""' -fopenmp -march=$(ARCH) -Isrc -I. $(PKG_CFLAGS) $(MPI_CFLAGS)
 
 format: ## clang-format on every C file
 	clang-format -i $(C_FILES)

@@ -245,6 +245,7 @@ static int join(struct Cli *cli, bool *idle)
     if (cli->launch.size == 1) return PC_OK;
     bool queue = cli->command->bit & p->on_queue, team = cli->command->bit & p->on_team;
     if (cli->launch.rank > 0) hush(cli);
+    launch_gpu(&cli->launch);
     if (queue) cli->share = true;
     *idle = !queue && !team && cli->launch.rank > 0;
     if (!team) return PC_OK;

@@ -58,6 +58,30 @@ int launch_threads(const struct Launch *l)
     return share < allowed ? share : allowed;
 }
 
+/* GPUs of this machine, as its driver numbers them. */
+static int gpu_count(void)
+{
+    char path[32];
+    int n = 0;
+    do snprintf(path, sizeof path, "/dev/nvidia%d", n);
+    while (access(path, F_OK) == 0 && ++n);
+    return n;
+}
+
+void launch_gpu(const struct Launch *l)
+{
+    const char *seen = getenv("CUDA_VISIBLE_DEVICES");
+    char mine[64];
+    int n = seen && *seen ? 1 : gpu_count();
+    if (l->local_size <= 1 || n == 0 || (seen && !*seen)) return;
+    for (const char *c = seen; c && *c; c++) n += *c == ',';
+    int at = l->local_rank % n;
+    snprintf(mine, sizeof mine, "%d", at);
+    for (; seen && at > 0; at--) seen = strchr(seen, ',') + 1;
+    if (seen) snprintf(mine, sizeof mine, "%.*s", (int)strcspn(seen, ","), seen);
+    setenv("CUDA_VISIBLE_DEVICES", mine, 1);
+}
+
 /* ==== Failures of others ==== */
 
 static int fail_with(struct Team *t, int from, const struct TeamNews *news)

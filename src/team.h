@@ -24,6 +24,9 @@ struct Launch {
 void launch_read(struct Launch *out);
 /* Threads for a process that shares its machine like that: never above what it is allowed to run on. */
 int launch_threads(const struct Launch *l);
+/* Leaves this process one of the GPUs that CUDA would see (CUDA_VISIBLE_DEVICES): they go round by local rank. Before CUDA's
+ * first call. */
+void launch_gpu(const struct Launch *l);
 
 /* ==== The team ==== */
 

@@ -47,7 +47,7 @@ ask() { # ask N ARGS: a short run by N ranks
 }
 
 # What must not depend on the number of ranks: the answer's tokens and the chunks, with their scores.
-facts='[.text, .answer, .input, [.chunks[]? | [.begin, .end, .score, .kept]]]'
+facts='[.text, .input_hash, .logits_hash, .n_ids, .kv_kept, [.chunks[] | [.begin, .end, .score, .kept]]]'
 
 # ==== One request ====
 

@@ -100,6 +100,28 @@ static void test_threads(void **state)
     assert_int_equal(sched_setaffinity(0, sizeof all, &all), 0);
 }
 
+static void check_gpu(const char *seen, int local_rank, int local_size, const char *want)
+{
+    struct Launch l = {.size = local_size, .local_rank = local_rank, .local_size = local_size};
+    setenv("CUDA_VISIBLE_DEVICES", seen, 1);
+    launch_gpu(&l);
+    assert_string_equal(getenv("CUDA_VISIBLE_DEVICES"), want);
+}
+
+static void test_gpu(void **state)
+{
+    (void)state;
+    check_gpu("0,1,2,3", 2, 4, "2");
+    check_gpu("3,5", 0, 4, "3");
+    check_gpu("3,5", 1, 4, "5");
+    check_gpu("3,5", 2, 4, "3"); /* more processes than GPUs */
+    check_gpu("GPU-8a3f,GPU-77c0", 1, 2, "GPU-77c0");
+    check_gpu("7", 1, 2, "7"); /* Slurm has given each its own */
+    check_gpu("", 1, 2, "");   /* none is to be seen */
+    check_gpu("0,1", 0, 1, "0,1");
+    unsetenv("CUDA_VISIBLE_DEVICES");
+}
+
 /* ==== What is said at the end ==== */
 
 static struct {
@@ -363,10 +385,15 @@ static void test_stop(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_launch),   cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_messages), cmocka_unit_test(test_alone),
-        cmocka_unit_test(test_failures), cmocka_unit_test(test_death),
-        cmocka_unit_test(test_stop),     cmocka_unit_test(test_death_of_first),
+        cmocka_unit_test(test_gpu),
+        cmocka_unit_test(test_launch),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_alone),
+        cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_death),
+        cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_death_of_first),
     };
     return cmocka_run_group_tests_name("team", tests, NULL, NULL) != 0;
 }
