@@ -43,6 +43,13 @@ PKG_NAMES := $(foreach p,$(PKGS),$(firstword $(subst :, ,$(p))))
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKG_NAMES) 2>/dev/null)
 PKG_LIBS := $(shell pkg-config --libs $(PKG_NAMES) 2>/dev/null)
 
+# Several processes to a run, by MPI: built in where pkg-config finds Open MPI (MPI=0 leaves it out), or else not there.
+MPI ?= $(shell pkg-config --exists ompi-c 2>/dev/null && echo 1 || echo 0)
+ifeq ($(MPI),1)
+MPI_CFLAGS := $(shell pkg-config --cflags ompi-c)
+PKG_LIBS += $(shell pkg-config --libs ompi-c)
+endif
+
 BASE := -std=c11 -D_GNU_SOURCE -fopenmp $(WARN) $(WERROR) $(SANITIZE) -Isrc -I. -MMD -MP $(PKG_CFLAGS) $(CFLAGS)
 LINK = $(CC) -fopenmp $(SANITIZE) $(LDFLAGS)
 LIBS := $(PKG_LIBS) -lm
@@ -56,7 +63,7 @@ ISA_avx2 := -march=x86-64-v3
 ISA_avx512 := -march=x86-64-v4
 ISA_avx512vnni := -march=x86-64-v4 -mavx512vnni
 
-SOURCES := $(filter-out $(KERNELS) src/main.c,$(wildcard src/*.c eviction/*.c calib/*.c))
+SOURCES := $(filter-out $(KERNELS) src/main.c $(if $(MPI_CFLAGS),,src/team_mpi.c),$(wildcard src/*.c eviction/*.c calib/*.c))
 OBJECTS := $(SOURCES:%.c=$(DIR)/%.o) $(foreach isa,$(ISAS),$(KERNELS:%.c=$(DIR)/%.$(isa).o))
 EVAL_SOURCES := $(filter-out eval/main.c,$(wildcard eval/*.c))
 EVAL_OBJECTS := $(EVAL_SOURCES:%.c=$(DIR)/%.o)
@@ -85,6 +92,7 @@ $(DIR)/pcomp-eval: $(DIR)/eval/main.o $(EVAL_OBJECTS) $(OBJECTS)
 	$(LINK) -o $@ $^ $(LIBS)
 
 $(DIR)/src/quant.o $(DIR)/src/geometry_rows.o: private OPT := $(OPT_HOT)
+$(DIR)/src/team_mpi.o: private DEFINES := $(MPI_CFLAGS)
 $(COMMIT_OBJECTS): private DEFINES := -DPCOMP_COMMIT='"$(COMMIT)"'
 $(COMMIT_OBJECTS): $(DIR)/.commit
 
@@ -102,7 +110,7 @@ $(DIR)/%.o: %.c $(DIR)/.flags
 # Stamps: rewritten only when what they hold has changed.
 $(DIR)/.flags: FORCE | check-tools
 	@mkdir -p $(@D)
-	$(call stamp,$(CC) $(BASE) $(OPT) $(OPT_HOT) $(ARCH) $(LDFLAGS))
+	$(call stamp,$(CC) $(BASE) $(OPT) $(OPT_HOT) $(ARCH) $(LDFLAGS) $(LIBS))
 $(DIR)/.commit: FORCE
 	@mkdir -p $(@D)
 	$(call stamp,$(COMMIT))
@@ -164,8 +172,8 @@ test-cuda: cuda-tests ## tests of the CUDA backend; without a GPU they skip
 
 # ==== Set-up ====
 
-deps: ## install what building, the demo and the tests need (Debian packages)
-	@tests/setup.sh build demo test
+deps: ## install what building, the demo, the tests and mpirun need (Debian packages)
+	@tests/setup.sh build demo test mpi
 
 model: ## fetch SmolLM2-135M (98 MB) into models/
 	@tests/fetch.sh smol
@@ -241,7 +249,7 @@ lint: ## dependency rule, shellcheck, cppcheck and clang-tidy, as far as they ar
 	@! command -v cppcheck > /dev/null || cppcheck --quiet --std=c11 --error-exitcode=1 $(CPPCHECK) \
 	  -Isrc -I. $(LINT_FILES)
 	@! command -v clang-tidy > /dev/null || clang-tidy --quiet --checks='$(TIDY)' --warnings-as-errors='*' \
-	  $(LINT_FILES) -- -std=c11 -D_GNU_SOURCE -DPCOMP_COMMIT='""' -fopenmp -march=$(ARCH) -Isrc -I. $(PKG_CFLAGS)
+	  $(LINT_FILES) -- -std=c11 -D_GNU_SOURCE -DPCOMP_COMMIT='""' -fopenmp -march=$(ARCH) -Isrc -I. $(PKG_CFLAGS) $(MPI_CFLAGS)
 
 format: ## clang-format on every C file
 	clang-format -i $(C_FILES)

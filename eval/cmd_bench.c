@@ -147,7 +147,12 @@ static int share_machine(struct Runner *r)
 {
     struct Settings *s = &r->eval->cli.settings;
     int n = r->eval->workers;
+    cli_share_machine(&r->eval->cli.launch, s);
     if (n < 2) return PC_OK;
+    if (r->eval->cli.share)
+        return err_set(PC_ECONFIG,
+                       "--workers starts processes of its own, and other processes share "
+                       "the rows already; leave it out");
     if (s->threads == AUTO) {
         long cores = sysconf(_SC_NPROCESSORS_ONLN);
         s->threads = cores > n ? (int)(cores / n) : 1;
@@ -230,8 +235,9 @@ int benchmark_run(struct EvalCli *eval, const struct Benchmark *bench, const str
     TRY_GOTO(arm_keys(r));
     TRY_GOTO(run_folder_open(r, folder));
     if (eval->workers > 1 && engine_on_gpu(r->engine))
-        TRY_GOTO(err_set(PC_ECONFIG, "--workers is for CPUs: one process feeds a GPU; leave it out, "
-                                     "or use --backend cpu"));
+        TRY_GOTO(err_set(PC_ECONFIG,
+                         "--workers is for CPUs: one process feeds a GPU; leave it out, "
+                         "or use --backend cpu"));
     status = eval->workers > 1 ? runner_workers(r, eval->workers) : runner_rows(r);
     status = tell_end(r, folder, status);
 fail:

@@ -65,6 +65,8 @@ static const struct Flag FLAGS[] = {
      "similarity of code lines: as published (default), or with python-Levenshtein"},
     {"run", 'o', FLAG_TEXT, AT(run_dir), 0, 0, ON_ENGINE, "FOLDER",
      "folder of the run: predictions, scores, records (default runs/BENCHMARK)"},
+    {"share", 0, FLAG_SWITCH, AT(cli.share), 0, 0, ON_ENGINE, "",
+     "let other processes with the same --run folder take rows too, as in a job array; on by itself under mpirun and srun"},
     {"workers", 'w', FLAG_INT, AT(workers), 1, 256, ON_ENGINE, "N",
      "processes that share the rows (default 1)"},
     {"fresh", 0, FLAG_SWITCH, AT(cli.fresh), 0, 0, ON_ENGINE, "",
@@ -162,4 +164,5 @@ const struct Program PCOMP_EVAL = {
     .flags = FLAGS,
     .n_flags = sizeof FLAGS / sizeof FLAGS[0],
     .on_engine = ON_ENGINE,
+    .on_queue = ON_ENGINE,
 };

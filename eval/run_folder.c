@@ -47,16 +47,22 @@ static int set_aside(const char *path)
 static int open_file(struct Runner *r, struct Results *file, const char *path, int arm)
 {
     const struct Cli *cli = &r->eval->cli;
-    int status = results_open(file, path, r->arm_key[arm], false, cli->quiet);
+    int flags = (cli->quiet ? RESULTS_QUIET : 0) | (cli->share ? RESULTS_SHARED : 0);
+    int status = results_open(file, path, r->arm_key[arm], flags);
     if (status != PC_ECONFIG) return status;
     if (!cli->fresh)
         return err_set(PC_ECONFIG,
                        "%s: holds results of another model, other settings or other prompts; use "
                        "the same, give another --run folder, or --fresh to set them aside",
                        path);
+    if (cli->share)
+        return err_set(PC_ECONFIG,
+                       "%s: only a process alone can set results aside; run it once without "
+                       "mpirun, srun or --share, or give another --run folder",
+                       path);
     results_close(file);
     TRY(set_aside(path));
-    return results_open(file, path, r->arm_key[arm], false, cli->quiet);
+    return results_open(file, path, r->arm_key[arm], flags);
 }
 
 static int open_arm(struct Runner *r, const char *folder, int arm)

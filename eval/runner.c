@@ -42,6 +42,18 @@ static void on_progress(void *user, const struct Progress *p)
     progress_show(user, p);
 }
 
+/* Takes a row under a method for this process, unless it is finished or has failed just now elsewhere. */
+static int claim(struct Runner *r, struct Results *file, const struct Delivery *d)
+{
+    struct Results *errors = &r->errors[d->arm];
+    int got = results_claim(file, d->key);
+    if (got != CLAIM_MINE || !r->eval->cli.share) return got;
+    int status = results_news(errors);
+    if (status == PC_OK && !results_has(errors, d->key)) return CLAIM_MINE;
+    results_release(file, d->key);
+    return status < 0 ? status : CLAIM_DONE;
+}
+
 /* Runs one row with one method. A row that fails is a line; what stops the run is a status. */
 static int take_arm(struct Walk *w, const struct Sample *s, int arm)
 {
@@ -51,9 +63,10 @@ static int take_arm(struct Walk *w, const struct Sample *s, int arm)
     struct Delivery d = {
         .arm = arm, .task = w->task, .key = sample_key(s, a.task, r->arm_key[arm])};
     struct Results *file = file_of(r, arm, w->task);
-    if (results_has(file, d.key)) {
-        r->n_skipped++;
-        return PC_OK;
+    int got = claim(r, file, &d);
+    if (got != CLAIM_MINE) {
+        r->n_skipped += got == CLAIM_DONE;
+        return got < 0 ? got : PC_OK;
     }
     struct Request req = {.user = &r->view, .on_progress = on_progress, .stop = signals_stop};
     progress_begin(&r->view, 0);
@@ -61,6 +74,7 @@ static int take_arm(struct Walk *w, const struct Sample *s, int arm)
     progress_clear(&r->view);
     if (status == PC_EINTR || status == CLI_EOUTPUT) {
         attempt_free(&a);
+        results_release(file, d.key);
         return status;
     }
     d.failed = status < 0;
@@ -75,7 +89,9 @@ static int take_arm(struct Walk *w, const struct Sample *s, int arm)
         prediction_fill(d.line, &a, r->engine);
     }
     attempt_free(&a);
-    return r->deliver(r, &d);
+    status = r->deliver(r, &d);
+    results_release(file, d.key);
+    return status;
 }
 
 /* A row that cannot be read fails under every method. */
@@ -90,13 +106,18 @@ static int bad_row(struct Walk *w, const struct DataRow *row)
     for (int arm = 0; arm < r->n_arms && status == PC_OK; arm++) {
         struct Delivery d = {.arm = arm, .task = w->task, .failed = true};
         d.key = hash64(id.data, id.len, r->arm_key[arm]);
+        struct Results *file = file_of(r, arm, w->task);
+        int got = claim(r, file, &d);
+        if (got < 0) status = got;
+        if (got != CLAIM_MINE) continue;
         d.line = cJSON_CreateObject();
-        results_head(file_of(r, arm, w->task), d.line, &id, d.key);
+        results_head(file, d.line, &id, d.key);
         cJSON_AddStringToObject(d.line, "schema", "pcomp.sample.v1");
         cJSON_AddStringToObject(d.line, "task", r->tasks[w->task]->name);
         err_set(row->status, "%s", message);
         results_error(d.line, row->status);
         status = r->deliver(r, &d);
+        results_release(file, d.key);
     }
     str_free(&id);
     return status;
@@ -120,13 +141,26 @@ static int take_row(void *user, struct DataRow *row)
     return status;
 }
 
-int runner_rows(struct Runner *r)
+static int all_rows(struct Runner *r)
 {
     struct Walk w = {.r = r};
     for (w.task = 0; w.task < r->n_tasks; w.task++) {
         w.in_task = w.taken = 0;
         TRY(r->source.each(r->source.self, engine_tokenizer(r->engine), r->tasks[w.task]->name,
                            take_row, &w));
+    }
+    return PC_OK;
+}
+
+int runner_rows(struct Runner *r)
+{
+    bool again = true;
+    while (again) {
+        again = false;
+        r->n_skipped = 0;
+        TRY(all_rows(r));
+        for (int i = 0; i < r->n_arms * r->n_tasks; i++)
+            TRY(results_settle(&r->files[i], signals_stop, &again));
     }
     return PC_OK;
 }

@@ -43,7 +43,7 @@ struct Runner {
     bool (*mine)(struct Runner *r, long row);
 };
 
-/* Goes through all rows. PC_EINTR when stopped. */
+/* Goes through all rows; again when another process that shares them died at one. PC_EINTR when stopped. */
 int runner_rows(struct Runner *r);
 /* Writes a line to its file and counts it. */
 int runner_store(struct Runner *r, const struct Delivery *d);

@@ -28,6 +28,7 @@ enum PcStatus {
     PC_ERANGE = -6,    /* an input is too long or too short for the method */
     PC_EINTERNAL = -7, /* our own bug */
     PC_EINTR = -8,     /* stopped by the user */
+    PC_ELOST = -9,     /* another process of the run is gone (team.h) */
 };
 
 /* Stores the text of an error for this thread and returns `code`, so that callers can

@@ -233,7 +233,7 @@ static int page_head(struct Str *out, const struct BiasPage *page)
         "bias</title>\n<style>%s%s</style></head><body><main>\n<h1>Attention bias</h1>\n"
         "<p>pcomp %s</p>\n<div class=\"card\">",
         HTML_STYLE, STYLE_MORE, PCOMP_VERSION));
-    int status = study_verdict(page->study, &verdict);
+    int status = bias_study_verdict(page->study, &verdict);
     if (status == PC_OK) status = html_text(out, verdict.data);
     str_free(&verdict);
     TRY(status);

@@ -127,7 +127,7 @@ static int region_of(const struct BiasStudy *s)
     return quarter < 1 ? 1 : quarter < REGION ? quarter : REGION;
 }
 
-static int study_open(struct BiasStudy *s)
+static int bias_study_open(struct BiasStudy *s)
 {
     const struct ModelConfig *m = &engine_model(s->engine)->cfg;
     struct BiasAsk ask = ask_of(s, 0);
@@ -273,9 +273,9 @@ static int judge(struct BiasStudy *s)
     return s->best ? run_half(s, s->best, HALF_REPORT, &s->after) : PC_OK;
 }
 
-int study_run(struct BiasStudy *s)
+int bias_study_run(struct BiasStudy *s)
 {
-    int status = study_open(s);
+    int status = bias_study_open(s);
     if (status == PC_OK) status = measure(s);
     if (status == PC_OK) status = try_singles(s);
     if (status == PC_OK) status = try_joint(s);
@@ -284,7 +284,7 @@ int study_run(struct BiasStudy *s)
     return status < 0 ? status : restored;
 }
 
-void study_close(struct BiasStudy *s)
+void bias_study_close(struct BiasStudy *s)
 {
     for (int h = 0; h < BIAS_HALVES; h++) {
         bias_close(&s->local[h]);
@@ -320,7 +320,7 @@ static int paired_text(struct Str *out, const struct Paired *x)
                        x->diff, x->n > 1 ? x->error : 0, x->n_better, x->n);
 }
 
-int study_verdict(const struct BiasStudy *s, struct Str *out)
+int bias_study_verdict(const struct BiasStudy *s, struct Str *out)
 {
     if (!s->best)
         return str_appendf(out, "No rule proposed: no class of tokens draws far above uniform "

@@ -49,15 +49,15 @@ struct BiasStudy {
     bool helps;                  /* best is proposed */
 };
 
-/* Does it all. study_close always. The engine is left with the settings that it had. */
-int study_run(struct BiasStudy *study);
-void study_close(struct BiasStudy *study);
+/* Does it all. bias_study_close always. The engine is left with the settings that it had. */
+int bias_study_run(struct BiasStudy *study);
+void bias_study_close(struct BiasStudy *study);
 
 /* An arm against no rules on one half; n 0 when it was not run there. */
 struct Paired study_paired(const struct BiasStudy *study, const struct BiasArm *arm,
                            enum BiasHalf half);
 /* What came of it, in plain sentences. */
-int study_verdict(const struct BiasStudy *study, struct Str *out);
+int bias_study_verdict(const struct BiasStudy *study, struct Str *out);
 /* "sink, layers 8-15, above 0.0625; recent, …" */
 int arm_rules_text(const struct BiasArm *arm, struct Str *out);
 

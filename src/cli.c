@@ -266,11 +266,26 @@ int cli_model(struct Cli *cli)
                    "or give -m FILE or set PCOMP_MODEL");
 }
 
+void cli_share_machine(const struct Launch *launch, struct Settings *settings)
+{
+    if (launch->size <= 1) return;
+    if (settings->threads == AUTO) settings->threads = launch_threads(launch);
+    if (settings->memory == AUTO) settings->memory = mem_available() / (size_t)launch->local_size;
+    long all = sysconf(_SC_NPROCESSORS_ONLN);
+    if (launch->rank == 0 && !launch->cpus && 2L * settings->threads * launch->local_size <= all)
+        log_msg(LOG_WARN,
+                "%d processes of this machine have %d threads each, of %ld cores: mpirun binds "
+                "processes to cores unless it is given --bind-to none",
+                launch->local_size, settings->threads, all);
+}
+
 int cli_open(struct Cli *cli, struct Engine **out)
 {
     TRY(cli_settings(cli));
     TRY(cli_model(cli));
+    cli_share_machine(&cli->launch, &cli->settings);
     TRY(engine_open(cli->model_path, &cli->settings, out));
+    engine_join(*out, &cli->team);
     log_msg(LOG_DEBUG, "model %s, device %s", cli->model_path, engine_device(*out));
     if (engine_on_gpu(*out)) log_msg(LOG_INFO, "computing on %s", engine_device(*out));
     return PC_OK;
@@ -345,7 +360,8 @@ int prose_make(struct Str *out, size_t bytes)
 int cli_questions(struct Cli *cli)
 {
     if (cli->questions_file) {
-        TRY(file_read(cli->questions_file, &cli->question_text));
+        if (cli->team.rank == 0) TRY(file_read(cli->questions_file, &cli->question_text));
+        TRY(team_text(&cli->team, &cli->question_text));
         TRY(text_check(cli->questions_file, cli->question_text.data, cli->question_text.len));
         char *save = NULL;
         for (char *line = strtok_r(cli->question_text.data, "\r\n", &save); line;
@@ -388,8 +404,9 @@ int exit_code(int status)
     static const struct {
         int status, code;
     } table[] = {
-        {PC_OK, 0},  {PC_EINTERNAL, 1}, {PC_EDEVICE, 1}, {CLI_EOUTPUT, 1}, {PC_ECONFIG, 2},
-        {PC_EIO, 3}, {PC_EFORMAT, 3},   {PC_ERANGE, 3},  {PC_ENOMEM, 4},   {CLI_EPARTIAL, 5},
+        {PC_OK, 0},      {PC_EINTERNAL, 1}, {PC_EDEVICE, 1}, {CLI_EOUTPUT, 1},
+        {PC_ECONFIG, 2}, {PC_EIO, 3},       {PC_EFORMAT, 3}, {PC_ERANGE, 3},
+        {PC_ENOMEM, 4},  {CLI_EPARTIAL, 5}, {PC_ELOST, 6},
     };
     if (status == PC_EINTR) return 128 + (signals_got() ? signals_got() : SIGINT);
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)

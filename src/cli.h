@@ -8,6 +8,7 @@
 #define PCOMP_CLI_H
 
 #include "pcomp.h"
+#include "team.h"
 
 #include <stdio.h>
 
@@ -51,6 +52,9 @@ struct Program {
     const struct Flag *flags;
     int n_flags;
     int on_engine; /* bits of the commands that take the engine's settings as flags */
+    /* Bits of the commands for which several processes work together: on one request, by messages (team.h); or on many,
+     * each taking items that no other has (results.h). The others are run by rank 0 alone. */
+    int on_team, on_queue;
 };
 
 struct Cli {
@@ -61,7 +65,7 @@ struct Cli {
     struct TextList files, questions, args;
     const char *model, *geometry, *config, *questions_file, *log_file, *progress, *explain;
     const char *output, *text_dir, *glob, *format;
-    bool json, jsonl, plan, quiet, verbose, fresh, no_needle, markdown, help, version;
+    bool json, jsonl, plan, quiet, verbose, fresh, no_needle, markdown, help, version, share;
     int tokens, repeats, tail;
     double depth;
     /* calibrate heads */
@@ -71,6 +75,8 @@ struct Cli {
     bool compare;
     char model_path[4096];    /* set by cli_model() */
     struct Str question_text; /* owns the questions read from a file */
+    struct Launch launch;     /* how this process was started */
+    struct Team team;         /* all zero but in commands on_team of several processes */
 };
 
 extern const struct Program PCOMP; /* commands.c */
@@ -90,7 +96,9 @@ bool cli_assigned(const struct Cli *cli, const char *name);
 /* Sets cli->model_path: --geometry ("geometry:NAME"), --model, else $PCOMP_MODEL, else the one SmolLM2*.gguf in models/ beside the
  * binary's build folder. */
 int cli_model(struct Cli *cli);
-/* Finds the model, settles the settings and opens the engine. */
+/* Lets processes of one machine share its cores and its memory, where the settings leave that open. */
+void cli_share_machine(const struct Launch *launch, struct Settings *settings);
+/* Finds the model, settles the settings and opens the engine, for the team if there is one. */
 int cli_open(struct Cli *cli, struct Engine **out);
 
 /* Checks that bytes are usable text: not empty, no NUL, UTF-8; names `what` and the byte. */

@@ -117,7 +117,7 @@ static int run_study(struct Calibration *c)
                                     .user = c,
                                     .on_progress = on_progress,
                                     .stop = on_stop};
-    int status = study_run(&c->study);
+    int status = bias_study_run(&c->study);
     progress_clear(&c->view);
     if (status == PC_EINTR)
         fprintf(stderr, "pcomp: stopped before anything was written; repeat the command to start "
@@ -173,7 +173,7 @@ static int write_results(const struct Calibration *c)
     TRY(write_page(c, "bias.svg", bias_figure));
     TRY(write_page(c, "bias.json", bias_json));
     TRY(write_rules(c));
-    int status = study_verdict(&c->study, &verdict);
+    int status = bias_study_verdict(&c->study, &verdict);
     if (status == PC_OK) status = str_append(&verdict, "\n", 1);
     if (status == PC_OK) status = out_write(verdict.data, verdict.len);
     str_free(&verdict);
@@ -192,7 +192,7 @@ int calibrate_bias(struct Cli *cli)
     TRY_GOTO(run_study(&c));
     status = write_results(&c);
 fail:
-    if (c.study.items) study_close(&c.study);
+    if (c.study.items) bias_study_close(&c.study);
     items_free(&c.items);
     str_free(&c.context);
     engine_close(c.engine);

@@ -267,6 +267,15 @@ static int end_answer(struct Run *run, const struct Request *req, const struct R
     return wrote < 0 ? wrote : status;
 }
 
+/* What a rank other than the first does: it reads its share, and says nothing. */
+static int take_part(struct Run *run, struct Request *req, struct Result *r)
+{
+    if (run->cli->plan) return PC_OK;
+    req->on_progress = NULL;
+    req->on_text = NULL;
+    return session_run(run->engine, req, r);
+}
+
 static int answer(struct Run *run, const char *question, struct Result *r)
 {
     struct Request req = {
@@ -278,6 +287,7 @@ static int answer(struct Run *run, const char *question, struct Result *r)
         .on_text = on_text,
         .stop = on_stop,
     };
+    if (run->cli->team.rank > 0) return take_part(run, &req, r);
     if (run->cli->plan) return plan_show(run->cli, run->engine, &req);
     TRY(begin_answer(run, &req));
     int status = session_run(run->engine, &req, r);
@@ -301,7 +311,8 @@ int cmd_run(struct Cli *cli)
     if (cli->questions.n == 0)
         TRY_GOTO(err_set(PC_ECONFIG, "no question; give -q QUESTION (or use `pcomp summarize`)"));
     TRY_GOTO(cli_open(cli, &run.engine));
-    TRY_GOTO(cli_context(cli, &run.context));
+    if (cli->team.rank == 0) TRY_GOTO(cli_context(cli, &run.context));
+    TRY_GOTO(team_text(&cli->team, &run.context));
     run.n_questions = cli->questions.n;
     run.source = cli->files.n ? cli->files.items[0] : cli->args.n ? cli->args.items[0] : "";
     for (; run.index < run.n_questions; run.index++) {
@@ -473,7 +484,8 @@ int cmd_demo(struct Cli *cli)
     if (cli->questions.n == 0 && !*cli->settings.answer_prefix && !cli->no_needle)
         TRY_GOTO(assign_setting(cli, "answer_prefix", NEEDLE_ANSWER));
     TRY_GOTO(cli_open(cli, &run.engine));
-    TRY_GOTO(read_book(cli, &book, name, sizeof name));
+    if (cli->team.rank == 0) TRY_GOTO(read_book(cli, &book, name, sizeof name));
+    TRY_GOTO(team_text(&cli->team, &book));
     TRY_GOTO(make_context(&run, &book, &n_tokens));
     run.source = name;
     const char *question = cli->questions.n ? cli->questions.items[0]
@@ -481,7 +493,7 @@ int cmd_demo(struct Cli *cli)
                                             : NEEDLE_QUESTION;
     say_demo(&run, name, n_tokens, question);
     status = answer(&run, question, &result);
-    if (status == PC_OK && !cli->plan) judge_demo(&run, &result);
+    if (status == PC_OK && !cli->plan && cli->team.rank == 0) judge_demo(&run, &result);
 fail:
     result_free(&result);
     str_free(&book);

@@ -67,6 +67,8 @@ static const struct Flag FLAGS[] = {
      "files to take from a folder (default *.txt and *.md)"},
     {"fresh", 0, FLAG_SWITCH, AT(fresh), 0, 0, ON_SUMMARIZE, "",
      "keep results made with other settings in the file and make new ones"},
+    {"share", 0, FLAG_SWITCH, AT(share), 0, 0, ON_SUMMARIZE, "",
+     "let other processes with the same --output take part, as in a job array; on by itself under mpirun and srun"},
     {"repeats", 'r', FLAG_INT, AT(repeats), 1, 1000, ON_BENCH, "N", "repetitions (default 5)"},
     {"format", 0, FLAG_TEXT, AT(format), 0, 0, ON_BENCH, "md|csv|json",
      "table to print (default md)"},
@@ -177,4 +179,6 @@ const struct Program PCOMP = {
     .flags = FLAGS,
     .n_flags = sizeof FLAGS / sizeof FLAGS[0],
     .on_engine = ON_ENGINE,
+    .on_team = ON_RUN | ON_DEMO,
+    .on_queue = ON_SUMMARIZE,
 };

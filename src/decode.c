@@ -183,7 +183,7 @@ int question_pass(struct Session *s)
     TRY(s->tf.be->logits(s->tf.dev, s->tf.x, &last, 1, s->logits));
     s->out->logits_hash =
         hash64(s->logits, sizeof *s->logits * (size_t)s->e->model.cfg.vocab_size, 0);
-    session_progress(s, STAGE_QUESTION, s->plan.n_read, s->n_tokens_todo);
+    session_progress(s, STAGE_QUESTION, s->n_mine, s->n_tokens_todo);
     return PC_OK;
 }
 
@@ -303,7 +303,7 @@ static int generate(struct Session *s, struct Sampler *sampler, int stop_id)
         }
         s->out->ids[s->out->n_ids++] = id;
         TRY(emit(s, &d, id));
-        session_progress(s, STAGE_DECODE, s->plan.n_read, n + 1);
+        session_progress(s, STAGE_DECODE, s->n_mine, n + 1);
     }
     size_t before = s->out->text.len;
     TRY(decode_flush(&d, &s->out->text));

@@ -63,7 +63,9 @@ int engine_open(const char *model_path, const struct Settings *settings, struct 
     struct Engine *e = mem_alloc(1, sizeof *e);
     int status = PC_OK;
     if (!e) return PC_ENOMEM;
+    e->alone.size = 1;
     e->settings = *settings;
+    e->team = &e->alone;
     TRY_GOTO(model_open(model_path, &e->model));
     e->file_bytes = e->model.weight_bytes;
     TRY_GOTO(tokenizer_open(&e->model.vocab, &e->tok));
@@ -88,6 +90,11 @@ void engine_close(struct Engine *e)
     if (e->tok) tokenizer_close(e->tok);
     if (e->model.source) model_close(&e->model);
     mem_free(e);
+}
+
+void engine_join(struct Engine *e, struct Team *team)
+{
+    if (team->size > 1) e->team = team;
 }
 
 const struct Model *engine_model(const struct Engine *e)

@@ -6,7 +6,6 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -169,21 +168,125 @@ static int repair(struct Appender *a, const char *path, struct Str *old)
     return PC_OK;
 }
 
-int appender_open(const char *path, struct Appender *out, struct Str *old)
+/* What the bytes that are locked stand for. Locks belong to the open file, not to the process. */
+#define LOCK_USE                                                                                   \
+    (INT64_C(1) << 62) /* held for reading by all that share the file, or for writing by one */
+#define LOCK_APPEND (LOCK_USE + 1) /* held while lines are read or written */
+#define LOCK_ITEMS  (LOCK_USE + 2) /* and on: one for each key */
+
+static int lock_byte(int fd, int64_t byte, short type, bool wait)
 {
-    *out = (struct Appender){.fd = open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666)};
+    struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
+    int result;
+    do result = fcntl(fd, wait ? F_OFD_SETLKW : F_OFD_SETLK, &lock);
+    while (result != 0 && errno == EINTR);
+    return result;
+}
+
+static bool lock_is_taken(void)
+{
+    return errno == EAGAIN || errno == EACCES;
+}
+
+static int lock_file(struct Appender *a, const char *path)
+{
+    if (lock_byte(a->fd, LOCK_USE, a->shared ? F_RDLCK : F_WRLCK, false) == 0) return PC_OK;
+    return err_set(PC_EIO, "%s: %s; give another --output", path,
+                   !lock_is_taken() ? strerror(errno)
+                   : a->shared      ? "another pcomp is writing to this file, without --share"
+                                    : "another pcomp is writing to this file");
+}
+
+static int open_first(const char *path, struct Appender *out)
+{
+    struct stat info;
     if (out->fd < 0)
         return err_set(PC_EIO, "%s: cannot open for results: %s", path, strerror(errno));
-    struct stat info;
     out->regular = fstat(out->fd, &info) == 0 && S_ISREG(info.st_mode);
-    if (!out->regular) return PC_OK;
-    if (flock(out->fd, LOCK_EX | LOCK_NB) != 0)
-        return err_set(PC_EIO, "%s: %s; give another --output", path,
-                       errno == EWOULDBLOCK ? "another pcomp is writing to this file"
-                                            : strerror(errno));
-    /* Read after the lock is held: another process may have added lines until then. */
-    TRY(file_read(path, old));
-    return repair(out, path, old);
+    if (!out->regular && out->shared)
+        return err_set(PC_EIO, "%s: is not a file that processes can share; give another --output",
+                       path);
+    return PC_OK;
+}
+
+/* Read after the lock is held: another process may have added lines until then. */
+static int open_read(const char *path, struct Appender *out, struct Str *old)
+{
+    TRY(lock_file(out, path));
+    if (out->shared && lock_byte(out->fd, LOCK_APPEND, F_WRLCK, true) != 0)
+        return err_set(PC_EIO, "%s: cannot lock: %s", path, strerror(errno));
+    int status = file_read(path, old);
+    if (status == PC_OK) status = repair(out, path, old);
+    if (out->shared) lock_byte(out->fd, LOCK_APPEND, F_UNLCK, false);
+    return status;
+}
+
+static int open_any(const char *path, bool shared, struct Appender *out, struct Str *old)
+{
+    *out = (struct Appender){.fd = open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666),
+                             .shared = shared};
+    TRY(open_first(path, out));
+    return out->regular ? open_read(path, out, old) : PC_OK;
+}
+
+int appender_open(const char *path, struct Appender *out, struct Str *old)
+{
+    return open_any(path, false, out, old);
+}
+
+int appender_open_shared(const char *path, struct Appender *out, struct Str *old)
+{
+    return open_any(path, true, out, old);
+}
+
+/* Reads what others have written since, with the append lock held. One that died while it wrote has left a torn line. */
+static int catch_up(struct Appender *a)
+{
+    struct stat info;
+    if (fstat(a->fd, &info) != 0 || info.st_size <= a->size) return PC_OK;
+    size_t begin = a->news.len, left = (size_t)(info.st_size - a->size);
+    TRY(str_reserve(&a->news, left));
+    while (left > 0) {
+        ssize_t n = pread(a->fd, a->news.data + a->news.len, left,
+                          (off_t)(a->size + (int64_t)(a->news.len - begin)));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) break;
+        a->news.len += (size_t)n;
+        left -= (size_t)n;
+    }
+    size_t whole = whole_lines(&a->news);
+    if (whole < begin) whole = begin;
+    a->size += (int64_t)(whole - begin);
+    a->news.len = whole;
+    a->news.data[whole] = '\0';
+    if (a->size == (int64_t)info.st_size || ftruncate(a->fd, (off_t)a->size) == 0) return PC_OK;
+    return err_set(PC_EIO, "cannot cut a torn last line: %s", strerror(errno));
+}
+
+int appender_news(struct Appender *a)
+{
+    if (!a->shared) return PC_OK;
+    if (lock_byte(a->fd, LOCK_APPEND, F_WRLCK, true) != 0)
+        return err_set(PC_EIO, "cannot lock the results: %s", strerror(errno));
+    int status = catch_up(a);
+    lock_byte(a->fd, LOCK_APPEND, F_UNLCK, false);
+    return status;
+}
+
+static int64_t item_byte(uint64_t key)
+{
+    return LOCK_ITEMS + (int64_t)(key >> 3);
+}
+
+int appender_claim(struct Appender *a, uint64_t key)
+{
+    if (!a->shared || lock_byte(a->fd, item_byte(key), F_WRLCK, false) == 0) return 1;
+    return lock_is_taken() ? 0 : err_set(PC_EIO, "cannot lock an item: %s", strerror(errno));
+}
+
+void appender_release(struct Appender *a, uint64_t key)
+{
+    if (a->shared) lock_byte(a->fd, item_byte(key), F_UNLCK, false);
 }
 
 static int write_all(int fd, const char *data, size_t len)
@@ -198,23 +301,33 @@ static int write_all(int fd, const char *data, size_t len)
     return 0;
 }
 
+static int append(struct Appender *a, const struct Str *text)
+{
+    if (write_all(a->fd, text->data, text->len) == 0 && (!a->regular || fsync(a->fd) == 0)) {
+        a->size += (int64_t)text->len;
+        return PC_OK;
+    }
+    int status = err_set(PC_EIO,
+                         "a result could not be written: %s; finished results are kept, so free "
+                         "some space and run the same command again",
+                         strerror(errno));
+    if (a->regular && ftruncate(a->fd, (off_t)a->size) != 0)
+        err_prefix(status, "the torn line will be cut at the next start");
+    return status;
+}
+
 int appender_line(struct Appender *a, const char *line, size_t len)
 {
     struct Str text = {0};
     TRY(str_append(&text, line, len));
     int status = str_append(&text, "\n", 1);
-    if (status == PC_OK &&
-        (write_all(a->fd, text.data, text.len) < 0 || (a->regular && fsync(a->fd) != 0))) {
-        status =
-            err_set(PC_EIO,
-                    "a result could not be written: %s; finished results are kept, so free some "
-                    "space and run the same command again",
-                    strerror(errno));
-        if (a->regular && ftruncate(a->fd, (off_t)a->size) != 0)
-            err_prefix(status, "the torn line will be cut at the next start");
-    } else if (status == PC_OK) {
-        a->size += (int64_t)text.len;
+    if (status == PC_OK && a->shared) {
+        if (lock_byte(a->fd, LOCK_APPEND, F_WRLCK, true) != 0)
+            status = err_set(PC_EIO, "cannot lock the results: %s", strerror(errno));
+        if (status == PC_OK) status = catch_up(a);
     }
+    if (status == PC_OK) status = append(a, &text);
+    if (a->shared) lock_byte(a->fd, LOCK_APPEND, F_UNLCK, false);
     str_free(&text);
     return status;
 }
@@ -223,4 +336,5 @@ void appender_close(struct Appender *a)
 {
     if (a->fd >= 0) close(a->fd);
     a->fd = -1;
+    str_free(&a->news);
 }

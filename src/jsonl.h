@@ -34,19 +34,33 @@ bool line_next(const char *text, size_t len, size_t *at, const char **line, size
 
 /* ==== Result file ==== */
 
+/* Locks are on bytes far behind the file's end, which the kernel frees when a process dies, however it dies. */
 struct Appender {
     int fd;
-    bool regular; /* a real file: it can be locked, read back and cut */
-    int64_t size; /* bytes of whole lines */
-    int64_t torn; /* bytes of a torn last line that were cut off */
+    bool regular;    /* a real file: it can be locked, read back and cut */
+    bool shared;     /* other processes append to it too */
+    int64_t size;    /* bytes of whole lines, as far as they were read */
+    int64_t torn;    /* bytes of a torn last line that were cut off */
+    struct Str news; /* shared: lines of others that came since */
 };
 
 /* Opens or creates path and takes its lock (another process that holds it: PC_EIO), repairs a torn
  * last line, and appends what is in the file to `old`. appender_close always. */
 int appender_open(const char *path, struct Appender *out, struct Str *old);
+/* The same beside other processes that open it so. PC_EIO when it is none that can be locked. */
+int appender_open_shared(const char *path, struct Appender *out, struct Str *old);
 /* Writes one line and its line feed, and waits until it is on the disk. When that fails nothing of the
  * line stays in the file. */
 int appender_line(struct Appender *a, const char *line, size_t len);
 void appender_close(struct Appender *a);
+
+/* ==== Sharing the work ==== */
+
+/* Puts the lines of others that came since into a->news, which the caller clears. */
+int appender_news(struct Appender *a);
+/* Takes the item with this key for this process: 1 when it has it now, 0 when another does. A process that ends in any way
+ * loses its items. */
+int appender_claim(struct Appender *a, uint64_t key);
+void appender_release(struct Appender *a, uint64_t key);
 
 #endif

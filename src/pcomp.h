@@ -13,6 +13,7 @@
 #define PCOMP_VERSION "0.1.0"
 
 struct Engine;
+struct Team; /* team.h */
 struct Tokenizer;
 struct PromptFrame; /* prompt.h */
 
@@ -24,6 +25,9 @@ const struct Tokenizer *engine_tokenizer(const struct Engine *e);
 const struct Settings *engine_settings(const struct Engine *e);
 /* Replaces the settings that do not belong to the machine group; those must be equal. */
 int engine_configure(struct Engine *e, const struct Settings *settings);
+/* Runs of this engine are shared with the other ranks of the team (borrowed), which run the same requests in the same order;
+ * rank 0 has the answer. */
+void engine_join(struct Engine *e, struct Team *team);
 /* "cpu avx512vnni int16, 2 threads" */
 const char *engine_device(const struct Engine *e);
 /* The device computes in memory of its own, and for one process: what was opened does not survive a fork. */

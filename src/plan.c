@@ -210,7 +210,7 @@ static void wave_shapes(struct Session *s)
                                           .mass_keys = needs_mass(s) ? answer_keys : 0,
                                           .head_rows = min_int(HEAD_ROWS, scored),
                                           .selects = s->select.index};
-    s->n_slots = min_int(p->keep + p->wave, p->n_read);
+    s->n_slots = min_int(p->keep + p->wave, s->e->team->rank ? s->n_mine : p->n_read);
     int ends = pages_for(p0) + pages_for(q + p->max_tokens) + 1;
     s->n_pages = (size_t)p->heads_full * ((size_t)s->n_slots * pages_for(s->cap) + ends) +
                  (size_t)p->heads_streaming * ring_for(s, pages_for(p->chunk_tokens) + ends);
@@ -243,7 +243,11 @@ static size_t plan_bytes(const struct Session *s)
                   (size_t)s->plan.n_context * (sizeof(size_t) + 1);
     size_t device = (wave > answer ? wave : answer) + tf_bytes(e->be, m, s->batch_rows) +
                     kv_pool_bytes(e->be, e->dev, s->n_pages) + index_bytes(s) + keep + turns;
-    size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text +
+    size_t team = (size_t)s->e->team->size;
+    size_t sent = team > 1 ? kv_parcel_bytes(e->be->page_bytes(e->dev)) +
+                                 team * sizeof(double) * (size_t)s->plan.n_chunks
+                           : 0;
+    size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text + sent +
                   (size_t)m->vocab_size * sizeof(float);
     return s->limits.own_memory ? device : device + host + s->plan.made_bytes;
 }
@@ -260,7 +264,7 @@ static void plan_wave(struct Session *s)
     int rows = p->chunk_tokens + p->n_question;
     int wave =
         s->set.wave != AUTO ? s->set.wave : max_int(1, s->limits.wave_rows / max_int(rows, 1));
-    for (p->wave = max_int(1, min_int(min_int(wave, WAVE_MAX), p->n_read));; p->wave--) {
+    for (p->wave = max_int(1, min_int(min_int(wave, WAVE_MAX), s->n_mine));; p->wave--) {
         wave_shapes(s);
         p->peak_bytes = plan_bytes(s);
         if (p->peak_bytes <= p->available_bytes || p->wave == 1 || s->set.wave != AUTO) return;
@@ -312,6 +316,7 @@ int plan_make(struct Session *s)
     p->max_tokens = s->set.max_tokens;
     snprintf(p->chat_template, sizeof p->chat_template, "%s", chat_name(s->e->chat.kind));
     TRY(is_plain(s) ? plan_plain(s) : plan_chunks(s));
+    s->n_mine = share_count(s);
     s->cap = s->set.kv_cap == CAP_OFF || is_plain(s)
                  ? p->chunk_tokens
                  : min_int(heads_share(s, s->set.kv_cap), p->chunk_tokens);

@@ -229,13 +229,13 @@ static int choose_on_device(struct Session *s, struct Wave *w, int layer,
     return s->tf.be->keep(s->tf.dev, args, &keep);
 }
 
-/* What a streaming head keeps of the wave: the last chunk of all stands behind the prefix for it, whether it wins or not;
- * no later wave reads the prefix. */
+/* What a streaming head keeps of the wave: the last chunk of all, which is rank 0's last, stands behind the prefix for it,
+ * whether it wins or not; no later wave reads the prefix. */
 static int keep_streaming(struct Session *s, const struct Wave *w, int layer, int kv_head)
 {
     int last = w->n - 1;
     struct KvRows rows = {s->tf.k, s->tf.v, s->seq_begin[last], NULL, context_len(s, w, last)};
-    if (w->chunk[last] != s->todo[s->plan.n_read - 1]) return PC_OK;
+    if (w->chunk[last] != s->todo[s->n_mine - 1]) return PC_OK;
     return heads_append(s, &s->prefix, layer, kv_head, &rows);
 }
 
@@ -296,7 +296,7 @@ static int score_wave(struct Session *s, const struct Wave *w)
     return PC_OK;
 }
 
-static int release_chunk(struct Session *s, int chunk)
+int release_chunk(struct Session *s, int chunk)
 {
     struct Slot *slot = session_slot(s, chunk);
     if (!slot) return err_set(PC_EINTERNAL, "chunk %d has no slot", chunk);

@@ -30,7 +30,8 @@ static int help_overview(const struct Program *p)
             &text,
             "\n`%s help COMMAND` tells more; `%s --version` shows build and "
             "device.\nExample: %s\n\nExit codes: 0 done, 1 failed, 2 usage, 3 bad model or "
-            "data, 4 does not fit,\n5 some of many failed, 130 and 143 stopped.\n",
+            "data, 4 does not fit,\n5 some of many failed, 6 another process of the run is lost, 130 and "
+            "143 stopped.\n",
             p->name, p->name, p->commands[0].example);
     return print_str(&text, status);
 }
@@ -226,20 +227,71 @@ int cmd_completion(struct Cli *cli)
 
 /* ==== Dispatch ==== */
 
+/* ==== Several processes ==== */
+
+/* Only rank 0 talks, but for a queue's items and for failures. */
+static void hush(struct Cli *cli)
+{
+    cli->quiet = true;
+    cli->verbose = false;
+    cli->progress = "none";
+}
+
+/* Finds this process's part in a command that was started several times over: *idle when it has none. */
+static int join(struct Cli *cli, bool *idle)
+{
+    const struct Program *p = cli->program;
+    *idle = false;
+    if (cli->launch.size == 1) return PC_OK;
+    bool queue = cli->command->bit & p->on_queue, team = cli->command->bit & p->on_team;
+    if (cli->launch.rank > 0) hush(cli);
+    launch_gpu(&cli->launch);
+    if (queue) cli->share = true;
+    *idle = !queue && !team && cli->launch.rank > 0;
+    if (!team) return PC_OK;
+    if (!team_mpi_open)
+        return err_set(PC_ECONFIG,
+                       "%d processes were started together, but this build has no MPI; install "
+                       "libopenmpi-dev and build again, or start one process",
+                       cli->launch.size);
+    cli->team.stop = signals_stop;
+    return team_mpi_open(&cli->launch, &cli->team);
+}
+
+/* Tells the user of a failure, once: as rank 0 for the team, or each process for itself. */
+static int leave(struct Cli *cli, int status)
+{
+    const struct Launch *l = &cli->launch;
+    if (cli->team.size > 1) return team_close(&cli->team, status, cli_error, exit_code);
+    /* A stop by the user was reported where it happened; failed items were reported one by one. */
+    if (status >= 0 || status == PC_EINTR || status == CLI_EPARTIAL) return status;
+    /* Every process has the same flags. Only rank 0 fails of them: mpirun ends the others when one fails, perhaps before
+     * it has spoken. */
+    bool common = status == PC_ECONFIG && !cli->share;
+    if (common && l->rank > 0) return PC_OK;
+    if (l->size > 1 && !common) err_prefix(status, "rank %d of %d", l->rank, l->size);
+    cli_error(err_text());
+    return status;
+}
+
 static int dispatch(struct Cli *cli, int argc, char **argv)
 {
     const struct Program *p = cli->program;
     const char *name = argc > 1 ? argv[1] : "--help";
-    if (strcmp(name, "--version") == 0) return print_version(p);
+    bool first = cli->launch.rank == 0; /* the others would only say it again */
+    if (strcmp(name, "--version") == 0) return first ? print_version(p) : PC_OK;
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
-        TRY(help_overview(p));
+        if (first) TRY(help_overview(p));
         return argc > 1 ? PC_OK : err_set(PC_ECONFIG, "no command given");
     }
     cli->command = command_find(p, name);
     if (!cli->command) return unknown_command(p, name);
     TRY(cli_parse(cli, argc - 2, argv + 2));
-    if (cli->help) return help_command(p, cli->command);
-    if (cli->version) return print_version(p);
+    if (cli->help) return first ? help_command(p, cli->command) : PC_OK;
+    if (cli->version) return first ? print_version(p) : PC_OK;
+    bool idle;
+    TRY(join(cli, &idle));
+    if (idle) return PC_OK;
     if (cli->log_file) TRY(cli_log_file(cli->log_file));
     log_set(cli->verbose ? LOG_DEBUG : cli->quiet ? LOG_ERROR : LOG_INFO);
     return cli->command->run(cli);
@@ -258,9 +310,8 @@ int program_run(struct Cli *cli, int argc, char **argv)
 {
     spin_briefly(argv);
     signals_catch();
-    int status = dispatch(cli, argc, argv);
-    /* A stop by the user was reported where it happened; failed items were reported one by one. */
-    if (status < 0 && status != PC_EINTR && status != CLI_EPARTIAL) cli_error(err_text());
+    launch_read(&cli->launch);
+    int status = leave(cli, dispatch(cli, argc, argv));
     cli_free(cli);
     return exit_code(status);
 }

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* ==== Keys ==== */
 
@@ -38,17 +39,22 @@ bool results_has(const struct Results *r, uint64_t key)
     return false;
 }
 
+static int push(uint64_t **keys, size_t *n, size_t *room, uint64_t key)
+{
+    if (*n == *room) {
+        size_t more = *room ? 2 * *room : 256;
+        uint64_t *grown = mem_grow(*keys, *room, more, sizeof *grown);
+        if (!grown) return PC_ENOMEM;
+        *keys = grown;
+        *room = more;
+    }
+    (*keys)[(*n)++] = key;
+    return PC_OK;
+}
+
 static int note(struct Results *r, uint64_t key)
 {
-    if (r->n_done == r->room) {
-        size_t room = r->room ? 2 * r->room : 256;
-        uint64_t *keys = mem_grow(r->done, r->room, room, sizeof *keys);
-        if (!keys) return PC_ENOMEM;
-        r->done = keys;
-        r->room = room;
-    }
-    r->done[r->n_done++] = key;
-    return PC_OK;
+    return push(&r->done, &r->n_done, &r->room, key);
 }
 
 /* ==== Reading what is there ==== */
@@ -77,13 +83,15 @@ static int old_line(struct Results *r, const char *line, size_t len, struct Stra
     return status;
 }
 
-int results_open(struct Results *r, const char *path, uint64_t key, bool fresh, bool quiet)
+int results_open(struct Results *r, const char *path, uint64_t key, int flags)
 {
     struct Str old = {0};
     struct Strange strange = {0};
     *r = (struct Results){.path = path, .settings_key = key};
-    int status = appender_open(path, &r->out, &old) < 0 ? CLI_EOUTPUT : PC_OK;
-    if (status == PC_OK && r->out.torn && !quiet)
+    int status =
+        (flags & RESULTS_SHARED ? appender_open_shared : appender_open)(path, &r->out, &old);
+    if (status < 0) status = CLI_EOUTPUT;
+    if (status == PC_OK && r->out.torn && !(flags & RESULTS_QUIET))
         fprintf(stderr, "%s: a torn last line of %lld bytes was cut off; its text is done again\n",
                 path, (long long)r->out.torn);
     size_t at = 0, len;
@@ -94,13 +102,84 @@ int results_open(struct Results *r, const char *path, uint64_t key, bool fresh, 
     if (status == PC_OK && strange.foreign)
         return err_set(PC_EFORMAT, "%s: %ld lines are not results; give another --output", path,
                        strange.foreign);
-    if (status == PC_OK && strange.other && !fresh)
+    if (status == PC_OK && strange.other && !(flags & RESULTS_FRESH))
         return err_set(
             PC_ECONFIG,
             "%s: holds %ld results made with another model or other settings; use the same, "
             "give another --output, or --fresh to add new ones below",
             path, strange.other);
     return status;
+}
+
+/* ==== Sharing ==== */
+
+/* The key of a line of this run's settings, whether it tells of a result or of a failure. */
+static int new_line(struct Results *r, const char *line, size_t len)
+{
+    int status = PC_OK;
+    char mine[20];
+    key_text(r->settings_key, mine);
+    cJSON *root = cJSON_ParseWithLength(line, len);
+    const cJSON *key = cJSON_GetObjectItemCaseSensitive(root, "key");
+    const cJSON *settings = cJSON_GetObjectItemCaseSensitive(root, "settings_key");
+    if (cJSON_IsString(key) && cJSON_IsString(settings) && !strcmp(settings->valuestring, mine))
+        status = note(r, strtoull(key->valuestring, NULL, 16));
+    cJSON_Delete(root);
+    return status;
+}
+
+int results_news(struct Results *r)
+{
+    struct Str *news = &r->out.news;
+    size_t at = 0, len;
+    const char *line;
+    if (appender_news(&r->out) < 0) return err_prefix(CLI_EOUTPUT, "%s", r->path);
+    while (news->len && line_next(news->data, news->len, &at, &line, &len))
+        TRY(new_line(r, line, len));
+    str_clear(news);
+    return PC_OK;
+}
+
+/* Looked up again once the item is ours: whoever had it before has written its line before letting it go. */
+static int claim(struct Results *r, uint64_t key)
+{
+    if (results_has(r, key)) return CLAIM_DONE;
+    int got = appender_claim(&r->out, key);
+    if (got < 0) return err_prefix(CLI_EOUTPUT, "%s", r->path);
+    if (got == 0) return CLAIM_TAKEN;
+    int status = results_news(r);
+    if (status == PC_OK && !results_has(r, key)) return CLAIM_MINE;
+    appender_release(&r->out, key);
+    return status < 0 ? status : CLAIM_DONE;
+}
+
+int results_claim(struct Results *r, uint64_t key)
+{
+    int got = claim(r, key);
+    if (got == CLAIM_TAKEN) TRY(push(&r->taken, &r->n_taken, &r->room_taken, key));
+    return got;
+}
+
+void results_release(struct Results *r, uint64_t key)
+{
+    appender_release(&r->out, key);
+}
+
+int results_settle(struct Results *r, bool (*stop)(void *user), bool *again)
+{
+    while (r->n_taken > 0) {
+        int got = claim(r, r->taken[r->n_taken - 1]);
+        TRY(got);
+        if (got == CLAIM_TAKEN) {
+            if (stop(NULL)) return err_set(PC_EINTR, "stopped");
+            nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+            continue;
+        }
+        if (got == CLAIM_MINE) *again = true;
+        r->n_taken--;
+        appender_release(&r->out, r->taken[r->n_taken]);
+    }
+    return PC_OK;
 }
 
 /* ==== Writing ==== */
@@ -125,7 +204,8 @@ int results_add(struct Results *r, cJSON *line, uint64_t key, bool failed)
         status = CLI_EOUTPUT;
     }
     str_free(&text);
-    return status == PC_OK && !failed ? note(r, key) : status;
+    /* where others take part, a failure is not tried again by any of them */
+    return status == PC_OK && (!failed || r->out.shared) ? note(r, key) : status;
 }
 
 static const char *error_code(int status)
@@ -143,6 +223,8 @@ static const char *error_code(int status)
         return "device";
     case PC_ERANGE:
         return "range";
+    case PC_ELOST:
+        return "lost";
     default:
         return "internal";
     }
@@ -159,6 +241,7 @@ void results_close(struct Results *r)
 {
     appender_close(&r->out);
     mem_free(r->done);
-    r->done = NULL;
-    r->n_done = r->room = 0;
+    mem_free(r->taken);
+    r->done = r->taken = NULL;
+    r->n_done = r->room = r->n_taken = r->room_taken = 0;
 }

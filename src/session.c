@@ -15,18 +15,22 @@
 int session_stages(struct Session *s, bool answer)
 {
     const struct PlanInfo *p = &s->plan;
+    bool leads = s->e->team->rank == 0;
     TRY(prefill_prefix(s)); /* once, shared by all chunks */
     if (s->set.method == METHOD_PARALLELCOMP) {
         if (ranks_ahead(&s->set)) TRY(rank_ahead(s)); /* baselines: losers are never read */
         if (s->shared) TRY(weigh_words(s));
-        for (int c = 0; c < p->n_read; c += p->wave) {
-            int n = p->n_read - c < p->wave ? p->n_read - c : p->wave;
+        share_chunks(s);
+        for (int c = 0; c < s->n_mine; c += p->wave) {
+            int n = s->n_mine - c < p->wave ? s->n_mine - c : p->wave;
             TRY(prefill_wave(s, c, n)); /* KV eviction layer by layer, then chunk eviction */
         }
-        TRY(merge_kept(s));
-    } else {
+        TRY(share_winners(s)); /* of several ranks: rank 0 goes on with all kept chunks */
+        if (leads) TRY(merge_kept(s));
+    } else if (leads) {
         TRY(prefill_plain(s));
     }
+    if (!leads) return PC_OK;
     s->out->time.prefill = clock_seconds() - s->begun - s->out->time.tokenize;
     TRY(s->e->be->reserve(s->e->dev, &s->answer_shape));
     if (!answer) return PC_OK;
@@ -171,7 +175,8 @@ static int session_alloc(struct Session *s)
     TRY(tf_open(&s->tf, s->e->be, s->e->dev, &s->e->model, s->batch_rows));
     TRY(rope_open(s));
     TRY(far_open(s));
-    return s->e->be->reserve(s->e->dev, &s->wave_shape);
+    TRY(s->e->be->reserve(s->e->dev, &s->wave_shape));
+    return share_open(s);
 }
 
 int session_open(struct Session *s, struct Engine *e, const struct Request *req,
@@ -209,6 +214,7 @@ void session_close(struct Session *s)
     kv_close(&s->kv);
     kv_writes_close(&s->writes);
     chunk_queue_close(&s->queue);
+    share_close(s);
     void *blocks[] = {s->slots, s->boundary, s->chunks, s->todo,      s->tokens, s->pos,
                       s->rows,  s->targets,  s->mass,   s->seq_begin, s->budget, s->nll,
                       s->work,  s->keep,     s->drop,   s->logits,    s->shared};
@@ -229,7 +235,7 @@ struct Slot *session_slot(struct Session *s, int chunk)
 int session_stop(struct Session *s)
 {
     if (s->req->stop && s->req->stop(s->req->user)) return err_set(PC_EINTR, "stopped");
-    return PC_OK;
+    return team_check(s->e->team);
 }
 
 void session_progress(struct Session *s, enum Stage stage, int chunks, int64_t tokens)
@@ -238,7 +244,7 @@ void session_progress(struct Session *s, enum Stage stage, int chunks, int64_t t
     struct Progress p = {
         .stage = stage,
         .chunks_done = chunks,
-        .n_chunks = s->plan.n_read,
+        .n_chunks = s->n_mine,
         .tokens_done = tokens,
         .n_tokens = stage == STAGE_DECODE ? s->plan.max_tokens : s->n_tokens_todo,
         .seconds = clock_seconds() - s->begun,
@@ -323,8 +329,9 @@ int session_run(struct Engine *e, const struct Request *req, struct Result *out)
     if (status == PC_OK) {
         status = hash_request(&s);
         if (status == PC_OK) status = session_stages(&s, true);
+        if (status == PC_OK) status = share_end(&s);
         out->plan = s.plan;
-        if (status == PC_OK) session_progress(&s, STAGE_DONE, s.plan.n_read, out->n_ids);
+        if (status == PC_OK) session_progress(&s, STAGE_DONE, s.n_mine, out->n_ids);
     }
     out->time.total = clock_seconds() - s.begun;
     double before = out->time.tokenize + out->time.prefill + out->time.question;

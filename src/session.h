@@ -5,9 +5,10 @@
 #include "chunk_plan.h"
 #include "eviction/chunk_evict.h"
 #include "headmap.h"
-#include "kv_cache.h"
+#include "kv_ship.h"
 #include "pcomp.h"
 #include "prompt.h"
+#include "team.h"
 #include "transformer.h"
 
 enum { WAVE_MAX = 256 }; /* chunks of one wave */
@@ -21,6 +22,8 @@ struct Engine {
     struct Device *dev;
     size_t file_bytes;
     struct HeadMap heads; /* settings.heads; all zero without one */
+    struct Team *team;    /* who reads chunks together; alone, until engine_join */
+    struct Team alone;
 };
 
 /* The cache of one chunk while it may still win. */
@@ -72,6 +75,7 @@ struct Session {
     uint8_t *boundary;     /* [n_context] */
     struct Chunk *chunks;  /* [n_chunks] */
     int *todo;         /* [n_chunks] chunks to prefill, plan.n_read of them, in document order */
+    int n_mine;        /* of these, those of this rank: todo[0 .. n_mine) from share_chunks on */
     int n_tokens_todo; /* context tokens in them */
     int cap;           /* tokens kept a chunk and head, at most */
     int *
@@ -90,6 +94,8 @@ struct Session {
     struct HeadTable prefix, merged;
     struct Slot *slots; /* [n_slots] */
     struct ChunkQueue queue;
+    double *gathered;       /* [team size, n_chunks] scores, of more than one rank; or NULL */
+    struct KvParcel parcel; /* the same */
     double *shared; /* [n_chunks] fusion: what a chunk's words add to its score, nats; or NULL */
     struct KvWrites writes;
     struct Transformer tf;
@@ -176,6 +182,16 @@ int prefill_prefix(struct Session *s);
 int prefill_wave(struct Session *s, int first, int n);
 int prefill_plain(struct Session *s);
 int merge_kept(struct Session *s);
+int release_chunk(struct Session *s, int chunk); /* gives a loser's pages back */
+
+/* session_team.c */
+int share_count(const struct Session *s); /* chunks that this rank reads */
+int share_open(struct Session *s);        /* PC_ECONFIG when ranks do not plan the same run */
+void share_close(struct Session *s);
+void share_chunks(struct Session *s); /* leaves only this rank's in todo */
+/* Once each rank has read its own: all scores to all, the kept chunks to rank 0. */
+int share_winners(struct Session *s);
+int share_end(struct Session *s); /* waits until rank 0 has answered */
 
 /* decode.c */
 int question_pass(struct Session *s);

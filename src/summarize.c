@@ -58,13 +58,17 @@ static uint64_t item_key(const struct Item *item, const struct Str *text, uint64
 /* An item that failed is a line, not a stop. */
 static int failed(struct Batch *b, const struct Item *item, uint64_t key, int code)
 {
+    int got = results_claim(&b->results, key), status;
+    if (got != CLAIM_MINE) return got < 0 ? got : PC_OK; /* another process tells of it */
     cJSON *line = cJSON_CreateObject();
     b->n_failed++;
     progress_clear(&b->view);
     fprintf(stderr, "pcomp: %s: %s\n", item->id.data ? item->id.data : "", err_text());
     results_head(&b->results, line, &item->id, key);
     results_error(line, code);
-    return results_add(&b->results, line, key, true);
+    status = results_add(&b->results, line, key, true);
+    results_release(&b->results, key);
+    return status;
 }
 
 /* Bytes of the id that name its text file: without the ending of a text. */
@@ -204,10 +208,14 @@ static int take_item(struct Batch *b, const struct Item *item, const char *folde
         status = failed(b, item, key, status);
     } else {
         key = item_key(item, &text, b->key);
-        if (results_has(&b->results, key))
-            b->n_skipped++;
-        else
+        status = results_claim(&b->results, key);
+        if (status == CLAIM_MINE) {
             status = summarize_text(b, item, &text, key);
+            results_release(&b->results, key);
+        } else if (status > 0) {
+            b->n_skipped += status == CLAIM_DONE;
+            status = PC_OK;
+        }
     }
     str_free(&text);
     str_free(&path);
@@ -312,8 +320,32 @@ static void report(const struct Batch *b, int status)
             b->n_done + b->n_skipped, cli->output);
     if (cli->quiet || !(isatty(STDERR_FILENO) || cli->verbose || b->n_failed || b->n_skipped))
         return;
-    fprintf(stderr, "%s: %d written, %d finished before, %d failed\n", cli->output, b->n_done,
-            b->n_skipped, b->n_failed);
+    fprintf(stderr, "%s: %d written, %d finished %s, %d failed\n", cli->output, b->n_done,
+            b->n_skipped, cli->share ? "before or by others" : "before", b->n_failed);
+}
+
+static int open_results(struct Batch *b)
+{
+    const struct Cli *cli = b->cli;
+    int flags = (cli->fresh ? RESULTS_FRESH : 0) | (cli->quiet ? RESULTS_QUIET : 0) |
+                (cli->share ? RESULTS_SHARED : 0);
+    return cli->plan ? PC_OK : results_open(&b->results, cli->output, b->key, flags);
+}
+
+/* Goes through all inputs; again when another process died at a text. */
+static int take_inputs(struct Batch *b)
+{
+    const struct Cli *cli = b->cli;
+    bool again = true;
+    while (again) {
+        again = false;
+        b->n_items = b->n_skipped = 0;
+        for (int i = 0; i < cli->files.n + cli->args.n; i++)
+            TRY(take_input(b, i < cli->files.n ? cli->files.items[i]
+                                               : cli->args.items[i - cli->files.n]));
+        TRY(results_settle(&b->results, signals_stop, &again));
+    }
+    return PC_OK;
 }
 
 int cmd_summarize(struct Cli *cli)
@@ -325,16 +357,15 @@ int cmd_summarize(struct Cli *cli)
                        cli->questions.n);
     if (n == 0)
         return err_set(PC_ECONFIG, "nothing to summarise; name files, a folder or a .jsonl list");
+    if (cli->plan && cli->launch.rank > 0) return PC_OK;
     if (!cli->output) cli->output = DEFAULT_OUTPUT;
     TRY(progress_open(&b.view, cli->progress, cli->quiet));
     TRY_GOTO(cli_questions(cli));
     b.question = cli->questions.n ? cli->questions.items[0] : DEFAULT_QUESTION;
     TRY_GOTO(cli_open(cli, &b.engine));
     TRY_GOTO(batch_key(&b));
-    if (!cli->plan) TRY_GOTO(results_open(&b.results, cli->output, b.key, cli->fresh, cli->quiet));
-    for (int i = 0; i < n && status == PC_OK; i++)
-        status = take_input(&b, i < cli->files.n ? cli->files.items[i]
-                                                 : cli->args.items[i - cli->files.n]);
+    TRY_GOTO(open_results(&b));
+    status = take_inputs(&b);
     report(&b, status);
     if (status == PC_OK && b.n_failed) status = CLI_EPARTIAL;
 fail:

@@ -9,7 +9,7 @@ cd "${1:-$(dirname "$0")/..}"
 # another folder. It may include modules of its own line and of the lines below it.
 layers=(
     "base"
-    "quant merge"
+    "quant merge team team_*"
     "config"
     "eviction/* calib/*"
     "headmap headmap_*"
@@ -41,6 +41,7 @@ outside=(
     "zlib.h zstd.h : eval/dataset"
     "xxhash.h : base"
     "pcre2.h : tokenizer tokenizer_* pretokenize"
+    "mpi.h : team_mpi"
     "immintrin.h : kernels_* quant"
     "cmocka.h : -"
 )

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that are missing, or prints the line that does.
-# Usage: tests/setup.sh [build] [demo] [test] [browser] [fuzz]      (default: build)
+# Usage: tests/setup.sh [build] [demo] [test] [mpi] [browser] [fuzz]      (default: build)
 # Does nothing, without network, when all is there.
 set -euo pipefail
 
@@ -9,6 +9,7 @@ demo=(python3-pip unzip)                          # to fetch the model and the b
 test=(libcmocka-dev bats jq python3-pip unzip)
 fuzz=(clang libomp-14-dev libclang-rt-14-dev)     # also the second compiler
 
+mpi=(libopenmpi-dev openmpi-bin)                   # several processes to a run; builds go without it too
 browser=(chromium python3)                        # opens the reports
 
 [ $# -gt 0 ] || set -- build
@@ -18,10 +19,11 @@ for group in "$@"; do
     build) wanted+=("${build[@]}") ;;
     demo) wanted+=("${demo[@]}") ;;
     test) wanted+=("${test[@]}") ;;
+    mpi) wanted+=("${mpi[@]}") ;;
     fuzz) wanted+=("${fuzz[@]}") ;;
     browser) wanted+=("${browser[@]}") ;;
     *)
-        echo "setup.sh: unknown group '$group' (build, demo, test, browser, fuzz)" >&2
+        echo "setup.sh: unknown group '$group' (build, demo, test, mpi, browser, fuzz)" >&2
         exit 2
         ;;
     esac
@@ -37,6 +39,8 @@ present() {
     zlib1g-dev) pkg-config --exists zlib 2> /dev/null && return ;;
     libzstd-dev) pkg-config --exists libzstd 2> /dev/null && return ;;
     libpcre2-dev) pkg-config --exists libpcre2-8 2> /dev/null && return ;;
+    libopenmpi-dev) pkg-config --exists ompi-c 2> /dev/null && return ;;
+    openmpi-bin) command -v mpirun > /dev/null && return ;;
     libcmocka-dev) pkg-config --exists cmocka 2> /dev/null && return ;;
     esac
     command -v dpkg-query > /dev/null || return 1

@@ -507,7 +507,7 @@ static void check_study(struct Engine *e, const struct BiasItems *items, bool an
     struct Files first, again;
     for (int i = 0; i < 2; i++) {
         struct BiasStudy s = study(e, items);
-        must(study_run(&s));
+        must(bias_study_run(&s));
         assert_int_equal(e->settings.n_calib, 1);
         assert_non_null(s.own.nll);
         check_arms(&s);
@@ -519,7 +519,7 @@ static void check_study(struct Engine *e, const struct BiasItems *items, bool an
         for (int h = 0; h < BIAS_HALVES; h++) check_whole(&s.local[h], "local");
         check_whole(&s.after, "after");
         make_files(&s, i ? &again : &first);
-        study_close(&s);
+        bias_study_close(&s);
     }
     check_files(&first);
     assert_string_equal(first.page.data, again.page.data);
@@ -562,12 +562,12 @@ static void test_choice(void **state)
         must(items_make(text, LONG, 6, &items));
         struct BiasStudy s = study(e, &items);
         s.req.context_len = LONG;
-        must(study_run(&s));
+        must(bias_study_run(&s));
         check_arms(&s);
         for (int t = 0; t < s.n_tries; t++) check_direct(e, &s, &s.tries[t]);
         for (int t = 0; t < s.n_tries; t++) joint += s.tries[t].n_rules > 1;
         if (s.n_tries > most) most = s.n_tries;
-        study_close(&s);
+        bias_study_close(&s);
         items_free(&items);
         engine_close(e);
     }
@@ -590,9 +590,9 @@ static void test_study_faults(void **state)
     for (long n = 1;; n += 1 + n / 8) {
         struct BiasStudy s = study(e, &items);
         mem_fail_after(n);
-        int status = study_run(&s);
+        int status = bias_study_run(&s);
         mem_fail_after(0);
-        study_close(&s);
+        bias_study_close(&s);
         assert_int_equal(held(e), before);
         if (status == PC_OK) break;
         assert_int_equal(status, PC_ENOMEM);
@@ -650,7 +650,7 @@ static void make_over(struct Over *o, double choose, double report)
 static void verdict_has(const struct Over *o, const char *part, bool helps)
 {
     struct Str out = {0};
-    must(study_verdict(&o->study, &out));
+    must(bias_study_verdict(&o->study, &out));
     assert_int_equal(o->study.helps, helps);
     if (!strstr(out.data, part)) fail_msg("no '%s' in '%s'", part, out.data);
     str_free(&out);

@@ -1,0 +1,27 @@
+/* kv_ship.h - the pages of a table from one rank to another, byte for byte: ranks of one run have the same backend and
+ * precision, so what lies in a page is nobody's business here. */
+#ifndef PCOMP_KV_SHIP_H
+#define PCOMP_KV_SHIP_H
+
+#include "kv_cache.h"
+#include "team.h"
+
+/* Room in host memory for pages on their way. */
+struct KvParcel {
+    uint8_t *data; /* [n_pages, page_bytes] owned */
+    int n_pages;
+};
+
+size_t kv_parcel_bytes(size_t page_bytes);
+int kv_parcel_open(struct KvParcel *p, size_t page_bytes);
+void kv_parcel_close(struct KvParcel *p);
+
+/* Sends what a table holds; it stays as it is. */
+int kv_send(const struct KvCache *kv, const struct HeadTable *t, struct Team *team, int to,
+            struct KvParcel *p);
+/* Takes it into an empty table with as many heads, in pages of this pool. PC_EINTERNAL when pool or table are too small
+ * or what comes is no table. */
+int kv_receive(struct KvCache *kv, struct HeadTable *t, struct Team *team, int from,
+               struct KvParcel *p);
+
+#endif
