@@ -26,4 +26,6 @@ const struct Kernels KERNEL(kernels) = {
     .attn_pages = KERNEL(attn_pages),
     .page_write = KERNEL(page_write),
     .page_read = KERNEL(page_read),
+    .page_move = KERNEL(page_move),
+    .spread = KERNEL(spread),
 };
