@@ -130,17 +130,21 @@ void KERNEL(codes_move)(void *to, int to_at, const void *from, int from_at, int 
 
 /* ==== Attention ==== */
 
-/* Query rows as int16, in pairs. */
+/* Query rows as int16. */
 struct CodedRows {
-    int32_t pairs[QUERIES_MAX][HEAD_PAIRS_MAX];
+    _Alignas(64) int16_t x[QUERIES_MAX][2 * HEAD_PAIRS_MAX];
     float scale[QUERIES_MAX], sum[QUERIES_MAX]; /* sum: of the numbers that the int16 stand for */
 };
 
-static int32_t pair_of(int low, int high)
+/* Two int16 that lie side by side. */
+static inline int32_t pair_at(const int16_t *x)
 {
-    return (int32_t)((uint32_t)(uint16_t)low | (uint32_t)high << 16);
+    int32_t pair;
+    memcpy(&pair, x, sizeof pair);
+    return pair;
 }
 
+/* So few bits that the products with 8-bit codes of a whole head fit an int32. */
 static void code_rows(const struct PageAttn *a, int first, int n, struct CodedRows *out)
 {
     int pairs = (a->head_dim + 1) / 2, limit = INT32_MAX / (255 * 2 * pairs);
@@ -154,12 +158,8 @@ static void code_rows(const struct PageAttn *a, int first, int n, struct CodedRo
             broken += q[d] * 0;
         }
         float per = top > 0 ? most / top : 0;
-        for (int i = 0; i < pairs; i++) {
-            int x = (int)lrintf(q[2 * i] * per),
-                y = 2 * i + 1 < a->head_dim ? (int)lrintf(q[2 * i + 1] * per) : 0;
-            out->pairs[g][i] = pair_of(x, y);
-            sum += x + y;
-        }
+        out->x[g][2 * pairs - 1] = 0;
+        for (int d = 0; d < a->head_dim; d++) sum += out->x[g][d] = (int16_t)lrintf(q[d] * per);
         out->scale[g] = top / most + broken;
         out->sum[g] = out->scale[g] * (float)sum;
     }
@@ -180,10 +180,10 @@ static inline __attribute__((always_inline)) void code_logits(const struct CodeP
 {
     for (int q0 = 0; q0 < n; q0 += GROUP_WIDE) {
         vi acc[GROUP_WIDE][KEY_VECS];
-        const int32_t *row[GROUP_WIDE];
+        const int16_t *row[GROUP_WIDE];
         int rows = n - q0 < GROUP_WIDE ? n - q0 : GROUP_WIDE;
         for (int g = 0; g < GROUP_WIDE; g++) {
-            row[g] = q->pairs[q0 + (g < rows ? g : 0)];
+            row[g] = q->x[q0 + (g < rows ? g : 0)];
             for (int v = 0; v < KEY_VECS; v++) acc[g][v] = vi_zero();
         }
         for (int i = 0; i < p->pairs; i++) {
@@ -192,7 +192,7 @@ static inline __attribute__((always_inline)) void code_logits(const struct CodeP
                 k[v] = key_pairs(p->k + (size_t)(i * QBLOCK + v * VL) * (wide ? 2 : 1), wide);
             for (int g = 0; g < GROUP_WIDE; g++)
                 for (int v = 0; v < KEY_VECS; v++)
-                    acc[g][v] = vi_dot(acc[g][v], vi_set1(row[g][i]), k[v]);
+                    acc[g][v] = vi_dot(acc[g][v], vi_set1(pair_at(row[g] + 2 * i)), k[v]);
         }
         for (int g = 0; g < rows; g++)
             for (int v = 0; v < KEY_VECS; v++) {
@@ -205,29 +205,26 @@ static inline __attribute__((always_inline)) void code_logits(const struct CodeP
     }
 }
 
-/* A page's p_t * scale_t of one query as int16, in pairs of tokens, and its sum of p_t * zero_t. */
+/* A page's p_t * scale_t of one query as int16, and its sum of p_t * zero_t. */
 struct CodedWeights {
-    int32_t pairs[QBLOCK / 2];
+    _Alignas(64) int16_t x[QBLOCK];
     float scale, zero;
 };
 
-static void code_weights(const struct CodePage *p, const float *prob, int len,
-                         struct CodedWeights *out)
+static inline void code_weights(const struct CodePage *p, const float *prob, int len,
+                                struct CodedWeights *out)
 {
-    _Alignas(64) float w[QBLOCK];
-    vf top = vf_zero(), zeros = vf_zero();
-    for (int v = 0; v < QBLOCK; v += VL) {
-        int n = len - v < 0 ? 0 : len - v < VL ? len - v : VL;
-        vf x = vf_load(prob + v), scale = vf_load_f16(p->scales + 2 * QBLOCK + v),
-           zero = vf_load_f16(p->scales + 3 * QBLOCK + v);
-        vf weight = vf_first(n, vf_mul(x, scale), vf_zero());
-        vf_store(w + v, weight);
-        top = vf_max(top, weight);
-        zeros = vf_add(zeros, vf_first(n, vf_mul(x, zero), vf_zero()));
+    vf w[KEY_VECS], top = vf_zero(), zeros = vf_zero();
+    for (int v = 0; v < KEY_VECS; v++) {
+        int left = len - v * VL, n = left < 0 ? 0 : left < VL ? left : VL;
+        const uint16_t *scales = p->scales + 2 * QBLOCK + v * VL;
+        vf x = vf_load(prob + v * VL);
+        w[v] = vf_first(n, vf_mul(x, vf_load_f16(scales)), vf_zero());
+        top = vf_max(top, w[v]);
+        zeros = vf_add(zeros, vf_first(n, vf_mul(x, vf_load_f16(scales + QBLOCK)), vf_zero()));
     }
     float most = vf_hmax(top), per = most > 0 ? INT16_MAX / most : 0;
-    for (int i = 0; i < QBLOCK / 2; i++)
-        out->pairs[i] = pair_of((int)lrintf(w[2 * i] * per), (int)lrintf(w[2 * i + 1] * per));
+    for (int v = 0; v < KEY_VECS; v++) vf_store_i16(out->x + v * VL, vf_mul(w[v], vf_set1(per)));
     out->scale = most / INT16_MAX;
     out->zero = vf_sum(zeros);
 }
@@ -262,7 +259,7 @@ static inline __attribute__((always_inline)) void code_values(const struct CodeP
                 const uint8_t *at = p->v + (size_t)2 * t * width + d;
                 vi x = vi_or(vi_load_u8(at), vi_left(vi_load_u8(at + width), 16));
                 for (int g = 0; g < GROUP; g++) {
-                    vi pair = vi_set1(w[q0 + (g < rows ? g : 0)].pairs[t]);
+                    vi pair = vi_set1(pair_at(w[q0 + (g < rows ? g : 0)].x + 2 * t));
                     acc[g] = vi_dot(acc[g], pair, wide ? x : vi_and(x, low));
                     if (!wide) high[g] = vi_dot(high[g], pair, vi_and(vi_right(x, 4), low));
                 }
@@ -290,12 +287,19 @@ attend_codes(const struct PageAttn *a, const struct PageRun *run, const struct C
     code_values(&p, w, n, a->head_dim, run->len, wide, out);
 }
 
+/* Codes are used up faster than the machine by itself foresees which come next. */
+static void fetch(const void *page, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch((const uint8_t *)page + i);
+}
+
 void KERNEL(codes_attend)(const struct PageAttn *a, int first, int n, struct Partial *part,
                           float *out)
 {
     struct CodedRows q;
     code_rows(a, first, n, &q);
     for (int i = 0; i < a->n_runs; i++) {
+        if (i + 1 < a->n_runs) fetch(a->runs[i + 1].page, page_bytes(a->format, a->head_dim));
         if (a->runs[i].len == 0) continue;
         if (a->format == PAGE_Q8)
             attend_codes(a, &a->runs[i], &q, n, true, part, out);
