@@ -188,15 +188,19 @@ __device__ __forceinline__ void page_load(const struct CudaPaged &a, const HeadP
     tile_load<T::D, 64, 128>(to + T::KV_BYTES, v, pitch, ref.y, thread);
 }
 
-/* A page of codes as it is; the rows' own keys come when the tile is made. */
+/* The tokens of a page of codes, as they are; the rows' own keys come when the tile is made. */
 template <class T>
 __device__ __forceinline__ void codes_load(const struct CudaPaged &a, const HeadPages &h, int page,
                                            uint2 ref, uint32_t to, int thread)
 {
+    constexpr int ROW = code_row_bytes<T::BITS>(T::D), GRIDS = 2 * 64 * ROW;
     const uint8_t *from = a.pool + ref.x * a.page_bytes;
     if (page >= h.n_refs || page >= h.end) return;
-    for (int i = thread; i < T::STAGE_BYTES / 16; i += T::THREADS)
-        copy_async(to + i * 16, from + i * 16, true);
+#pragma unroll
+    for (int i = thread * 16; i < GRIDS; i += T::THREADS * 16)
+        if (i / ROW % 64 < (int)ref.y) copy_async(to + i, from + i, true);
+    static_assert(T::THREADS == 2 * 64, "a thread brings a scale and a zero");
+    if (thread % 64 < (int)ref.y) copy_async4(to + GRIDS + thread * 4, from + GRIDS + thread * 4);
 }
 
 /* What the rows see of a page: row r of the batch its first `len - max(hidden - r, 0)` tokens, with the page's bias. */
