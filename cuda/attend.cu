@@ -13,6 +13,7 @@ static struct PagesArgs pages_of(const struct Device *d, const struct PagePool *
 {
     struct PagesArgs p = {};
     if (pool) p.pool = pool->data, p.page_bytes = pool->page_bytes;
+    p.format = d->format;
     p.n_kv_heads = d->model->cfg.n_kv_heads;
     p.head_dim = d->model->cfg.head_dim;
     return p;
@@ -125,6 +126,7 @@ static int attend_pages(struct Device *d, const struct AttnArgs *a)
     p.out = (bf16 *)a->out;
     p.pool = a->pool ? a->pool->data : NULL;
     p.page_bytes = a->pool ? a->pool->page_bytes : 0;
+    p.format = d->format;
     p.refs = t.refs;
     p.n_refs = t.n_refs;
     p.ref_stride = t.stride;
@@ -365,20 +367,43 @@ int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *
     return PC_OK;
 }
 
-int cuda_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
-                 float *k, float *v)
+static int read_bf16(struct Device *d, const uint8_t *page, int at, int part, float *out)
 {
     enum { MOST = 256 };
     int dim = d->model->cfg.head_dim;
     bf16 row[MOST];
-    const bf16 *page = (const bf16 *)(pool->data + ref.page * pool->page_bytes);
-    for (int part = 0; part < 2; part++) {
-        float *out = part ? v : k;
-        size_t first = ((size_t)part * PAGE_TOKENS + at) * dim;
-        TRY(dev_download(d, row, page + first, (size_t)dim * sizeof *row));
-        for (int i = 0; i < dim; i++) out[i] = __bfloat162float(row[i]);
+    size_t first = ((size_t)part * PAGE_TOKENS + at) * dim;
+    TRY(dev_download(d, row, (const bf16 *)page + first, (size_t)dim * sizeof *row));
+    for (int i = 0; i < dim; i++) out[i] = __bfloat162float(row[i]);
+    return PC_OK;
+}
+
+/* See codes.cuh for where they lie. */
+static int read_codes(struct Device *d, const uint8_t *page, int at, int part, float *out)
+{
+    enum { MOST = 256 };
+    int dim = d->model->cfg.head_dim, wide = d->format == CUDA_PAGE_Q8,
+        row = part * PAGE_TOKENS + at;
+    size_t bytes = (size_t)dim / (wide ? 1 : 2);
+    uint8_t code[MOST];
+    uint16_t grid[2];
+    TRY(dev_download(d, code, page + row * bytes, bytes));
+    TRY(dev_download(d, grid, page + 2 * PAGE_TOKENS * bytes + row * sizeof grid, sizeof grid));
+    for (int i = 0; i < dim; i++) {
+        int nibble = i % 8 / 2 + i % 2 * 4;
+        int c = wide ? code[i] : code[i / 8 * 4 + nibble / 2] >> nibble % 2 * 4 & 15;
+        out[i] = f16_to_f32(grid[1]) + f16_to_f32(grid[0]) * (float)c;
     }
     return PC_OK;
+}
+
+int cuda_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
+                 float *k, float *v)
+{
+    const uint8_t *page = pool->data + ref.page * pool->page_bytes;
+    auto read = d->format == CUDA_PAGE_BF16 ? read_bf16 : read_codes;
+    TRY(read(d, page, at, 0, k));
+    return read(d, page, at, 1, v);
 }
 
 /* ==== The index of pages ==== */

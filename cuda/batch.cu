@@ -389,6 +389,8 @@ struct CudaTurn turn_of(struct Device *d, const struct RopeArgs *a)
     t.rope_dim = m->rope_dim;
     t.pairs = m->rope_style == ROPE_PAIRS;
     t.eps = m->norm_eps;
+    t.even = d->format != CUDA_PAGE_BF16 && !d->shape.far;
+    t.balance = t.even ? dev_balance(d, a->k_bias) : NULL;
     return t;
 }
 
@@ -406,10 +408,14 @@ int cuda_rope(struct Device *d, const struct RopeArgs *a)
     h.x = (bf16 *)a->q;
     h.n_heads = m->n_heads;
     h.norm = h.turn.q_norm;
+    h.queries = true;
+    h.group = m->n_heads / m->n_kv_heads;
     CUDA_TRY(rows_rope(&h, d->stream));
     h.x = (bf16 *)a->k;
     h.n_heads = m->n_kv_heads;
     h.norm = h.turn.k_norm;
+    h.queries = false;
+    h.group = 1;
     h.slow = h.turn.k_slow;
     CUDA_TRY(rows_rope(&h, d->stream));
     return PC_OK;

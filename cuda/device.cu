@@ -122,6 +122,9 @@ static int cuda_open(const struct DeviceOptions *o, struct Device **out)
     d->model = o->model;
     d->fp8 = o->precision == PRECISION_FP8;
     d->limit = o->gpu_memory;
+    d->format = o->kv_type == KV_AUTO ? CUDA_PAGE_BF16
+                : o->kv_type == KV_Q8 ? CUDA_PAGE_Q8
+                                      : CUDA_PAGE_Q4;
     int status = open_parts(d);
     if (status < 0)
         cuda_close(d);
@@ -137,7 +140,7 @@ static const char *cuda_describe(const struct Device *d)
 
 static size_t cuda_page_bytes(const struct Device *d)
 {
-    return (size_t)2 * CUDA_PAGE_TOKENS * d->model->cfg.head_dim * sizeof(bf16);
+    return page_size(d->format, d->model->cfg.head_dim);
 }
 
 /* ==== Memory ==== */

@@ -29,6 +29,8 @@ struct DevVector {
     const float *host;
     float *data;
     float *slow; /* what data lacks until keys are turned (weights.cu); NULL but for their bias */
+    float *
+        balance; /* of keys and queries (key_balance of src/model.h); NULL but for pages of codes */
 };
 
 /* The past of a batch, all layers: see struct HeadTable. */
@@ -141,6 +143,7 @@ struct Device {
     void *workspace;
     int n_sm, capability; /* 90 for 9.0 */
     bool fp8;
+    enum CudaPageFormat format; /* of KV pages */
     char text[192];
     size_t in_use, peak, weight_bytes, limit; /* limit: bytes of the card we may use; 0: no limit */
     struct DevBlock *blocks;
@@ -208,6 +211,7 @@ void weights_close(struct Device *d);
 const struct DevWeight *dev_weight(const struct Device *d, const struct Weight *w);
 const float *dev_vector(const struct Device *d, const float *host); /* NULL for NULL */
 const float *dev_slow(const struct Device *d, const float *k_bias);
+const float *dev_balance(const struct Device *d, const float *k_bias);
 
 /* geometry.cu: rows [row, row + n_rows) of a random weight, in the type that the device holds. */
 cudaError_t geometry_fill(const struct Weight *w, int row, int n_rows, void *out, cudaStream_t s);
@@ -242,6 +246,8 @@ struct HeadsArgs {
     const float *slow;    /* [n_heads, head_dim] or NULL: see CudaTurn */
     struct CudaTurn turn; /* angles [n_rows, rope_dim] */
     int n_rows, n_heads, head_dim;
+    bool queries;
+    int group; /* heads that have a row of turn.balance in common */
 };
 cudaError_t rows_rope(const struct HeadsArgs *a, cudaStream_t s);
 /* out [n_rows, hidden] = silu(gate) * up, rows of both `ld` apart. */
@@ -264,8 +270,10 @@ enum { WRITES = 16384 }; /* descriptions of one launch */
 struct PagesArgs {
     uint8_t *pool;
     size_t page_bytes;
+    enum CudaPageFormat format;
     int n_kv_heads, head_dim;
 };
+size_t page_size(enum CudaPageFormat format, int head_dim);
 cudaError_t pages_write(const struct PagesArgs *p, const struct DevWrite *w, int n, cudaStream_t s);
 /* from [n], to [n]: see kv_pack of struct Backend. */
 cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, const uint32_t *to, int n,

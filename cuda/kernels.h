@@ -16,9 +16,12 @@
 typedef __nv_bfloat16 bf16;
 
 enum {
-    CUDA_PAGE_TOKENS = 64, /* a page: K [64, head_dim] bf16, then V [64, head_dim] bf16 */
-    CUDA_KEY_TILE = 128,   /* packed keys are padded with zeros to a multiple of this */
+    CUDA_PAGE_TOKENS = 64,
+    CUDA_KEY_TILE = 128, /* packed keys are padded with zeros to a multiple of this */
 };
+
+/* What a page holds: K [64, head_dim] bf16, then V [64, head_dim] bf16; or codes of 8 or 4 bits (codes.cuh). */
+enum CudaPageFormat { CUDA_PAGE_BF16, CUDA_PAGE_Q8, CUDA_PAGE_Q4 };
 
 /* As struct PageRef of src/backend.h. */
 struct CudaPageRef {
@@ -116,6 +119,10 @@ struct CudaTurn {
     int rope_dim;
     bool pairs; /* columns 2 i and 2 i + 1 belong together, else i and i + rope_dim / 2 */
     float eps;
+    /* Then, for pages of codes: keys divided by `balance` [n_kv_heads, head_dim] (or NULL) and queries multiplied, and all
+     * heads through the Hadamard transform of struct Kernels' spread (src/kernels.h). */
+    bool even;
+    const float *balance;
 };
 
 /* Where a token is put. */
@@ -139,6 +146,7 @@ struct CudaPaged {
     bf16 *out; /* [n_rows, n_heads, head_dim] */
     uint8_t *pool;
     size_t page_bytes;
+    enum CudaPageFormat format;
     const struct CudaPageRef *refs; /* [n_kv_heads, ref_stride]; pages need not be full anywhere */
     const int *n_refs;              /* [n_kv_heads] */
     int ref_stride, max_refs;       /* max_refs: the most of any head (sizes the grid) */

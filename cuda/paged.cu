@@ -10,6 +10,7 @@
  * they were not there, and what is shared out are the pages that some row sees.
  */
 #include "attention.cuh"
+#include "codes.cuh"
 #include "dependent.cuh"
 #include "rope.cuh"
 
@@ -19,8 +20,11 @@ static constexpr int MAX_HEADS = 256, TICKET_BYTES = MAX_HEADS * 4;
 static constexpr int MAX_ROWS = 64; /* of a KV head's tile */
 static constexpr unsigned ALL = 0xffffffffu;
 
-template <int D_, int WM_, int PP_, int STAGES_, int BLOCKS_> struct PagedShape {
+/* BITS: of a page's numbers, 16 for bf16. A stage is a tile, or a page of codes: then there is one tile beside the stages. */
+template <int D_, int WM_, int PP_, int STAGES_, int BLOCKS_, int BITS_> struct PagedShape {
     using Reference = LowPoint;
+    static constexpr int BITS = BITS_;
+    static constexpr bool CODES = BITS < 16;
     static constexpr int D = D_, WM = WM_, PP = PP_, STAGES = STAGES_, BLOCKS = BLOCKS_;
     static constexpr int WARPS = 4 * PP, THREADS = WARPS * 32, WK = WARPS / WM;
     static constexpr int ROWS = 16 * WM; /* of the query tile */
@@ -28,11 +32,13 @@ template <int D_, int WM_, int PP_, int STAGES_, int BLOCKS_> struct PagedShape 
     static constexpr int BN = 16 * WM;   /* a warp's tokens of a tile */
     static constexpr int TILE = 64 * PP; /* tokens */
     static constexpr int KV_BYTES = TILE * D * 2;
-    static constexpr int STAGE_BYTES =
+    static constexpr int TILE_BYTES =
         2 * KV_BYTES; /* and just what the warps' sums take at the end */
+    static constexpr int STAGE_BYTES = CODES ? code_page_bytes<BITS>(D) : TILE_BYTES;
     static constexpr int Q_BYTES = ROWS * D * 2;
-    static constexpr int SHARED = Q_BYTES + STAGES * STAGE_BYTES;
-    static_assert(WARPS * 16 * D * 4 <= STAGE_BYTES, "the sums fit one stage");
+    static constexpr int TILE_AT = Q_BYTES + (CODES ? STAGES * STAGE_BYTES : 0);
+    static constexpr int SHARED = Q_BYTES + STAGES * STAGE_BYTES + (CODES ? TILE_BYTES : 0);
+    static_assert(WARPS * 16 * D * 4 <= TILE_BYTES, "the sums fit one tile");
     static_assert(WARPS * 16 * 2 * 4 <= Q_BYTES, "reference points and sums fit the query tile");
 };
 
@@ -180,6 +186,21 @@ __device__ __forceinline__ void page_load(const struct CudaPaged &a, const HeadP
     }
     tile_load<T::D, 64, 128>(to, k, pitch, ref.y, thread);
     tile_load<T::D, 64, 128>(to + T::KV_BYTES, v, pitch, ref.y, thread);
+}
+
+/* The tokens of a page of codes, as they are; the rows' own keys come when the tile is made. */
+template <class T>
+__device__ __forceinline__ void codes_load(const struct CudaPaged &a, const HeadPages &h, int page,
+                                           uint2 ref, uint32_t to, int thread)
+{
+    constexpr int ROW = code_row_bytes<T::BITS>(T::D), GRIDS = 2 * 64 * ROW;
+    const uint8_t *from = a.pool + ref.x * a.page_bytes;
+    if (page >= h.n_refs || page >= h.end) return;
+#pragma unroll
+    for (int i = thread * 16; i < GRIDS; i += T::THREADS * 16)
+        if (i / ROW % 64 < (int)ref.y) copy_async(to + i, from + i, true);
+    static_assert(T::THREADS == 2 * 64, "a thread brings a scale and a zero");
+    if (thread % 64 < (int)ref.y) copy_async4(to + GRIDS + thread * 4, from + GRIDS + thread * 4);
 }
 
 /* What the rows see of a page: row r of the batch its first `len - max(hidden - r, 0)` tokens, with the page's bias. */
@@ -512,16 +533,47 @@ __device__ __forceinline__ void heads_turn(const struct CudaPaged &a, int head, 
     for (int row = warp; row < rows + keeps; row += T::WARPS)
         if (row < rows)
             turn_head(a.turn, a.q + (int64_t)(head * rows + row) * T::D, a.turn.q_norm, NULL, T::D,
-                      [&](int i, bf16 v) {
-                          put_shared(to + tile_offset<T::D>(row, i / 8) + i % 8 * 2, v);
+                      [&](int i, float v) {
+                          put_shared(to + tile_offset<T::D>(row, i / 8) + i % 8 * 2,
+                                     __float2bfloat16_rn(v));
                       });
         else
             turn_head(a.turn, a.k + head * T::D, a.turn.k_norm,
                       a.turn.k_slow ? a.turn.k_slow + head * T::D : NULL, T::D,
-                      [&](int i, bf16 v) { own->key[i] = page[i] = v; });
+                      [&](int i, float v) { own->key[i] = page[i] = __float2bfloat16_rn(v); });
     if (!brings) return;
     ((uint4 *)own->value)[lane] = value;
     ((uint4 *)(page + 64 * T::D))[lane] = value;
+}
+
+/* The same over pages of codes: heads are evened out, each warp with its part of `held`. */
+template <class T>
+__device__ __forceinline__ void heads_even(const struct CudaPaged &a, int head, int rows,
+                                           bool keeps, uint32_t to, Own<T> *own, float *held)
+{
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const float *balance = a.turn.balance ? a.turn.balance + head * T::D : NULL;
+    EvenHead query = {balance, true, held + warp * T::D}, key = {balance, false, query.held};
+    for (int row = warp; row < rows; row += T::WARPS)
+        turn_even_head(a.turn, a.q + (int64_t)(head * rows + row) * T::D, a.turn.q_norm, NULL, T::D,
+                       query, [&](int i, float v) {
+                           put_shared(to + tile_offset<T::D>(row, i / 8) + i % 8 * 2,
+                                      __float2bfloat16_rn(v));
+                       });
+    if (!keeps || warp != rows % T::WARPS) return;
+    struct CudaPageSlot slot = a.slots[head];
+    uint8_t *page = a.pool + slot.page * a.page_bytes;
+    turn_even_head(a.turn, a.k + head * T::D, a.turn.k_norm,
+                   a.turn.k_slow ? a.turn.k_slow + head * T::D : NULL, T::D, key,
+                   [&](int i, float v) { own->key[i] = __float2bfloat16_rn(v); });
+    uint4 k = make_uint4(0, 0, 0, 0), v = k;
+    if (lane < T::D / 8) {
+        k = ((const uint4 *)own->key)[lane];
+        v = __ldcg((const uint4 *)(a.v + head * T::D) + lane);
+        ((uint4 *)own->value)[lane] = v;
+    }
+    codes_put<T::BITS>(page, 0, slot.at, k, T::D);
+    codes_put<T::BITS>(page, 1, slot.at, v, T::D);
 }
 
 /* The row's own key and value as the tile behind the head's pages. */
@@ -534,6 +586,35 @@ template <class T> __device__ __noinline__ void own_tile(const Own<T> *own, uint
         put_shared(to + T::KV_BYTES + tile_offset<T::D>(0, thread),
                    ((const uint4 *)own->value)[thread]);
     }
+}
+
+/* ==== A tile of codes ==== */
+
+/* 8 values of an own row's K or V. */
+template <class T>
+__device__ __forceinline__ uint4 own_chunk(const struct CudaPaged &a, const Own<T> *own, int head,
+                                           int part, int row, int chunk)
+{
+    if (a.turn.angles) return ((const uint4 *)(part ? own->value : own->key))[chunk];
+    const bf16 *from = (part ? a.v : a.k) + ((int64_t)row * a.n_kv_heads + head) * T::D;
+    return __ldcg((const uint4 *)from + chunk);
+}
+
+/* The first `len` tokens of a page of codes as a tile of bf16, or the rows' own keys where stage is NULL; zeros behind. */
+template <class T>
+__device__ __forceinline__ void tile_make(const struct CudaPaged &a, const Own<T> *own, int head,
+                                          const char *stage, int len, uint32_t to)
+{
+    constexpr int CHUNKS = T::D / 8;
+    for (int i = threadIdx.x; i < 2 * 64 * CHUNKS; i += T::THREADS) {
+        int part = i / (64 * CHUNKS), row = i / CHUNKS % 64, chunk = i % CHUNKS;
+        uint4 v = make_uint4(0, 0, 0, 0);
+        if (row < len)
+            v = stage ? codes_get<T::BITS>(stage, part, row, chunk, T::D)
+                      : own_chunk<T>(a, own, head, part, row, chunk);
+        put_shared(to + part * T::KV_BYTES + tile_offset<T::D>(row, chunk), v);
+    }
+    __syncthreads();
 }
 
 /* ==== The kernel ==== */
@@ -570,7 +651,9 @@ __launch_bounds__(T::THREADS,
     uint2 ref = pages.ref(a, next);
     auto load = [&](int it) {
         uint32_t to = stages + it % T::STAGES * T::STAGE_BYTES + slot * (64 * T::D * 2);
-        if (turns && next == n_refs && next < share.end)
+        if constexpr (T::CODES)
+            codes_load<T>(a, pages, next, ref, to, thread);
+        else if (turns && next == n_refs && next < share.end)
             own_tile<T>(&own, to, thread % 128);
         else
             page_load<T>(a, pages, next, ref, to, thread % 128);
@@ -587,7 +670,11 @@ __launch_bounds__(T::THREADS,
     if (turns) {
         zero_rows<T, T::ROWS>(q_tile, rows, thread, T::THREADS);
         wait_for_inputs();
-        heads_turn<T>(a, share.head, rows, early < n, q_tile, &own);
+        if constexpr (T::CODES)
+            heads_even<T>(a, share.head, rows, early < n, q_tile, &own,
+                          (float *)(shared + T::TILE_AT));
+        else
+            heads_turn<T>(a, share.head, rows, early < n, q_tile, &own);
         if (early < n && early < T::STAGES - 1) {
             __syncthreads();
             load(early);
@@ -610,8 +697,14 @@ __launch_bounds__(T::THREADS,
         if (page == pages.front) at = sight.seen.before;
         int key = at + in_page;
         at += view.len;
-        if (in_page >= view.len) continue;
         uint32_t k = stages + it % T::STAGES * T::STAGE_BYTES + token * (T::D * 2);
+        if constexpr (T::CODES) {
+            const char *stage = shared + T::Q_BYTES + it % T::STAGES * T::STAGE_BYTES;
+            k = q_tile + T::TILE_AT + token * (T::D * 2);
+            tile_make<T>(a, &own, share.head, page < n_refs ? stage : NULL, view.len,
+                         q_tile + T::TILE_AT);
+        }
+        if (in_page >= view.len) continue;
         Logits<T> s;
         products_qk<T>(s, SharedQueries<T>(q, lane), k, lane);
         if (in_page + T::BN > view.len || view.hidden > 0 || view.bias != 0)
@@ -625,7 +718,7 @@ __launch_bounds__(T::THREADS,
     copy_wait<0>();
     __syncthreads();
     float2 *ml = (float2 *)shared;
-    float4 *o = (float4 *)(shared + T::Q_BYTES);
+    float4 *o = (float4 *)(shared + T::TILE_AT);
     sums_to_shared<T>(sums, o, ml, warp, lane);
     __syncthreads();
     join_warps<T>(a, share, rows, o, ml);
@@ -655,13 +748,29 @@ template <class T> static cudaError_t launch(const struct CudaPaged *a, cudaStre
                                                        T::THREADS, T::SHARED, s, *a);
 }
 
-template <int D, int STAGES, int BLOCKS>
+template <int D, int STAGES, int BLOCKS, int BITS>
 static cudaError_t launch_rows(const struct CudaPaged *a, cudaStream_t s)
 {
     int rows = a->n_rows * (a->n_heads / a->n_kv_heads);
-    if (rows <= 16) return launch<PagedShape<D, 1, 1, STAGES, BLOCKS>>(a, s);
-    if (rows <= 32) return launch<PagedShape<D, 2, 1, STAGES, BLOCKS>>(a, s);
-    return launch<PagedShape<D, 4, 1, STAGES, BLOCKS>>(a, s);
+    if (rows <= 16) return launch<PagedShape<D, 1, 1, STAGES, BLOCKS, BITS>>(a, s);
+    if (rows <= 32) return launch<PagedShape<D, 2, 1, STAGES, BLOCKS, BITS>>(a, s);
+    return launch<PagedShape<D, 4, 1, STAGES, BLOCKS, BITS>>(a, s);
+}
+
+template <int BITS> static cudaError_t launch_heads(const struct CudaPaged *a, cudaStream_t s)
+{
+    switch (a->head_dim) {
+    case 64:
+        return launch_rows<64, 4, 2, BITS>(a, s);
+    case 96:
+        return launch_rows<96, 4, 2, BITS>(a, s);
+    case 128:
+        return launch_rows<128, 3, 2, BITS>(a, s);
+    case 256:
+        return launch_rows<256, 2, 1, BITS>(a, s);
+    default:
+        return cudaErrorInvalidValue;
+    }
 }
 
 cudaError_t cuda_paged_attention(const struct CudaPaged *a, cudaStream_t s)
@@ -673,16 +782,12 @@ cudaError_t cuda_paged_attention(const struct CudaPaged *a, cudaStream_t s)
     if (a->n_rows < 1) return cudaSuccess;
     if (a->turn.angles && (a->n_rows > 1 || !a->k || !a->slots)) return cudaErrorInvalidValue;
     if (!a->window != !a->seen || (a->window && !a->n_tokens)) return cudaErrorInvalidValue;
-    switch (a->head_dim) {
-    case 64:
-        return launch_rows<64, 4, 2>(a, s);
-    case 96:
-        return launch_rows<96, 4, 2>(a, s);
-    case 128:
-        return launch_rows<128, 3, 2>(a, s);
-    case 256:
-        return launch_rows<256, 2, 1>(a, s);
+    switch (a->format) {
+    case CUDA_PAGE_Q8:
+        return launch_heads<8>(a, s);
+    case CUDA_PAGE_Q4:
+        return launch_heads<4>(a, s);
     default:
-        return cudaErrorInvalidValue;
+        return launch_heads<16>(a, s);
     }
 }

@@ -1,9 +1,17 @@
 /* pages.cu - keys and values between a batch's rows, pages of 64 tokens, and the packed form of attention. */
+#include "codes.cuh"
 #include "device.h"
 
 #include <math.h>
 
-enum { CHUNK = 8 }; /* values of a 16-byte access */
+enum { CHUNK = 8, WARPS = 4 }; /* CHUNK: values of a 16-byte access */
+
+size_t page_size(enum CudaPageFormat format, int head_dim)
+{
+    if (format == CUDA_PAGE_Q8) return (size_t)code_page_bytes<8>(head_dim);
+    if (format == CUDA_PAGE_Q4) return (size_t)code_page_bytes<4>(head_dim);
+    return (size_t)2 * CUDA_PAGE_TOKENS * head_dim * sizeof(bf16);
+}
 
 static __device__ const bf16 *page_key(const struct PagesArgs &p, uint32_t page, int slot)
 {
@@ -31,10 +39,32 @@ static __global__ void write_kernel(struct PagesArgs p, const struct DevWrite *w
     }
 }
 
+/* A warp takes a token's K or V. */
+template <int BITS>
+static __global__ void write_codes_kernel(struct PagesArgs p, const struct DevWrite *writes)
+{
+    struct DevWrite w = writes[blockIdx.x];
+    int lane = threadIdx.x % 32;
+    uint8_t *page = p.pool + (size_t)w.page * p.page_bytes;
+    for (int i = threadIdx.x / 32; i < 2 * w.n; i += WARPS) {
+        int token = i / 2, row = w.row0 + (w.index ? w.index[token] : w.first + token);
+        const bf16 *src =
+            (i % 2 ? w.v : w.k) + ((size_t)row * p.n_kv_heads + w.kv_head) * p.head_dim;
+        uint4 values = make_uint4(0, 0, 0, 0);
+        if (lane < p.head_dim / CHUNK) values = ((const uint4 *)src)[lane];
+        codes_put<BITS>(page, i % 2, w.at + token, values, p.head_dim);
+    }
+}
+
 cudaError_t pages_write(const struct PagesArgs *p, const struct DevWrite *w, int n, cudaStream_t s)
 {
-    if (p->head_dim % CHUNK) return cudaErrorInvalidValue;
-    write_kernel<<<n, 128, 0, s>>>(*p, w);
+    if (p->head_dim % CHUNK || p->head_dim > 32 * CHUNK) return cudaErrorInvalidValue;
+    if (p->format == CUDA_PAGE_Q8)
+        write_codes_kernel<8><<<n, WARPS * 32, 0, s>>>(*p, w);
+    else if (p->format == CUDA_PAGE_Q4)
+        write_codes_kernel<4><<<n, WARPS * 32, 0, s>>>(*p, w);
+    else
+        write_kernel<<<n, WARPS * 32, 0, s>>>(*p, w);
     return cudaGetLastError();
 }
 
@@ -65,14 +95,46 @@ static __global__ void pack_kernel(struct PagesArgs p, const uint32_t *from, con
     }
 }
 
+/* Word i of a token in a page of codes: those of its K, of its V, then its two grids. */
+template <int BITS>
+static __device__ uint32_t *code_word(const struct PagesArgs &p, uint32_t at, int i)
+{
+    uint8_t *page = p.pool + (size_t)(at / CUDA_PAGE_TOKENS) * p.page_bytes;
+    int slot = at % CUDA_PAGE_TOKENS, row = code_row_bytes<BITS>(p.head_dim) / 4;
+    if (i >= 2 * row) return (uint32_t *)code_grid<BITS>(page, i - 2 * row, slot, p.head_dim);
+    return (uint32_t *)code_row<BITS>(page, i / row, slot, p.head_dim) + i % row;
+}
+
+/* The same with codes, which move as they are. */
+template <int BITS>
+static __global__ void pack_codes_kernel(struct PagesArgs p, const uint32_t *from,
+                                         const uint32_t *to, int n)
+{
+    extern __shared__ uint4 held[];
+    uint32_t *words = (uint32_t *)held; /* [64, per] */
+    int per = 2 * code_row_bytes<BITS>(p.head_dim) / 4 + 2;
+    for (int first = 0; first < n; first += CUDA_PAGE_TOKENS) {
+        int tokens = min(CUDA_PAGE_TOKENS, n - first);
+        for (int i = threadIdx.x; i < tokens * per; i += blockDim.x)
+            words[i] = *code_word<BITS>(p, from[first + i / per], i % per);
+        __syncthreads();
+        for (int i = threadIdx.x; i < tokens * per; i += blockDim.x)
+            *code_word<BITS>(p, to[first + i / per], i % per) = words[i];
+        __syncthreads();
+    }
+}
+
 cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, const uint32_t *to, int n,
                        cudaStream_t s)
 {
     size_t bytes = p->page_bytes;
+    auto kernel = p->format == CUDA_PAGE_Q8   ? pack_codes_kernel<8>
+                  : p->format == CUDA_PAGE_Q4 ? pack_codes_kernel<4>
+                                              : pack_kernel;
     cudaError_t e =
-        cudaFuncSetAttribute(pack_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
     if (e != cudaSuccess) return e;
-    pack_kernel<<<1, 512, bytes, s>>>(*p, from, to, n);
+    kernel<<<1, 512, bytes, s>>>(*p, from, to, n);
     return cudaGetLastError();
 }
 
@@ -138,25 +200,42 @@ static __device__ int find_token(const struct CudaPageRef *refs, int n_refs, int
 }
 
 /* One warp: where tokens [first, first + n) of a head's pages lie. */
-static __device__ void find_tokens(const struct PagesArgs &p, const struct CudaPageRef *refs,
-                                   int n_refs, int first, int n, const bf16 **where, float *bias)
+static __device__ void find_tokens(const struct CudaPageRef *refs, int n_refs, int first, int n,
+                                   struct CudaPageSlot *where, float *bias)
 {
     int slot, i = find_token(refs, n_refs, first, &slot), lane = threadIdx.x % 32;
     for (int at = 0; at < n; i++, slot = 0) {
         int run = min((int)refs[i].len - slot, n - at);
         for (int j = lane; j < run; j += 32) {
-            where[at + j] = page_key(p, refs[i].page, slot + j);
+            where[at + j] = {refs[i].page, (uint32_t)(slot + j)};
             if (bias) bias[at + j] = refs[i].bias;
         }
         at += run;
     }
 }
 
+/* 8 values of a token's K and V from its page. */
+template <int FORMAT>
+static __device__ void page_get(const struct PagesArgs &p, struct CudaPageSlot at, int part,
+                                uint4 *k, uint4 *v)
+{
+    if constexpr (FORMAT == CUDA_PAGE_BF16) {
+        const bf16 *key = page_key(p, at.page, at.at);
+        *k = ((const uint4 *)key)[part];
+        *v = ((const uint4 *)(key + value_offset(p)))[part];
+    } else {
+        constexpr int BITS = FORMAT == CUDA_PAGE_Q8 ? 8 : 4;
+        const uint8_t *page = p.pool + (size_t)at.page * p.page_bytes;
+        *k = codes_get<BITS>(page, 0, at.at, part, p.head_dim);
+        *v = codes_get<BITS>(page, 1, at.at, part, p.head_dim);
+    }
+}
+
 /* A block takes 64 packed tokens of one (sequence, KV head). What lies behind the last tile that holds a key is left as
  * it is: nobody reads there. */
-static __global__ void gather_kernel(struct GatherArgs a)
+template <int FORMAT> static __global__ void gather_kernel(struct GatherArgs a)
 {
-    __shared__ const bf16 *where[CUDA_PAGE_TOKENS];
+    __shared__ struct CudaPageSlot where[CUDA_PAGE_TOKENS];
     int head = blockIdx.y % a.pages.n_kv_heads, seq = blockIdx.y / a.pages.n_kv_heads;
     int dim = a.pages.head_dim, per = dim / CHUNK, past = a.kv.past[head];
     int row0 = a.seq_begin[seq], rows = a.seq_begin[seq + 1] - row0;
@@ -164,7 +243,7 @@ static __global__ void gather_kernel(struct GatherArgs a)
     size_t out = ((size_t)blockIdx.y * a.kv.key_stride) * dim;
     if (first / CUDA_KEY_TILE * CUDA_KEY_TILE >= past + rows) return;
     if (threadIdx.x < 32 && first < past)
-        find_tokens(a.pages, a.refs + (size_t)head * a.ref_stride, a.n_refs[head], first,
+        find_tokens(a.refs + (size_t)head * a.ref_stride, a.n_refs[head], first,
                     min(past - first, (int)CUDA_PAGE_TOKENS), where,
                     a.key_bias && seq == 0 ? a.key_bias + (size_t)head * a.kv.key_stride + first
                                            : NULL);
@@ -173,9 +252,7 @@ static __global__ void gather_kernel(struct GatherArgs a)
         int token = i / per, at = first + token, part = i % per;
         uint4 k = make_uint4(0, 0, 0, 0), v = k;
         if (at < past) {
-            const bf16 *key = where[token];
-            k = ((const uint4 *)key)[part];
-            v = ((const uint4 *)(key + value_offset(a.pages)))[part];
+            page_get<FORMAT>(a.pages, where[token], part, &k, &v);
         } else if (at < past + rows) {
             size_t src = ((size_t)(row0 + at - past) * a.pages.n_kv_heads + head) * dim;
             k = ((const uint4 *)(a.k + src))[part];
@@ -193,6 +270,9 @@ cudaError_t pages_gather(const struct GatherArgs *a, cudaStream_t s)
     if (a->pages.head_dim % CHUNK) return cudaErrorInvalidValue;
     dim3 grid((unsigned)(a->kv.key_stride / CUDA_PAGE_TOKENS),
               (unsigned)(a->n_seqs * a->pages.n_kv_heads));
-    gather_kernel<<<grid, 256, 0, s>>>(*a);
+    auto kernel = a->pages.format == CUDA_PAGE_Q8   ? gather_kernel<CUDA_PAGE_Q8>
+                  : a->pages.format == CUDA_PAGE_Q4 ? gather_kernel<CUDA_PAGE_Q4>
+                                                    : gather_kernel<CUDA_PAGE_BF16>;
+    kernel<<<grid, 256, 0, s>>>(*a);
     return cudaGetLastError();
 }

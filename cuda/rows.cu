@@ -149,21 +149,34 @@ cudaError_t rows_norm(const struct RowsArgs *a, cudaStream_t s)
 /* ==== Rotation ==== */
 
 /* One warp a head of a row. */
-static __global__ void rope_kernel(struct HeadsArgs a)
+template <bool EVEN> static __global__ void rope_kernel(struct HeadsArgs a)
 {
+    __shared__ float held[EVEN ? THREADS / 32 : 1][EVEN ? 256 : 1];
     size_t head = (size_t)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (head >= (size_t)a.n_rows * a.n_heads) return;
     bf16 *x = a.x + head * a.head_dim;
     struct CudaTurn turn = a.turn;
     turn.angles += head / a.n_heads * turn.rope_dim;
     const float *slow = a.slow ? a.slow + head % a.n_heads * a.head_dim : NULL;
-    turn_head(turn, x, a.norm, slow, a.head_dim, [&](int i, bf16 v) { x[i] = v; });
+    auto store = [&](int i, float v) { x[i] = __float2bfloat16_rn(v); };
+    if constexpr (EVEN) {
+        const float *balance = turn.balance;
+        if (balance) balance += head % a.n_heads / a.group * a.head_dim;
+        turn_even_head(turn, x, a.norm, slow, a.head_dim,
+                       EvenHead{balance, a.queries, held[threadIdx.x / 32]}, store);
+    } else {
+        turn_head(turn, x, a.norm, slow, a.head_dim, store);
+    }
 }
 
 cudaError_t rows_rope(const struct HeadsArgs *a, cudaStream_t s)
 {
     size_t heads = (size_t)a->n_rows * a->n_heads;
-    rope_kernel<<<(unsigned)((heads + 7) / 8), 256, 0, s>>>(*a);
+    unsigned blocks = (unsigned)((heads + THREADS / 32 - 1) / (THREADS / 32));
+    if (a->turn.even)
+        rope_kernel<true><<<blocks, THREADS, 0, s>>>(*a);
+    else
+        rope_kernel<false><<<blocks, THREADS, 0, s>>>(*a);
     return cudaGetLastError();
 }
 

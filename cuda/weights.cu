@@ -95,6 +95,12 @@ const float *dev_slow(const struct Device *d, const float *k_bias)
     return v ? v->slow : NULL;
 }
 
+const float *dev_balance(const struct Device *d, const float *k_bias)
+{
+    const struct DevVector *v = find_vector(d, k_bias);
+    return v ? v->balance : NULL;
+}
+
 /* ==== Where it lies ==== */
 
 /* The output head and the embedding, which are read by the row. */
@@ -115,12 +121,15 @@ static int vector_len(const struct Device *d, const float *host)
     return c->dim;
 }
 
-/* Where heads are normed before they turn, the bias is part of what is normed. */
-static bool is_key_bias(const struct Device *d, const float *host)
+/* The layer whose keys have this bias. NULL also where heads are normed before they turn: there the bias is part of what is
+ * normed. */
+static const struct Layer *layer_of_keys(const struct Device *d, const float *host)
 {
-    for (int i = 0; i < d->model->cfg.n_layers; i++)
-        if (host == d->model->layers[i].bk) return !d->model->layers[i].k_norm;
-    return false;
+    for (int i = 0; i < d->model->cfg.n_layers; i++) {
+        const struct Layer *l = &d->model->layers[i];
+        if (host == l->bk) return l->k_norm ? NULL : l;
+    }
+    return NULL;
 }
 
 static size_t lay_out(struct Device *d, uint8_t *base)
@@ -143,8 +152,9 @@ static size_t lay_out(struct Device *d, uint8_t *base)
     for (int i = 0; i < d->n_vectors; i++) {
         size_t n = (size_t)vector_len(d, d->vectors[i].host);
         d->vectors[i].data = (float *)cut(&s, n * sizeof(float));
-        d->vectors[i].slow =
-            is_key_bias(d, d->vectors[i].host) ? (float *)cut(&s, n * sizeof(float)) : NULL;
+        bool keys = layer_of_keys(d, d->vectors[i].host), even = d->format != CUDA_PAGE_BF16;
+        d->vectors[i].slow = keys ? (float *)cut(&s, n * sizeof(float)) : NULL;
+        d->vectors[i].balance = keys && even ? (float *)cut(&s, n * sizeof(float)) : NULL;
     }
     return s.at;
 }
@@ -196,27 +206,24 @@ static int fill_weight(struct Device *d, const struct DevWeight *w, void *raw, b
     return PC_OK;
 }
 
-/* Whether column i of a head turns by less than a radian over the trained positions. */
-static bool is_slow(const struct Model *m, int i)
-{
-    int half = m->cfg.rope_dim / 2, pair = m->cfg.rope_style == ROPE_PAIRS ? i / 2 : i % half;
-    return i >= m->cfg.rope_dim || m->cfg.inv_freq[pair] * (float)m->cfg.train_len <= 1;
-}
-
 static int fill_key_bias(struct Device *d, const struct DevVector *v)
 {
     int n = vector_len(d, v->host);
     size_t bytes = (size_t)n * sizeof(float);
-    float *slow = (float *)mem_alloc(2 * (size_t)n, sizeof *slow);
+    float *slow = (float *)mem_alloc(3 * (size_t)n, sizeof *slow);
     if (!slow) return PC_ENOMEM;
-    float *fast = slow + n;
+    float *fast = slow + n, *balance = fast + n;
     for (int i = 0; i < n; i++) {
-        bool late = is_slow(d->model, i % d->model->cfg.head_dim);
+        bool late = key_column_slow(&d->model->cfg, i % d->model->cfg.head_dim);
         slow[i] = late ? v->host[i] : 0;
         fast[i] = late ? 0 : v->host[i];
     }
     int status = dev_upload(d, v->data, fast, bytes);
     if (status == PC_OK) status = dev_upload(d, v->slow, slow, bytes);
+    if (status == PC_OK && v->balance) {
+        key_balance(&d->model->cfg, layer_of_keys(d, v->host), balance);
+        status = dev_upload(d, v->balance, balance, bytes);
+    }
     mem_free(slow);
     return status;
 }

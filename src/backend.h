@@ -24,6 +24,7 @@ struct Device;
 struct DeviceOptions {
     const struct Model *model;
     enum Precision precision;
+    enum KvType kv_type;
     int threads;     /* cpu */
     const char *isa; /* cpu: "auto" or the name of a kernel table */
     size_t
@@ -91,7 +92,8 @@ struct RopeArgs {
     const float *q_norm, *k_norm; /* [head_dim] f32 or NULL: RMS norm of each head first */
     int n_rows;
     /* [n_kv_heads * head_dim] or NULL: the bias that norm_linear was given for k. A backend may leave parts of it until
-     * here, and may shift all keys of a head by one vector, which no softmax sees. */
+     * here, and may shift all keys of a head by one vector, which no softmax sees, or multiply them by a matrix whose
+     * inverse goes to the queries, which no logit sees. */
     const float *k_bias;
 };
 
@@ -222,7 +224,7 @@ struct Backend {
      * only: no source is a slot that an earlier token went to. */
     int (*kv_pack)(struct Device *d, const struct PagePool *pool, const uint32_t *from,
                    const uint32_t *to, int n);
-    /* One token as f32, into host memory. */
+    /* One token as f32, into host memory, its key as rope() left it. */
     int (*kv_read)(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
                    float *k, float *v);
     /* Bytes of the index of one page: one vector of head_dim values for the mean, two for the bound. */

@@ -33,6 +33,7 @@ static const char *const WORDS_SCORE[] = {"auto", "question", "published", "rand
                                           "bm25", "fusion",   NULL};
 static const char *const WORDS_SELECT[] = {"off", "mean", "bound", NULL};
 static const char *const WORDS_PRECISION[] = {"auto", "int16", "f32", "bf16", "fp8", NULL};
+static const char *const WORDS_KV_TYPE[] = {"auto", "q8", "q4", NULL};
 static const char *const WORDS_CHAT[] = {"auto",    "raw",     "chatml",  "qwen",
                                          "llama-2", "llama-3", "mistral", NULL};
 static const char *const WORDS_BACKEND[] = {"auto", "cpu", "cuda", NULL};
@@ -129,6 +130,8 @@ const struct Setting SETTINGS[] = {
      "where to compute; auto: on a GPU when this build can and there is one"},
     {"precision", SET_ENUM, ENUM_AT(precision), WORDS_PRECISION, "auto", "machine",
      "arithmetic of the prefill; auto: int16 on a CPU, bf16 on a GPU; for comparison f32 (cpu); faster fp8 (cuda)"},
+    {"kv_type", SET_ENUM, ENUM_AT(kv_type), WORDS_KV_TYPE, "auto", "machine",
+     "numbers of the KV cache; auto: 16 bits; q8, q4: 8 or 4 bits with a scale and a zero for each token and KV head, in half or a quarter of the memory"},
     {"isa", SET_TEXT, TEXT_AT(isa), WORDS_ISA, "auto", "machine",
      "instructions used on a CPU; auto: the best that this one has"},
     {"threads", SET_INT, AT(threads), 0, 1, 1024, WORDS_AUTO, "auto", "machine",
@@ -310,7 +313,8 @@ static int set_enum(const struct Setting *set, void *at, const char *value)
 
 _Static_assert(sizeof(enum Method) == sizeof(int) && sizeof(enum ChunkScore) == sizeof(int) &&
                    sizeof(enum Precision) == sizeof(int) && sizeof(enum Scaling) == sizeof(int) &&
-                   sizeof(enum Freed) == sizeof(int) && sizeof(enum HeadsBy) == sizeof(int),
+                   sizeof(enum Freed) == sizeof(int) && sizeof(enum HeadsBy) == sizeof(int) &&
+                   sizeof(enum KvType) == sizeof(int),
                "enums of struct Settings are read and written as int");
 
 static int set_text(const struct Setting *set, char *at, const char *value)
@@ -625,6 +629,10 @@ static int check_heads(const struct Settings *s)
 int settings_check(const struct Settings *s)
 {
     TRY(check_heads(s));
+    if (s->select != PAGE_INDEX_OFF && s->kv_type != KV_AUTO)
+        return err_set(PC_ECONFIG,
+                       "setting 'select': pages are told apart by keys of the device's own type; "
+                       "leave out --kv-type, or --select");
     if (s->rope_factor > 0 && s->rope_scaling == SCALING_AUTO)
         return err_set(PC_ECONFIG,
                        "setting 'rope_factor': it says how far, but not how to stretch; "

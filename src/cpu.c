@@ -32,6 +32,45 @@ static bool cpu_available(void)
     return true;
 }
 
+static enum PageFormat format_of(const struct DeviceOptions *o)
+{
+    if (o->kv_type == KV_AUTO) return o->precision == PRECISION_F32 ? PAGE_F32 : PAGE_F16;
+    return o->kv_type == KV_Q8 ? PAGE_Q8 : PAGE_Q4;
+}
+
+static bool has_codes(const struct Device *d)
+{
+    return d->format == PAGE_Q8 || d->format == PAGE_Q4;
+}
+
+/* A bias that is normed along with the keys is no part that they share. */
+static bool has_key_bias(const struct Layer *l)
+{
+    return l->bk && !l->k_norm;
+}
+
+static int open_balance(struct Device *d)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    size_t width = (size_t)m->n_kv_heads * m->head_dim, n = width * (size_t)m->n_layers;
+    if (!has_codes(d)) return PC_OK;
+    d->balance = mem_alloc(n, sizeof *d->balance);
+    if (!d->balance) return PC_ENOMEM;
+    for (size_t i = 0; i < n; i++) d->balance[i] = 1;
+    for (int l = 0; d->model->layers && l < m->n_layers; l++)
+        if (has_key_bias(&d->model->layers[l]))
+            key_balance(m, &d->model->layers[l], d->balance + width * (size_t)l);
+    return PC_OK;
+}
+
+static void cpu_close(struct Device *d)
+{
+    if (!d) return;
+    mem_free(d->block);
+    mem_free(d->balance);
+    mem_free(d);
+}
+
 static int cpu_open(const struct DeviceOptions *o, struct Device **out)
 {
     if (o->precision != PRECISION_AUTO && o->precision != PRECISION_INT16 &&
@@ -49,18 +88,16 @@ static int cpu_open(const struct DeviceOptions *o, struct Device **out)
     d->kern = kern;
     d->model = o->model;
     d->exact = o->precision == PRECISION_F32;
+    d->format = format_of(o);
     d->threads = o->threads > 0 ? o->threads : omp_get_num_procs();
     snprintf(d->text, sizeof d->text, "cpu %s %s, %d thread%s", kern->isa,
              d->exact ? "f32" : "int16", d->threads, d->threads == 1 ? "" : "s");
-    *out = d;
-    return PC_OK;
-}
-
-static void cpu_close(struct Device *d)
-{
-    if (!d) return;
-    mem_free(d->block);
-    mem_free(d);
+    int status = open_balance(d);
+    if (status < 0)
+        cpu_close(d);
+    else
+        *out = d;
+    return status;
 }
 
 static const char *cpu_describe(const struct Device *d)
@@ -85,8 +122,7 @@ static size_t cpu_peak(struct Device *d, bool reset)
 
 static size_t cpu_page_bytes(const struct Device *d)
 {
-    return (size_t)2 * PAGE_TOKENS * d->model->cfg.head_dim *
-           (d->exact ? sizeof(float) : sizeof(uint16_t));
+    return page_bytes(d->format, d->model->cfg.head_dim);
 }
 
 /* ==== Scratch ==== */
@@ -150,7 +186,7 @@ static size_t cut_scratch(struct Device *d, const struct BatchShape *s, uint8_t 
     d->act_ffn = cut_act(&c, d->exact, s->rows, m->hidden_dim, 1); /* written a block at a time */
     d->angles = cut(&c, sizeof(float) * (size_t)s->rows * m->rope_dim);
     /* also a page, a block gathered from pages, and a normed row */
-    size_t least = sizeof(float) * ((size_t)2 * PAGE_TOKENS * m->head_dim + (size_t)widest);
+    size_t least = page_bytes(PAGE_F32, m->head_dim) + sizeof(float) * (size_t)widest;
     d->thread_bytes = (((attn > panel ? attn : panel) + least) + 4095) & ~(size_t)4095;
     d->thread_scratch = cut(&c, d->thread_bytes * d->threads);
     d->rows = cut(&c, sizeof(float) * 2 * (size_t)widest);
@@ -441,16 +477,48 @@ static void rope_heads(const struct Device *d, float *heads, int n, const float 
     }
 }
 
+static const struct Layer *layer_of(const struct Device *d, const float *k_bias)
+{
+    const struct Layer *l = d->model->layers;
+    for (int i = 0; k_bias && i < d->model->cfg.n_layers; i++)
+        if (l[i].bk == k_bias) return &l[i];
+    return NULL;
+}
+
+/* Leaves the bias's slow columns out of a row's keys, and gives what else of it stands out to the queries. */
+static void balance_heads(const struct Device *d, const struct Layer *l, float *q, float *k)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    int group = m->n_heads / m->n_kv_heads, dim = m->head_dim, width = m->n_kv_heads * dim;
+    const float *by = d->balance + (size_t)(l - d->model->layers) * width;
+    for (int i = 0; i < width; i++)
+        k[i] = (key_column_slow(m, i % dim) ? k[i] - l->bk[i] : k[i]) / by[i];
+    for (int h = 0; h < m->n_heads; h++)
+        for (int i = 0; i < dim; i++) q[h * dim + i] *= by[h / group * dim + i];
+}
+
+/* Makes a row's keys fit for few bits; queries take what undoes it. */
+static void even_out(const struct Device *d, const struct RopeArgs *a, float *q, float *k)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    const struct Layer *l = layer_of(d, a->k_bias);
+    if (l && has_key_bias(l)) balance_heads(d, l, q, k);
+    for (int h = 0; h < m->n_heads; h++) d->kern->spread(q + h * m->head_dim, m->head_dim);
+    for (int h = 0; h < m->n_kv_heads; h++) d->kern->spread(k + h * m->head_dim, m->head_dim);
+}
+
 static int cpu_rope(struct Device *d, const struct RopeArgs *a)
 {
     const struct ModelConfig *m = &d->model->cfg;
+    bool even = has_codes(d) && !d->shape.far; /* far keys turn once more */
 #pragma omp parallel for schedule(static) num_threads(d->threads) if (a->n_rows > FEW_ROWS)
     for (int r = 0; r < a->n_rows; r++) {
         const float *angles = d->angles + (size_t)r * m->rope_dim;
-        float *q = a->q, *k = a->k;
-        rope_heads(d, q + (size_t)r * m->n_heads * m->head_dim, m->n_heads, a->q_norm, angles);
-        rope_heads(d, k + (size_t)r * m->n_kv_heads * m->head_dim, m->n_kv_heads, a->k_norm,
-                   angles);
+        float *q = (float *)a->q + (size_t)r * m->n_heads * m->head_dim,
+              *k = (float *)a->k + (size_t)r * m->n_kv_heads * m->head_dim;
+        rope_heads(d, q, m->n_heads, a->q_norm, angles);
+        rope_heads(d, k, m->n_kv_heads, a->k_norm, angles);
+        if (even) even_out(d, a, q, k);
     }
     return PC_OK;
 }

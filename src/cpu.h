@@ -27,6 +27,9 @@ struct Device {
     const struct Kernels *kern;
     const struct Model *model;
     bool exact;
+    enum PageFormat format; /* of KV pages */
+    float *
+        balance; /* [n_layers, n_kv_heads * head_dim] of key_balance, 1 where there is none; NULL unless pages hold codes */
     int threads;
     char text[96];
 

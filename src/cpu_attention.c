@@ -96,7 +96,7 @@ static void gather_block(struct Device *d, const struct AttnArgs *a, int seq, in
         for (; n < QBLOCK && at + n < past; n++) {
             while (skip >= (int)ref->len) skip = 0, ref++;
             d->kern->page_read(a->pool->data + ref->page * a->pool->page_bytes, skip++, dim,
-                               k + n * dim, v + n * dim, d->exact);
+                               k + n * dim, v + n * dim, d->format);
         }
     }
     for (int row = at + n - past; n < QBLOCK && row < rows; n++, row++) {
@@ -320,7 +320,7 @@ static void attend_split(struct Device *d, const struct AttnArgs *a, const struc
         if (i == refs) {
             size_t row = (size_t)s.kv_head * m->head_dim;
             d->kern->page_write(own, 0, m->head_dim, (const float *)a->k + row,
-                                (const float *)a->v + row, d->exact);
+                                (const float *)a->v + row, d->format);
             runs[n++] = (struct PageRun){.page = own, .len = 1};
             continue;
         }
@@ -335,7 +335,7 @@ static void attend_split(struct Device *d, const struct AttnArgs *a, const struc
         n += run->seen - run->hidden < run->len;
     }
     const float *q = (const float *)a->q + (size_t)s.kv_head * group * m->head_dim;
-    struct PageAttn pages = {.exact = d->exact,
+    struct PageAttn pages = {.format = d->format,
                              .head_dim = m->head_dim,
                              .q = q,
                              .ld_q = m->head_dim,
@@ -410,7 +410,7 @@ int cpu_kv_write(struct Device *d, const struct PagePool *pool, const struct KvW
             int row = w->row0 + (w->index ? w->index[i] : w->first + i);
             size_t src = ((size_t)row * m->n_kv_heads + w->kv_head) * m->head_dim;
             d->kern->page_write(page, w->at + i, m->head_dim, (const float *)w->k + src,
-                                (const float *)w->v + src, d->exact);
+                                (const float *)w->v + src, d->format);
         }
     }
     return PC_OK;
@@ -420,12 +420,11 @@ int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *f
                 const uint32_t *to, int n)
 {
     int dim = d->model->cfg.head_dim;
-    float k[HEAD_DIM_MAX], v[HEAD_DIM_MAX];
     for (int i = 0; i < n; i++) {
         const uint8_t *src = pool->data + from[i] / PAGE_TOKENS * pool->page_bytes;
         uint8_t *dst = pool->data + to[i] / PAGE_TOKENS * pool->page_bytes;
-        d->kern->page_read(src, (int)(from[i] % PAGE_TOKENS), dim, k, v, d->exact);
-        d->kern->page_write(dst, (int)(to[i] % PAGE_TOKENS), dim, k, v, d->exact);
+        d->kern->page_move(dst, (int)(to[i] % PAGE_TOKENS), src, (int)(from[i] % PAGE_TOKENS), dim,
+                           d->format);
     }
     return PC_OK;
 }
@@ -434,6 +433,6 @@ int cpu_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef re
                 float *v)
 {
     d->kern->page_read(pool->data + ref.page * pool->page_bytes, at, d->model->cfg.head_dim, k, v,
-                       d->exact);
+                       d->format);
     return PC_OK;
 }

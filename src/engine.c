@@ -32,6 +32,7 @@ static int open_device(struct Engine *e)
     if (e->settings.threads == AUTO) e->settings.threads = omp_get_num_procs();
     struct DeviceOptions o = {.model = &e->model,
                               .precision = e->settings.precision,
+                              .kv_type = e->settings.kv_type,
                               .threads = e->settings.threads,
                               .isa = e->settings.isa,
                               .gpu_memory = e->settings.gpu_memory};
@@ -126,12 +127,13 @@ int engine_configure(struct Engine *e, const struct Settings *settings)
     struct Settings old = e->settings;
     const struct Settings *n = settings;
     bool same = !strcmp(old.backend, n->backend) && !strcmp(old.isa, n->isa) &&
-                old.precision == n->precision && old.gpu_memory == n->gpu_memory &&
+                old.precision == n->precision && old.kv_type == n->kv_type &&
+                old.gpu_memory == n->gpu_memory &&
                 (n->threads == AUTO || n->threads == old.threads);
     if (!same)
         return err_set(
             PC_ECONFIG,
-            "backend, isa, precision, gpu_memory and threads are fixed once the engine is open (%s)",
+            "backend, isa, precision, kv_type, gpu_memory and threads are fixed once the engine is open (%s)",
             engine_device(e));
     e->settings = *settings;
     e->settings.threads = old.threads;

@@ -102,9 +102,22 @@ struct AttnTile {
         *far; /* keys that the same rows see besides, from another place; or NULL */
 };
 
+/* What a page of 64 tokens of one KV head holds: K^T [head_dim, 64] then V [64, head_dim] in f32 or f16, or codes
+ * (kernels_codes.c): of each token K and V as whole numbers of 8 or 4 bits, with a scale and a zero. */
+enum PageFormat { PAGE_F32, PAGE_F16, PAGE_Q8, PAGE_Q4 };
+
+static inline size_t page_bytes(enum PageFormat format, int head_dim)
+{
+    size_t pairs = ((size_t)head_dim + 1) / 2, values = (size_t)head_dim * QBLOCK;
+    size_t scales = (size_t)4 * QBLOCK * sizeof(uint16_t);
+    if (format == PAGE_F32) return 2 * values * sizeof(float);
+    if (format == PAGE_F16) return 2 * values * sizeof(uint16_t);
+    return 2 * pairs * QBLOCK * (format == PAGE_Q8 ? 2 : 1) + scales;
+}
+
 /* A run of KV pages of one head for a few query rows (decode). */
 struct PageRun {
-    const void *page; /* K^T [head_dim, 64] then V [64, head_dim]; f16, or f32 in exact mode */
+    const void *page;
     int len;          /* tokens in use */
     int hidden, seen; /* of these, [hidden, seen) are not looked at */
     float bias;       /* added to their logits */
@@ -112,7 +125,7 @@ struct PageRun {
 
 /* Query rows of one KV group (decode). */
 struct PageAttn {
-    bool exact;
+    enum PageFormat format;
     int head_dim;
     const float *q; /* [n_q, ld_q] f32, rotated */
     int ld_q, n_q;
@@ -168,16 +181,22 @@ struct Kernels {
     void (*attn_mass)(const struct AttnTile *t, int n_keys, float *mass, void *scratch);
     /* Unnormalised output [n_q, head_dim] and partials [n_q] of a few query rows over pages. */
     void (*attn_pages)(const struct PageAttn *a, struct Partial *part, float *out);
-    /* Writes token slot `at` of a page; reads it back as f32. */
+    /* Writes token slot `at` of a page; reads it back as f32; moves what a slot holds to one of another page as it is. */
     void (*page_write)(void *page, int at, int head_dim, const float *k, const float *v,
-                       bool exact);
-    void (*page_read)(const void *page, int at, int head_dim, float *k, float *v, bool exact);
+                       enum PageFormat format);
+    void (*page_read)(const void *page, int at, int head_dim, float *k, float *v,
+                      enum PageFormat format);
     /* What a page's first `len` keys have in common: their mean [head_dim], or each channel's least and largest value
      * [2, head_dim]. */
     void (*index_write)(const void *page, int len, int head_dim, enum PageIndex index, bool exact,
                         void *out);
     /* The largest logit that some row has for the page's mean key, or may have for any of its keys. */
     float (*index_score)(const struct IndexQuery *q, const void *index);
+    void (*page_move)(void *to, int to_at, const void *from, int from_at, int head_dim,
+                      enum PageFormat format);
+    /* A head's Hadamard transform, orthonormal, in place: of each run of B values, B the largest power of two that divides
+     * head_dim. What stands out in one value is spread over all of them. */
+    void (*spread)(float *head, int head_dim);
 };
 
 extern const struct Kernels kernels_avx2, kernels_avx512, kernels_avx512vnni;

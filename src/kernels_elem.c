@@ -1,4 +1,4 @@
-/* kernels_elem.c - row-wise operations: norms, rotary embedding, sums, log-sum-exp. */
+/* kernels_elem.c - row-wise operations: norms, rotary embedding, the Hadamard transform, sums, log-sum-exp. */
 #include "kernels_list.h"
 #include "kernels_simd.h"
 
@@ -42,6 +42,20 @@ void KERNEL(rope)(float *head, const float *cos_sin, int rope_dim, enum RopeStyl
         head[i] = a * cosv[i] - b * sinv[i];
         head[half + i] = b * cosv[i] + a * sinv[i];
     }
+}
+
+void KERNEL(spread)(float *head, int head_dim)
+{
+    int run = head_dim & -head_dim;
+    float scale = 1.0f / sqrtf((float)run);
+    for (int step = 1; step < run; step *= 2)
+        for (int i = 0; i < head_dim; i += 2 * step)
+            for (int j = i; j < i + step; j++) {
+                float a = head[j], b = head[j + step];
+                head[j] = a + b;
+                head[j + step] = a - b;
+            }
+    for (int i = 0; i < head_dim; i++) head[i] *= scale;
 }
 
 float KERNEL(log_sum_exp)(const float *logits, int n)

@@ -4,7 +4,7 @@
  * row that scores thousands of pages reads half the bytes.
  */
 #include "kernels_list.h"
-#include "kernels_page.h"
+#include "kernels_pages.h"
 
 #include <math.h>
 

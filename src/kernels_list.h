@@ -19,10 +19,14 @@ size_t KERNEL(attn_scratch_bytes)(int head_dim, int n_keys, bool exact);
 void KERNEL(attn_mass)(const struct AttnTile *t, int n_keys, float *mass, void *scratch);
 void KERNEL(attn_pages)(const struct PageAttn *a, struct Partial *part, float *out);
 void KERNEL(page_write)(void *page, int at, int head_dim, const float *k, const float *v,
-                        bool exact);
-void KERNEL(page_read)(const void *page, int at, int head_dim, float *k, float *v, bool exact);
+                        enum PageFormat format);
+void KERNEL(page_read)(const void *page, int at, int head_dim, float *k, float *v,
+                       enum PageFormat format);
 void KERNEL(index_write)(const void *page, int len, int head_dim, enum PageIndex index, bool exact,
                          void *out);
 float KERNEL(index_score)(const struct IndexQuery *q, const void *index);
+void KERNEL(page_move)(void *to, int to_at, const void *from, int from_at, int head_dim,
+                       enum PageFormat format);
+void KERNEL(spread)(float *head, int head_dim);
 
 #endif

@@ -2,26 +2,21 @@
  * over them (decode).
  *
  * A page holds K transposed, [head_dim, 64], so that 64 logits grow in registers without horizontal
- * sums, then V as [64, head_dim]; f16, or f32 in exact mode. Keys are stored rotated.
+ * sums, then V as [64, head_dim]; f16, or f32 in exact mode. Keys are stored rotated. Pages of codes have kernels of
+ * their own (kernels_codes.c).
  */
-#include "kernels_list.h"
-#include "kernels_page.h"
+#include "kernels_pages.h"
 
 #include "quant.h"
 
-#include <math.h>
-
-enum {
-    KEY_VECS = QBLOCK / VL, /* vectors of a row of 64 keys */
-    GROUP = 4,              /* query heads per pass over a page: what the registers hold */
-    GROUP_WIDE = VL == 16 ? GROUP : 1,
-    QUERIES_MAX = 16, /* query rows whose logits are held at once */
-};
-
 void KERNEL(page_write)(void *page, int at, int head_dim, const float *k, const float *v,
-                        bool exact)
+                        enum PageFormat format)
 {
-    if (exact) {
+    if (format >= PAGE_Q8) {
+        KERNEL(codes_write)(page, at, head_dim, k, v, format);
+        return;
+    }
+    if (format == PAGE_F32) {
         float *p = page;
         for (int d = 0; d < head_dim; d++) p[d * QBLOCK + at] = k[d];
         memcpy(p + (size_t)head_dim * QBLOCK + (size_t)at * head_dim, v,
@@ -35,10 +30,15 @@ void KERNEL(page_write)(void *page, int at, int head_dim, const float *k, const 
     }
 }
 
-void KERNEL(page_read)(const void *page, int at, int head_dim, float *k, float *v, bool exact)
+void KERNEL(page_read)(const void *page, int at, int head_dim, float *k, float *v,
+                       enum PageFormat format)
 {
+    if (format >= PAGE_Q8) {
+        KERNEL(codes_read)(page, at, head_dim, k, v, format);
+        return;
+    }
     size_t values = (size_t)head_dim * QBLOCK + (size_t)at * head_dim;
-    if (exact) {
+    if (format == PAGE_F32) {
         const float *p = page;
         for (int d = 0; d < head_dim; d++) k[d] = p[d * QBLOCK + at];
         memcpy(v, p + values, sizeof *v * (size_t)head_dim);
@@ -49,6 +49,23 @@ void KERNEL(page_read)(const void *page, int at, int head_dim, float *k, float *
         k[d] = f16_to_f32(p[d * QBLOCK + at]);
         v[d] = f16_to_f32(p[values + d]);
     }
+}
+
+void KERNEL(page_move)(void *to, int to_at, const void *from, int from_at, int head_dim,
+                       enum PageFormat format)
+{
+    if (format >= PAGE_Q8) {
+        KERNEL(codes_move)(to, to_at, from, from_at, head_dim, format);
+        return;
+    }
+    size_t size = format == PAGE_F32 ? sizeof(float) : sizeof(uint16_t),
+           values = (size_t)head_dim * QBLOCK * size, row = (size_t)head_dim * size;
+    uint8_t *dst = to;
+    const uint8_t *src = from;
+    for (int d = 0; d < head_dim; d++)
+        memcpy(dst + ((size_t)d * QBLOCK + (size_t)to_at) * size,
+               src + ((size_t)d * QBLOCK + (size_t)from_at) * size, size);
+    memmove(dst + values + (size_t)to_at * row, src + values + (size_t)from_at * row, row);
 }
 
 /* Base-2 logits of query rows [first, first + n_q) against a page's 64 keys: s [n_q][64]. */
@@ -77,33 +94,6 @@ page_logits(const struct PageAttn *a, int first, int n_q, const void *page, bool
             for (int v = 0; v < KEY_VECS; v++)
                 vf_store(s + (q0 + g) * QBLOCK + v * VL, vf_mul(acc[g][v], vf_set1(factor)));
     }
-}
-
-/* Logits of one query -> probabilities in place; updates the partial and rescales the output so far. */
-static void page_softmax(float *s, const struct PageRun *run, int head_dim, struct Partial *part,
-                         float *out)
-{
-    int len = run->len;
-    vf top = vf_set1(-INFINITY);
-    for (int j = run->hidden; j < run->seen; j++) s[j] = -INFINITY;
-    for (int v = 0; v < QBLOCK; v += VL) {
-        int n = len - v;
-        vf x = vf_first(n < 0 ? 0 : n > VL ? VL : n, vf_load(s + v), vf_set1(-INFINITY));
-        vf_store(s + v, x);
-        top = vf_max(top, x);
-    }
-    float max = fmaxf(part->max, vf_hmax(top));
-    float alpha = exp2f(part->max - max);
-    vf sum = vf_zero();
-    for (int v = 0; v < QBLOCK; v += VL) {
-        vf p = vf_exp2(vf_sub(vf_load(s + v), vf_set1(max)));
-        vf_store(s + v, p);
-        sum = vf_add(sum, p);
-    }
-    part->sum = part->sum * alpha + vf_sum(sum);
-    part->max = max;
-    if (alpha != 1.0f)
-        for (int d = 0; d < head_dim; d++) out[d] *= alpha;
 }
 
 /* out [n_q][head_dim] += p [n_q][64] x V, four query heads and VL dims at a time. */
@@ -142,27 +132,33 @@ static inline __attribute__((always_inline)) void attend_page(const struct PageA
 {
     _Alignas(64) float s[QUERIES_MAX * QBLOCK];
     page_logits(a, first, n, run->page, exact, s);
-    for (int g = 0; g < n; g++) {
-        if (run->bias != 0)
-            for (int j = 0; j < run->len; j++) s[g * QBLOCK + j] += run->bias * 1.44269504f;
-        page_softmax(s + g * QBLOCK, run, a->head_dim, part + g, out + (size_t)g * a->head_dim);
-    }
+    page_softmaxes(a, run, n, s, part, out);
     page_values(s, n, a->head_dim, run->len, run->page, exact, out);
+}
+
+/* All pages for query rows [first, first + n). */
+static void attend_rows(const struct PageAttn *a, int first, int n, struct Partial *part,
+                        float *out)
+{
+    for (int i = 0; i < a->n_runs; i++) {
+        if (a->runs[i].len == 0) continue;
+        if (a->format == PAGE_F32)
+            attend_page(a, &a->runs[i], first, n, true, part, out);
+        else
+            attend_page(a, &a->runs[i], first, n, false, part, out);
+    }
 }
 
 void KERNEL(attn_pages)(const struct PageAttn *a, struct Partial *part, float *out)
 {
     for (int g = 0; g < a->n_q; g++) part[g] = (struct Partial){-INFINITY, 0};
     memset(out, 0, sizeof *out * (size_t)a->n_q * a->head_dim);
-    for (int i = 0; i < a->n_runs; i++) {
-        if (a->runs[i].len == 0) continue;
-        for (int q = 0; q < a->n_q; q += QUERIES_MAX) {
-            int n = a->n_q - q < QUERIES_MAX ? a->n_q - q : QUERIES_MAX;
-            float *to = out + (size_t)q * a->head_dim;
-            if (a->exact)
-                attend_page(a, &a->runs[i], q, n, true, part + q, to);
-            else
-                attend_page(a, &a->runs[i], q, n, false, part + q, to);
-        }
+    for (int q = 0; q < a->n_q; q += QUERIES_MAX) {
+        int n = a->n_q - q < QUERIES_MAX ? a->n_q - q : QUERIES_MAX;
+        float *to = out + (size_t)q * a->head_dim;
+        if (a->format >= PAGE_Q8)
+            KERNEL(codes_attend)(a, q, n, part + q, to);
+        else
+            attend_rows(a, q, n, part + q, to);
     }
 }

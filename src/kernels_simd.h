@@ -105,6 +105,31 @@ static inline void vi_store(void *p, vi x)
 {
     _mm512_storeu_si512(p, x);
 }
+/* bytes to int16, 2 * VL of them; bytes to int32, VL of them */
+static inline vi vi_load_u8x2(const uint8_t *p)
+{
+    return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline vi vi_load_u8(const uint8_t *p)
+{
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+}
+static inline vi vi_or(vi a, vi b)
+{
+    return _mm512_or_si512(a, b);
+}
+static inline vi vi_and(vi a, vi b)
+{
+    return _mm512_and_si512(a, b);
+}
+static inline vi vi_left(vi a, int bits)
+{
+    return _mm512_slli_epi32(a, (unsigned)bits);
+}
+static inline vi vi_right(vi a, int bits)
+{
+    return _mm512_srli_epi32(a, (unsigned)bits);
+}
 /* 16 x 16 int32: first within 128-bit lanes, then the lanes themselves, in two halvings */
 static inline void vi_transpose(vi r[VL])
 {
@@ -251,6 +276,30 @@ static inline vi vi_set1(int32_t x)
 static inline void vi_store(void *p, vi x)
 {
     _mm256_storeu_si256((__m256i *)p, x);
+}
+static inline vi vi_load_u8x2(const uint8_t *p)
+{
+    return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
+}
+static inline vi vi_load_u8(const uint8_t *p)
+{
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+}
+static inline vi vi_or(vi a, vi b)
+{
+    return _mm256_or_si256(a, b);
+}
+static inline vi vi_and(vi a, vi b)
+{
+    return _mm256_and_si256(a, b);
+}
+static inline vi vi_left(vi a, int bits)
+{
+    return _mm256_slli_epi32(a, bits);
+}
+static inline vi vi_right(vi a, int bits)
+{
+    return _mm256_srli_epi32(a, bits);
 }
 static inline void vi_transpose(vi r[VL])
 {

@@ -28,4 +28,6 @@ const struct Kernels KERNEL(kernels) = {
     .page_read = KERNEL(page_read),
     .index_write = KERNEL(index_write),
     .index_score = KERNEL(index_score),
+    .page_move = KERNEL(page_move),
+    .spread = KERNEL(spread),
 };

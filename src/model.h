@@ -110,6 +110,13 @@ void model_close(struct Model *m);
 void rope_ntk(const struct ModelConfig *cfg, double factor, float *inv_freq);
 void rope_yarn(const struct ModelConfig *cfg, double factor, float *inv_freq, float *scale);
 
+/* Whether a column of a head turns by less than a radian over the trained positions: what all keys of a head have there
+ * is the same wherever they stand. */
+bool key_column_slow(const struct ModelConfig *m, int column);
+/* What a layer's keys may be divided by, and its queries multiplied, so that the part of the keys' bias that turns does
+ * not stand out: out [n_kv_heads, head_dim], the same for columns that turn together. The layer has a bk and no k_norm. */
+void key_balance(const struct ModelConfig *m, const struct Layer *l, float *out);
+
 /* Writes what is in a model file (metadata, shapes, tensor types and their bytes, vocabulary facts)
  * as text, or as one JSON object, into out. Works on files whose tensors model_open would refuse. */
 int model_inspect(const char *path, bool json, struct Str *out);

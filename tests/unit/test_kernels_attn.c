@@ -320,11 +320,6 @@ static void test_attention_limit(void **state)
 
 /* ==== Pages ==== */
 
-static size_t page_bytes(int dim, bool exact)
-{
-    return (size_t)2 * QBLOCK * dim * (exact ? sizeof(float) : sizeof(uint16_t));
-}
-
 static void test_pages_round_trip(void **state)
 {
     static const int dims[] = {16, 64, 80, 256};
@@ -333,7 +328,7 @@ static void test_pages_round_trip(void **state)
         for (int exact = 0; exact < 2; exact++) {
             int dim = dims[i];
             size_t n = (size_t)QBLOCK * dim;
-            void *page = block(page_bytes(dim, exact));
+            void *page = block(page_bytes(exact ? PAGE_F32 : PAGE_F16, dim));
             float *keys = floats(n), *values = floats(n), *key = floats((size_t)dim),
                   *value = floats((size_t)dim);
             fill(keys, n, 3);
@@ -341,10 +336,11 @@ static void test_pages_round_trip(void **state)
             keys[5] = 1e6f;                    /* beyond f16 */
             for (int s = 0; s < QBLOCK; s++) { /* any order */
                 int at = s * 37 % QBLOCK;
-                k->page_write(page, at, dim, keys + at * dim, values + at * dim, exact);
+                k->page_write(page, at, dim, keys + at * dim, values + at * dim,
+                              exact ? PAGE_F32 : PAGE_F16);
             }
             for (int at = 0; at < QBLOCK; at++) {
-                k->page_read(page, at, dim, key, value, exact);
+                k->page_read(page, at, dim, key, value, exact ? PAGE_F32 : PAGE_F16);
                 for (int d = 0; d < dim; d++) {
                     float x = keys[at * dim + d], y = values[at * dim + d];
                     assert_true(key[d] == (exact ? x : f16_to_f32(f32_to_f16(x))));
@@ -363,7 +359,7 @@ static void test_pages_round_trip(void **state)
 
 struct Pages {
     const struct Kernels *k;
-    bool exact;
+    enum PageFormat format;
     int dim, n_q, n_runs;
     float *q, *out;
     struct PageRun runs[5];
@@ -380,7 +376,7 @@ static void check_query(const struct Pages *p, int g)
     int n = 0;
     for (int i = 0; i < p->n_runs; i++)
         for (int t = 0; t < p->runs[i].len; t++, n++) {
-            p->k->page_read(p->runs[i].page, t, p->dim, k, v, p->exact);
+            p->k->page_read(p->runs[i].page, t, p->dim, k, v, p->format);
             double s = 0;
             for (int d = 0; d < p->dim; d++)
                 s += (double)q[d] * k[d], size = fmax(size, fabs((double)q[d] * k[d]) * p->dim);
@@ -390,7 +386,7 @@ static void check_query(const struct Pages *p, int g)
     n = 0;
     for (int i = 0; i < p->n_runs; i++)
         for (int t = 0; t < p->runs[i].len; t++, n++) {
-            p->k->page_read(p->runs[i].page, t, p->dim, k, v, p->exact);
+            p->k->page_read(p->runs[i].page, t, p->dim, k, v, p->format);
             double w = exp(logit[n] - top);
             sum += w;
             for (int d = 0; d < p->dim; d++)
@@ -406,8 +402,8 @@ static void check_query(const struct Pages *p, int g)
         /* 2^-126 instead of less: see vf_scale2 */
         double bound = (expm1(error) + (n + 16) * EPS) * want[p->dim + d] / sum + 1e-34;
         if (!(fabs(have - want[d] / sum) <= bound))
-            fail_msg("%s exact %d dim %d: query %d [%d] %g for %g", p->k->isa, p->exact, p->dim, g,
-                     d, have, want[d] / sum);
+            fail_msg("%s format %d dim %d: query %d [%d] %g for %g", p->k->isa, p->format, p->dim,
+                     g, d, have, want[d] / sum);
     }
     free(want);
     free(k);
@@ -424,16 +420,16 @@ static void run_pages(struct Pages *p, const int *lens, const float *biases, flo
     p->part = block(sizeof *p->part * (size_t)p->n_q);
     fill(p->q, n, spread);
     for (int i = 0; i < p->n_runs; i++) {
-        pages[i] = block(page_bytes(p->dim, p->exact));
-        memset(pages[i], 0xff, page_bytes(p->dim, p->exact)); /* unused slots hold NaN */
+        pages[i] = block(page_bytes(p->format, p->dim));
+        memset(pages[i], 0xff, page_bytes(p->format, p->dim)); /* unused slots hold NaN */
         for (int t = 0; t < lens[i]; t++) {
             fill(k, (size_t)p->dim, 1);
             fill(v, (size_t)p->dim, 1);
-            p->k->page_write(pages[i], t, p->dim, k, v, p->exact);
+            p->k->page_write(pages[i], t, p->dim, k, v, p->format);
         }
         p->runs[i] = (struct PageRun){.page = pages[i], .len = lens[i], .bias = biases[i]};
     }
-    struct PageAttn a = {.exact = p->exact,
+    struct PageAttn a = {.format = p->format,
                          .head_dim = p->dim,
                          .q = p->q,
                          .ld_q = p->dim + 7,
@@ -464,7 +460,7 @@ static void test_attn_pages(void **state)
             for (int c = 0; c < 4; c++)
                 for (int exact = 0; exact < 2; exact++) {
                     struct Pages p = {.k = k,
-                                      .exact = exact,
+                                      .format = exact ? PAGE_F32 : PAGE_F16,
                                       .dim = dims[d],
                                       .n_q = groups[g],
                                       .n_runs = n_runs[c]};
