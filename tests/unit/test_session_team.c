@@ -146,7 +146,7 @@ static int run_team(const struct Case *c, int size, struct Outcome *o)
             fail_msg("rank %d of %d ended with %d, not %d", i, size, how, code_of(end));
     }
     bool shared = c->method == METHOD_PARALLELCOMP;
-    for (int i = 1; i < size && status == PC_OK && shared; i++) { /* all know the chunks */
+    for (int i = 1; i < size && end == PC_OK && shared; i++) { /* all know the chunks */
         struct Outcome other;
         assert_int_equal(read(job.pipe[0], &other, sizeof other), sizeof other);
         assert_memory_equal(other.kept, o->kept, sizeof o->kept);
