@@ -84,9 +84,8 @@ static void stream_half(struct Engine *e)
 }
 
 /* Every part of the plan in turn is the largest one. */
-static void test_plan_shapes(void **state)
+static void plan_shapes(enum KvType kv_type)
 {
-    (void)state;
     static const struct {
         enum Method method;
         int keep, cap, wave, n_calib, max_tokens;
@@ -107,7 +106,7 @@ static void test_plan_shapes(void **state)
         {METHOD_PARALLELCOMP, 2, 50, 3, 0, 4, true},
         {METHOD_PARALLELCOMP, KEEP_ALL, CAP_OFF, 1, 0, 300, true},
     };
-    struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
+    struct Engine *e = open_engine_of("llama", PRECISION_INT16, kv_type, 1);
     char text[9000];
     uint64_t rng = 4;
     for (size_t i = 0; i < sizeof text; i++) text[i] = (char)('A' + next_number(&rng) % 26);
@@ -136,6 +135,14 @@ static void test_plan_shapes(void **state)
         result_free(&r);
     }
     engine_close(e);
+}
+
+static void test_plan_shapes(void **state)
+{
+    (void)state;
+    plan_shapes(KV_AUTO);
+    plan_shapes(KV_Q8);
+    plan_shapes(KV_Q4);
 }
 
 /* A plan that does not fit is refused with numbers, and a wave shrinks to fit. */
