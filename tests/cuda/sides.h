@@ -63,12 +63,13 @@ struct Case {
         group; /* far keys, see struct FarKeys; group: the keys turn; window 0: none */
 };
 
-static inline struct Engine *open_side(const char *model, const char *backend)
+static inline struct Engine *open_side(const char *model, const char *backend, const char *kv_type)
 {
     struct Settings set;
     struct Engine *e;
     settings_default(&set);
     must(settings_set(&set, "backend", backend));
+    must(settings_set(&set, "kv_type", kv_type));
     if (!strcmp(backend, "cpu")) must(settings_set(&set, "precision", "f32"));
     must(engine_open(model, &set, &e));
     must(engine_weights(e));

@@ -218,6 +218,7 @@ struct PagedCase {
     int n_splits;
     vector<int> window; /* of head h: window[h % size]; empty: none has one */
     int sinks;
+    enum CudaPageFormat format;
 };
 
 struct Paged {
@@ -228,6 +229,7 @@ struct Paged {
     vector<struct CudaPageRef> refs;
     vector<int> n_refs, window, n_tokens;
     vector<struct CudaSeen> seen;
+    vector<uint8_t> codes; /* the pool's pages where they hold codes: `pool` has what these stand for */
     explicit Paged(const PagedCase &the) : c(the)
     {
         max_refs = 0;
@@ -244,6 +246,32 @@ struct Paged {
         for (int h = 0; h < c.heads; h++)
             window.push_back(c.window.empty() ? 0 : c.window[h % c.window.size()]);
         for (int h = 0; h < c.kv_heads; h++) leave_out(h);
+        if (c.format != CUDA_PAGE_BF16) make_codes();
+    }
+    /* Any codes and grids, but NaN where the pool has it: what is not to be seen. */
+    void make_codes()
+    {
+        int top = c.format == CUDA_PAGE_Q8 ? 255 : 15;
+        size_t row = (size_t)c.dim / (top == 255 ? 1 : 2), rows = pool.size() / c.dim;
+        page_bytes = 128 * (row + 4);
+        codes.assign(rows / 128 * page_bytes, 0);
+        for (size_t r = 0; r < rows; r++) {
+            uint8_t *page = &codes[r / 128 * page_bytes], *out = page + r % 128 * row;
+            bf16 *x = &pool[r * c.dim];
+            bool none = isnan(__bfloat162float(x[0]));
+            __half scale = __float2half((0.1f + random_below(100) / 50.0f) / top),
+                   zero = __float2half(none ? NAN : -1.5f + random_below(100) / 50.0f);
+            memcpy(page + 128 * row + r % 128 * 4, &scale, 2);
+            memcpy(page + 128 * row + r % 128 * 4 + 2, &zero, 2);
+            for (int d = 0; d < c.dim; d++) {
+                int code = random_below(top + 1), nibble = d % 8 / 2 + d % 2 * 4;
+                if (top == 255)
+                    out[d] = code;
+                else
+                    out[d / 8 * 4 + nibble / 2] |= code << nibble % 2 * 4;
+                x[d] = __float2bfloat16(fmaf(code, __half2float(scale), __half2float(zero)));
+            }
+        }
     }
     /* What no row of a head sees is NaN, so that it cannot be read unnoticed. */
     void leave_out(int h)
@@ -323,6 +351,7 @@ static void test_paged(const PagedCase &c, const char *name)
 {
     Paged p(c);
     Memory<bf16> pool(p.pool), q(p.q), k(p.k), v(p.v), out(p.q.size());
+    Memory<uint8_t> codes(p.codes);
     Memory<struct CudaPageRef> refs(p.refs);
     Memory<int> n_refs(p.n_refs), window(p.window), n_tokens(p.n_tokens);
     Memory<struct CudaSeen> seen(p.seen);
@@ -334,8 +363,9 @@ static void test_paged(const PagedCase &c, const char *name)
     a.k = c.own ? k.p : NULL;
     a.v = c.own ? v.p : NULL;
     a.out = out.p;
-    a.pool = (uint8_t *)pool.p;
+    a.pool = c.format == CUDA_PAGE_BF16 ? (uint8_t *)pool.p : codes.p;
     a.page_bytes = p.page_bytes;
+    a.format = c.format;
     a.refs = refs.p;
     a.n_refs = n_refs.p;
     a.ref_stride = p.stride;
@@ -396,14 +426,15 @@ static void test_all_paged()
     };
     char name[128];
     for (auto &s : shapes)
-        for (auto &kind : kinds) {
-            PagedCase c = kind;
+        for (int i = 0; i < (int)(sizeof kinds / sizeof *kinds) * 3; i++) {
+            PagedCase c = kinds[i / 3];
+            c.format = (enum CudaPageFormat)(i % 3);
             c.dim = s[0];
             c.heads = s[1];
             c.kv_heads = s[2];
             c.rows = std::min(c.rows, 64 / (c.heads / c.kv_heads));
-            snprintf(name, sizeof name, "paged D=%d %d/%d heads, case %d", c.dim, c.heads,
-                     c.kv_heads, (int)(&kind - kinds));
+            snprintf(name, sizeof name, "paged D=%d %d/%d heads, case %d, format %d", c.dim,
+                     c.heads, c.kv_heads, i / 3, c.format);
             test_paged(c, name);
         }
 }
@@ -492,11 +523,13 @@ static void time_packed(int dim, int heads, int kv_heads, int n_seqs, int len, i
 }
 
 /* One row is timed as a step of decoding runs it: heads are turned and stored on the way. */
-static void time_paged(int dim, int heads, int kv_heads, int rows, int tokens)
+static void time_paged(int dim, int heads, int kv_heads, int rows, int tokens,
+                       enum CudaPageFormat format)
 {
     const int layers = dim == 64 ? 64 : 32, n_pages = (tokens + 63) / 64;
-    size_t page = (size_t)2 * 64 * dim;
-    Memory<bf16> pool(page * (n_pages * layers + 1) * kv_heads), q((size_t)rows * heads * dim),
+    const int bits[] = {16, 8, 4};
+    size_t page = (size_t)2 * 64 * (dim * bits[format] / 8 + (format ? 4 : 0));
+    Memory<bf16> pool(page / 2 * (n_pages * layers + 1) * kv_heads), q((size_t)rows * heads * dim),
         k((size_t)rows * kv_heads * dim), v(k.n), out(q.n);
     fill(pool.p, pool.n);
     fill(q.p, q.n);
@@ -521,7 +554,8 @@ static void time_paged(int dim, int heads, int kv_heads, int rows, int tokens)
     a.v = v.p;
     a.out = out.p;
     a.pool = (uint8_t *)pool.p;
-    a.page_bytes = page * 2;
+    a.page_bytes = page;
+    a.format = format;
     a.n_refs = n_refs.p;
     a.ref_stride = a.max_refs = n_pages;
     a.n_rows = rows;
@@ -552,9 +586,9 @@ static void time_paged(int dim, int heads, int kv_heads, int rows, int tokens)
     check_cuda(cudaStreamEndCapture(s, &graph), "capture");
     check_cuda(cudaGraphInstantiate(&exec, graph, 0), "graph");
     float ms = time_ms(1, [&](int) { cudaGraphLaunch(exec, 0); }) / layers;
-    printf("paged D=%3d %2d/%d heads %2d rows %6d tokens %3d splits: %.4f ms %6.0f GB/s\n", dim,
-           heads, kv_heads, rows, tokens, a.n_splits, ms,
-           (double)page * 2 * n_pages * kv_heads / ms * 1e-6);
+    printf("paged D=%3d %2d bits %2d/%d heads %2d rows %6d tokens %3d splits: %.4f ms %6.0f GB/s\n",
+           dim, bits[format], heads, kv_heads, rows, tokens, a.n_splits, ms,
+           (double)page * n_pages * kv_heads / ms * 1e-6);
     cudaGraphExecDestroy(exec);
     cudaGraphDestroy(graph);
     cudaStreamDestroy(s);
@@ -567,10 +601,13 @@ static void time_all()
     time_packed(128, 32, 8, 2, 8192, 512);
     time_packed(96, 32, 8, 1, 8192, 0);
     time_packed(256, 8, 4, 1, 8192, 0);
-    for (int tokens : {1000, 12000, 16384, 48000, 131072}) time_paged(128, 32, 8, 1, tokens);
-    time_paged(128, 32, 8, 16, 12000);
-    time_paged(64, 9, 3, 1, 32000);
-    time_paged(64, 14, 2, 1, 32000);
+    for (auto format : {CUDA_PAGE_BF16, CUDA_PAGE_Q8, CUDA_PAGE_Q4}) {
+        for (int tokens : {1000, 12000, 16384, 48000, 131072})
+            time_paged(128, 32, 8, 1, tokens, format);
+        time_paged(64, 14, 2, 1, 32000, format);
+    }
+    time_paged(128, 32, 8, 16, 12000, CUDA_PAGE_BF16);
+    time_paged(64, 9, 3, 1, 32000, CUDA_PAGE_BF16);
 }
 
 int main(int argc, char **argv)

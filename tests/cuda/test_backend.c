@@ -11,6 +11,10 @@
 
 #include <limits.h>
 
+/* On what stands behind pages of codes: a key that bf16 rounds to the other side of a boundary takes the next code, which is
+ * 1/15 or 1/255 of its range off. */
+static double loose = 1;
+
 /* Takes the first row from all of them. */
 static void less_first(float *x, size_t n, int width)
 {
@@ -27,7 +31,7 @@ static void compare_keys(const struct Side *s, int n_rows, const char *where)
     less_first(x, n, width);
     less_first(y, n, width);
     double d = distance(y, x, n);
-    check(d < 0.02, "norm_linear, rope: k with a bias", where, d);
+    check(d < 0.02 * loose, "norm_linear, rope: k with a bias", where, d);
     free(x);
     free(y);
 }
@@ -78,7 +82,7 @@ static void test_mass(struct Side *s, const struct Case *c, const struct Plan *p
         must(s[i].e->be->attn_mass(s[i].e->dev, &args[i], c->obs, mass[i], stride));
     }
     double d = distance(mass[1], mass[0], n);
-    check(d < 0.03, "attn_mass", where, d);
+    check(d < 0.03 * loose, "attn_mass", where, d);
     test_keep(&s[1], c, p, &args[1], mass[1], stride, where);
     free(mass[0]);
     free(mass[1]);
@@ -118,7 +122,7 @@ static void test_pages(struct Side *s, int n, const char *where)
     }
     worst =
         fmax(distance(k[1], k[0], (size_t)m->head_dim), distance(v[1], v[0], (size_t)m->head_dim));
-    check(worst < 0.02 && heads > 0, "kv_write, kv_pack, kv_read", where, worst);
+    check(worst < 0.02 * loose && heads > 0, "kv_write, kv_pack, kv_read", where, worst);
     free(flags);
 }
 
@@ -135,9 +139,9 @@ static void test_head(struct Side *s, const struct Plan *p, int n, const char *w
         must(s[i].e->be->logits(s[i].e->dev, s[i].tf.x, idx, 1, logits[i]));
     }
     double d = distance(nll[1], nll[0], (size_t)count);
-    check(d < 0.02, "nll", where, d);
+    check(d < 0.02 * loose, "nll", where, d);
     d = distance(logits[1], logits[0], (size_t)m->vocab_size);
-    check(d < 0.03 && p, "logits", where, d);
+    check(d < 0.03 * loose && p, "logits", where, d);
     free(logits[0]);
     free(logits[1]);
 }
@@ -158,7 +162,7 @@ static void test_compact(struct Side *s, const struct Case *c, const struct Plan
         must(be->compact(s[i].e->dev, s[i].tf.out, be->act_bytes * (size_t)width, idx, n));
         must(tf_ffn(&s[i].tf, 1, n));
     }
-    compare(s, s[0].tf.x, s[1].tf.x, (size_t)n * m->dim, true, 0.02, "compact, ffn", where);
+    compare(s, s[0].tf.x, s[1].tf.x, (size_t)n * m->dim, true, 0.02 * loose, "compact, ffn", where);
     test_head(s, p, n, where);
 }
 
@@ -236,18 +240,19 @@ static void run_case(const struct Case *c, struct Engine *cpu, struct Engine *gp
             struct Batch b = batch_of(&s[i], c, &p, &far[i]);
             must(tf_attend(&s[i].tf, &b, l, 0, &args[i]));
         }
-        compare(s, s[0].tf.q, s[1].tf.q, q, false, 0.02, "norm_linear, rope: q", where);
+        compare(s, s[0].tf.q, s[1].tf.q, q, false, 0.02 * loose, "norm_linear, rope: q", where);
         if (cpu->model.layers[l].bk && !c->window)
             compare_keys(s, n, where);
         else
-            compare(s, s[0].tf.k, s[1].tf.k, kv, false, 0.02, "norm_linear, rope: k", where);
-        compare(s, s[0].tf.v, s[1].tf.v, kv, false, 0.02, "norm_linear: v", where);
-        compare(s, s[0].tf.out, s[1].tf.out, q, false, 0.02, "attention", where);
+            compare(s, s[0].tf.k, s[1].tf.k, kv, false, 0.02 * loose, "norm_linear, rope: k",
+                    where);
+        compare(s, s[0].tf.v, s[1].tf.v, kv, false, 0.02 * loose, "norm_linear: v", where);
+        compare(s, s[0].tf.out, s[1].tf.out, q, false, 0.02 * loose, "attention", where);
         if (c->obs) test_mass(s, c, &p, args, where);
         if (l == 0) {
             for (int i = 0; i < 2; i++) must(tf_ffn(&s[i].tf, l, n));
-            compare(s, s[0].tf.x, s[1].tf.x, (size_t)n * m->dim, true, 0.02, "linear_add, ffn_add",
-                    where);
+            compare(s, s[0].tf.x, s[1].tf.x, (size_t)n * m->dim, true, 0.02 * loose,
+                    "linear_add, ffn_add", where);
         }
     }
     test_pages(s, c->rows[0], where);
@@ -455,7 +460,7 @@ static void compare_answers(const struct Result *a, const struct Result *b, cons
         worst = fmax(worst, distance(got + vocab * (size_t)i, want + vocab * (size_t)i, vocab));
         if (a->ids[i] != b->ids[i]) break;
     }
-    check(tap.n > 0 && worst < limit, "logits of the answer", name, worst);
+    check(tap.n > 0 && worst < limit * loose, "logits of the answer", name, worst);
 }
 
 struct Whole {
@@ -487,7 +492,7 @@ static void run_whole(struct Engine *cpu, struct Engine *gpu, const char *model,
     for (int i = 0; i < a.plan.n_chunks; i++)
         if (!isnan(a.chunks[i].score))
             worst = fmax(worst, fabs(a.chunks[i].score - b.chunks[i].score));
-    check(worst < 0.05, "chunk scores", name, worst);
+    check(worst < 0.05 * loose, "chunk scores", name, worst);
     compare_answers(&a, &b, want, got, w->limit, name);
     check(b.peak_bytes <= b.plan.peak_bytes, "peak within the plan", name,
           (double)b.peak_bytes / (double)b.plan.peak_bytes);
@@ -506,8 +511,15 @@ int main(int argc, char **argv)
 {
     (void)argv;
     bool brief = argc > 1;
-    static const char *const models[] = {"geometry:tiny", "geometry:tiny:q8_0",
-                                         "geometry:tiny:q4_k", "geometry:tiny-40"};
+    static const struct {
+        const char *model, *kv_type;
+        double loose;
+    } sides[] = {
+        {"geometry:tiny", "auto", 1},      {"geometry:tiny:q8_0", "auto", 1},
+        {"geometry:tiny:q4_k", "auto", 1}, {"geometry:tiny-40", "auto", 1},
+        {"geometry:tiny", "q4", 6},        {"geometry:tiny-40", "q4", 6},
+        {"geometry:tiny:q8_0", "q8", 2},
+    };
     static const struct Case cases[] = {
         {NULL, 1, {1}, 0, 0, 0, 0, 0},
         {NULL, 1, {1}, 130, 0, 0, 0, 0},
@@ -575,12 +587,17 @@ int main(int argc, char **argv)
         puts("SKIP: no GPU");
         return 0;
     }
-    for (size_t m = 0; m < sizeof models / sizeof *models; m++) {
-        if (brief && m % 3) continue;
-        struct Engine *cpu = open_side(models[m], "cpu"), *gpu = open_side(models[m], "cuda");
+    for (size_t m = 0; m < sizeof sides / sizeof *sides; m++) {
+        if (brief && m % 3 && m != 4) continue;
+        char name[64];
+        snprintf(name, sizeof name, "%s, kv %s", sides[m].model, sides[m].kv_type);
+        struct Engine *cpu = open_side(sides[m].model, "cpu", sides[m].kv_type),
+                      *gpu = open_side(sides[m].model, "cuda", sides[m].kv_type);
+        bool plain = strcmp(sides[m].kv_type, "auto") == 0; /* pages are told apart by plain keys */
+        loose = sides[m].loose;
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
             struct Case c = cases[i];
-            c.model = models[m];
+            c.model = name;
             run_case(&c, cpu, gpu);
         }
         static const struct PageSelect ways[] = {{.index = PAGE_INDEX_OFF},
@@ -588,21 +605,24 @@ int main(int argc, char **argv)
                                                  {PAGE_INDEX_BOUND, 2, 0, 0, 0},
                                                  {PAGE_INDEX_MEAN, 0, 0.6f, 1, 0}};
         for (int past = brief ? 700 : 0; past <= 700 && gpu->model.cfg.head_dim >= 64; past += 350)
-            for (int way = 0; way < (brief ? 2 : 4); way++)
-                test_steps(gpu, models[m], past, ways[way]);
-        test_select_steps(gpu, models[m], 700); /* also heads whose keys are packed */
+            for (int way = 0; way < (!plain ? 1 : brief ? 2 : 4); way++)
+                test_steps(gpu, name, past, ways[way]);
+        if (plain) test_select_steps(gpu, name, 700); /* also heads whose keys are packed */
         for (size_t i = brief ? 1 : 0; i < (brief ? 2 : sizeof wholes / sizeof *wholes); i++)
-            run_whole(cpu, gpu, models[m], &wholes[i]);
+            run_whole(cpu, gpu, name, &wholes[i]);
         engine_close(cpu);
         engine_close(gpu);
     }
     static const char *const step_models[] = {"geometry:smollm2-135m",
                                               "geometry:qwen2.5-0.5b:q8_0"};
-    for (size_t m = 0; m < sizeof step_models / sizeof *step_models && !brief; m++) {
-        struct Engine *gpu = open_side(step_models[m], "cuda");
-        test_steps(gpu, step_models[m], 3000, (struct PageSelect){.index = PAGE_INDEX_OFF});
-        test_steps(gpu, step_models[m], 3000, (struct PageSelect){PAGE_INDEX_MEAN, 8, 0, 1, 2});
-        test_select_steps(gpu, step_models[m], 3000);
+    static const char *const kv_types[] = {"auto", "q8", "q4"};
+    for (size_t m = 0; m < 6 && !brief; m++) {
+        const char *name = step_models[m / 3];
+        struct Engine *gpu = open_side(name, "cuda", kv_types[m % 3]);
+        test_steps(gpu, name, 3000, (struct PageSelect){.index = PAGE_INDEX_OFF});
+        if (m % 3 == 0)
+            test_steps(gpu, name, 3000, (struct PageSelect){PAGE_INDEX_MEAN, 8, 0, 1, 2});
+        if (m % 3 == 0) test_select_steps(gpu, name, 3000);
         engine_close(gpu);
     }
     printf("%d passed, %d failed\n", passed, failed);

@@ -120,6 +120,8 @@ int main(void)
         return 1;
     }
     test_open(e, &set);
+    settings_set(&set, "kv_type", "q4");
+    test_open(e, &set);
     test_run(e, text, &good);
     test_waves(e, text, &good);
     result_free(&good);

@@ -243,7 +243,8 @@ int main(int argc, char **argv)
     }
     for (size_t m = 0; m < sizeof models / sizeof *models; m++) {
         if (brief && m) break;
-        struct Engine *cpu = open_side(models[m], "cpu"), *gpu = open_side(models[m], "cuda");
+        struct Engine *cpu = open_side(models[m], "cpu", "auto"),
+                      *gpu = open_side(models[m], "cuda", "auto");
         for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
             run_case(&cases[i], models[m], cpu, gpu);
         for (size_t i = 0; i < (brief ? 1 : sizeof steps / sizeof *steps); i++)

@@ -35,7 +35,8 @@ static inline double logit_tolerance(const struct Engine *e)
 
 static const struct Request no_request = {.context = NULL, .question = ""};
 
-static inline struct Engine *open_engine(const char *arch, enum Precision precision, int threads)
+static inline struct Engine *open_engine_of(const char *arch, enum Precision precision,
+                                            enum KvType kv_type, int threads)
 {
     char path[] = "/tmp/pcomp_session_XXXXXX";
     struct TinySpec spec = tiny_spec(arch);
@@ -48,6 +49,7 @@ static inline struct Engine *open_engine(const char *arch, enum Precision precis
     spec.train_len = TRAIN_LEN;
     settings_default(&set);
     set.precision = precision;
+    set.kv_type = kv_type;
     set.threads = threads;
     set.memory = (size_t)1 << 30;
     set.chunk = 128;
@@ -56,6 +58,11 @@ static inline struct Engine *open_engine(const char *arch, enum Precision precis
     if (tiny_gguf(path, &spec) < 0 || engine_open(path, &set, &e) < 0) fail_msg("%s", err_text());
     unlink(path);
     return e;
+}
+
+static inline struct Engine *open_engine(const char *arch, enum Precision precision, int threads)
+{
+    return open_engine_of(arch, precision, KV_AUTO, threads);
 }
 
 static inline void add_rule(struct Engine *e, struct CalibRule rule)

@@ -47,6 +47,7 @@ static void default_settings(struct Settings *set)
 {
     settings_default(set);
     set->threads = 1;
+    set->kv_type = KV_Q4; /* has more to allocate than the others */
     set->memory = (size_t)1 << 30;
     set->chunk = 100;
     set->kv_cap = 40;

@@ -537,15 +537,16 @@ static void check_score(const struct Kernels *k, const struct IndexQuery *q, con
 
 static void run_index(const struct Kernels *k, int dim, int n_q, int len, bool exact)
 {
-    void *page = block(page_bytes(dim, exact)), *entry = block(2 * (size_t)dim * sizeof(float));
+    enum PageFormat format = exact ? PAGE_F32 : PAGE_F16;
+    void *page = block(page_bytes(format, dim)), *entry = block(2 * (size_t)dim * sizeof(float));
     float *key = floats((size_t)dim), *value = floats((size_t)dim),
           *q = floats((size_t)(n_q * dim));
-    memset(page, 0xff, page_bytes(dim, exact)); /* unused slots hold NaN */
+    memset(page, 0xff, page_bytes(format, dim)); /* unused slots hold NaN */
     fill(value, (size_t)dim, 1);
     fill(q, (size_t)(n_q * dim), 2);
     for (int t = 0; t < len; t++) {
         fill(key, (size_t)dim, 3);
-        k->page_write(page, t, dim, key, value, exact);
+        k->page_write(page, t, dim, key, value, format);
     }
     for (int index = PAGE_INDEX_MEAN; index <= PAGE_INDEX_BOUND; index++) {
         struct IndexQuery query = {.index = (enum PageIndex)index,

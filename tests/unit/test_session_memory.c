@@ -84,9 +84,8 @@ static void stream_half(struct Engine *e)
 }
 
 /* Every part of the plan in turn is the largest one. */
-static void test_plan_shapes(void **state)
+static void plan_shapes(enum KvType kv_type)
 {
-    (void)state;
     static const struct {
         enum Method method;
         int keep, cap, wave, n_calib, max_tokens;
@@ -113,7 +112,7 @@ static void test_plan_shapes(void **state)
         {METHOD_STREAMING, 1, CAP_OFF, 1, 0, 300, false,
          PAGE_INDEX_BOUND}, /* keys move: nothing to select by */
     };
-    struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
+    struct Engine *e = open_engine_of("llama", PRECISION_INT16, kv_type, 1);
     char text[9000];
     uint64_t rng = 4;
     for (size_t i = 0; i < sizeof text; i++) text[i] = (char)('A' + next_number(&rng) % 26);
@@ -182,6 +181,14 @@ static void test_index(void **state)
 {
     (void)state;
     each_engine(check_index);
+}
+
+static void test_plan_shapes(void **state)
+{
+    (void)state;
+    plan_shapes(KV_AUTO);
+    plan_shapes(KV_Q8);
+    plan_shapes(KV_Q4);
 }
 
 /* A plan that does not fit is refused with numbers, and a wave shrinks to fit. */
