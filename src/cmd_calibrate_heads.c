@@ -272,8 +272,7 @@ static int table_make(const struct HeadsRun *run, struct Str *out)
         "\nmean KL of the answers against full attention, nats a token; tokens: of answers, right "
         "where all before\nthem are; exact: whole passkeys, as greedy decoding would spell "
         "them; ppl: running text; *: the choice"));
-    if (run->cli->refine)
-        TRY(str_appendf(out, "; %d rounds of exchanges lowered the joint KL", run->n_exchanged));
+    if (run->cli->refine) TRY(str_appendf(out, "; exchanges kept: %d", run->n_exchanged));
     return str_appendf(out, "\n");
 }
 
