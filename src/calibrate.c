@@ -1,7 +1,6 @@
 /* calibrate.c - a study of a model's heads: its options, the scores over all samples, and joint runs. */
 #include "calibrate.h"
 
-#include <math.h>
 #include <string.h>
 
 /* ==== Methods ==== */
@@ -36,7 +35,7 @@ int head_method_by_name(const char *name, enum HeadMethod *out)
 
 /* ==== Open and close ==== */
 
-enum { LEN_MIN = 384, TEXT_MIN = 2048, ROUNDS = 4 };
+enum { LEN_MIN = 384, TEXT_MIN = 2048 };
 
 /* What the parallel method would keep of a long text: chunks, and tokens of one. */
 static int plan_parallel(struct Study *st)
@@ -114,10 +113,8 @@ int study_open(struct Study *st, struct Engine *e, const struct StudyOptions *op
                size_t len)
 {
     const struct ModelConfig *m = &e->model.cfg;
-    *st = (struct Study){
-        .e = e, .opt = *opt, .shape = {m->n_layers, m->n_heads, m->n_kv_heads}, .weight = 1};
+    *st = (struct Study){.e = e, .opt = *opt, .shape = {m->n_layers, m->n_heads, m->n_kv_heads}};
     if (!st->opt.held_out) st->opt.held_out = (st->opt.samples + 1) / 2;
-    if (!st->opt.rounds) st->opt.rounds = ROUNDS;
     if (opt->parallel) TRY(plan_parallel(st));
     if (st->opt.n_lens == 0) default_lens(st);
     TRY(tokenizer_encode(e->tok, text, len, false, &st->text));
@@ -136,8 +133,6 @@ void study_close(struct Study *st)
 /* Sums over samples, which become the map's scores. */
 struct Sums {
     double *kv, *q; /* [n_layers * n_kv_heads], [n_layers * n_heads] */
-    double *means;  /* [n_layers * n_kv_heads] ablate: of all rounds */
-    uint8_t *gone;  /* [n_layers * n_kv_heads] confined by an earlier round */
     struct RopeMeans rope;
 };
 
@@ -150,16 +145,12 @@ static int sums_open(const struct Study *st, struct Sums *s)
     s->q = mem_alloc(q, sizeof *s->q);
     s->rope.q = mem_alloc(q * dim, sizeof *s->rope.q);
     s->rope.k = mem_alloc(kv * dim, sizeof *s->rope.k);
-    s->means = mem_alloc(kv, sizeof *s->means);
-    s->gone = mem_alloc(kv, 1);
-    return s->kv && s->q && s->means && s->gone && s->rope.q && s->rope.k ? PC_OK : PC_ENOMEM;
+    return s->kv && s->q && s->rope.q && s->rope.k ? PC_OK : PC_ENOMEM;
 }
 
 static void sums_close(struct Sums *s)
 {
     mem_free(s->kv);
-    mem_free(s->means);
-    mem_free(s->gone);
     mem_free(s->q);
     mem_free(s->rope.q);
     mem_free(s->rope.k);
@@ -176,8 +167,7 @@ static int score_sample(struct Study *st, enum HeadMethod method, int at, struct
     if (method == HEADS_ECHO) place.kind = SAMPLE_ECHO;
     if (method == HEADS_ROPE) place.kind = SAMPLE_TEXT;
     int status = study_enter(st, &place);
-    if (status == PC_OK && runs_heads(method))
-        status = ablate_sample(st, method, at, s->gone, s->kv);
+    if (status == PC_OK && runs_heads(method)) status = ablate_sample(st, method, at, s->kv);
     if (status == PC_OK && method == HEADS_ROPE) status = rope_sample(st, &s->rope);
     if (status == PC_OK && !runs_heads(method) && method != HEADS_ROPE)
         status = attend_sample(st, method, s->q);
@@ -212,7 +202,7 @@ static void set_scores(const struct Study *st, enum HeadMethod method, struct Su
     int n = headmap_heads(map), n_q = st->shape.n_layers * st->shape.n_heads;
     *unit = 1;
     if (runs_heads(method)) {
-        *unit = set_relative(s->means, n, map->scores);
+        *unit = set_relative(s->kv, n, map->scores) / st->opt.samples;
     } else if (method == HEADS_ROPE) {
         rope_scores(st, &s->rope, map->q_scores);
         mean_of_groups(map);
@@ -225,47 +215,14 @@ static void set_scores(const struct Study *st, enum HeadMethod method, struct Su
     }
 }
 
-/* The `drop` least needed of the heads that are left go, in order; a later one never has a lower mean. */
-static void drop_least(const struct Study *st, struct Sums *s, int n, int drop, double *floor)
-{
-    for (int i = 0; i < drop; i++) {
-        int least = -1;
-        for (int h = 0; h < n; h++) /* of equal ones the higher: the lower is needed more */
-            if (!s->gone[h] && (least < 0 || s->kv[h] <= s->kv[least])) least = h;
-        double mean = s->kv[least] / st->opt.samples;
-        *floor = mean > *floor ? mean : *floor * (1 + 1e-6);
-        s->means[least] = *floor;
-        s->gone[least] = 1;
-    }
-}
-
-/* Scores all heads; then, with the less needed half confined, those that are left; and so on. Heads that stand in for
- * each other show only when the others are gone. */
-static int run_rounds(struct Study *st, enum HeadMethod method, struct Sums *s, int n)
-{
-    int rounds = method == HEADS_ABLATE ? st->opt.rounds : 1;
-    double all = 2 - 2 * pow(0.5, rounds), floor = 0;
-    for (int round = 0, left = n; left > 0; round++) {
-        st->weight = pow(0.5, round) / all;
-        memset(s->kv, 0, sizeof *s->kv * (size_t)n);
-        for (int i = 0; i < st->opt.samples; i++) TRY(score_sample(st, method, i, s));
-        int drop = round + 1 < rounds ? left - left / 2 : left;
-        if (runs_heads(method)) drop_least(st, s, n, drop, &floor);
-        left = runs_heads(method) ? left - drop : 0;
-        st->done += st->weight;
-    }
-    return PC_OK;
-}
-
 static int run_samples(struct Study *st, enum HeadMethod method, struct HeadMap *map, double *unit)
 {
     struct Sums s;
     int status = sums_open(st, &s);
-    if (status == PC_OK) status = run_rounds(st, method, &s, headmap_heads(map));
+    for (int i = 0; i < st->opt.samples && status == PC_OK; i++)
+        status = score_sample(st, method, i, &s);
     if (status == PC_OK) set_scores(st, method, &s, map, unit);
     sums_close(&s);
-    st->done = 0;
-    st->weight = 1;
     return status;
 }
 

@@ -21,7 +21,7 @@ enum { STUDY_LENS_MAX = 16 };
 
 /* How heads are scored. Those before HEADS_MASS run heads without their past, the next look at attention. */
 enum HeadMethod {
-    HEADS_ABLATE, /* KL of the answers when this head is confined, alone or with all that are needed less */
+    HEADS_ABLATE,  /* KL of the answers when this head alone is confined */
     HEADS_DEVIATE, /* change of the layer's attention output alone, relative, squared */
     HEADS_MASS,    /* attention of answer rows on the passkey that they spell */
     HEADS_COPY,    /* share of answer tokens that the head attends to most, in the needle */
@@ -43,7 +43,6 @@ struct StudyOptions {
     int samples, held_out; /* scored, and kept apart for reports */
     int passkeys, words;   /* of a sample, and of a passkey */
     int sink, recent;
-    int rounds; /* ablate: after each but the last the less needed half is confined for good; 0: the default */
     uint64_t seed;
     bool (*stop)(void *user);                                        /* as in struct Request */
     void (*on_progress)(void *user, const char *what, double share); /* may be NULL */
@@ -97,8 +96,6 @@ struct Study {
     struct HeadShape shape;
     struct Tokens text; /* the haystack; its last quarter is for held-out samples */
     int chunks, chunk;  /* parallel: chunks of a sample at least, tokens of one at most */
-    double done,
-        weight; /* of the work that on_progress tells about: before this round, and in it */
     struct Reading reading;
 };
 
@@ -168,9 +165,7 @@ int tail_confined(struct Study *st, const uint8_t *keep);
 
 /* calibrate_ablate.c, calibrate_attend.c: adds this sample's scores, sum [n_layers * n_kv_heads], or
  * q_sum [n_layers * n_heads]. at, of: for the progress. */
-/* gone [n_layers * n_kv_heads] u8: heads that are confined in all runs, and not scored. */
-int ablate_sample(struct Study *st, enum HeadMethod method, int at, const uint8_t *gone,
-                  double *sum);
+int ablate_sample(struct Study *st, enum HeadMethod method, int at, double *sum);
 int attend_sample(struct Study *st, enum HeadMethod method, double *q_sum);
 /* Means over all samples' rows, then a score from them. */
 struct RopeMeans {

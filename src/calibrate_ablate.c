@@ -3,8 +3,7 @@
  * Layers below a head's own do not notice that it is confined, so a walk goes up the layers with the tail's
  * residual stream under full attention. In each layer attention runs twice, with all heads free and with all
  * confined; a head's output does not depend on the others, so that mixing the two gives every head's ablation.
- * The copies of a layer go on together, a sequence each, over the one cache. Heads that were found to be needed less may
- * be confined all the time: then a head's score is what it does when they are gone, too.
+ * The copies of a layer go on together, a sequence each, over the one cache.
  */
 #include "calibrate.h"
 
@@ -19,13 +18,10 @@ struct Walk {
     uint8_t *mixed;  /* [n_kv_heads, tail, n_heads * head_dim] */
     float *x, *next; /* [tail, dim] the residual stream before and after the layer */
     float *copies;   /* [n_kv_heads, tail, dim] */
-    int *window;     /* [n_layers, n_heads] of heads that are gone already */
-    struct HeadMasks base;
-    int *heads, n; /* [n_kv_heads] heads of the layer that are scored, a copy each */
-    float *whole;  /* [tail, dim] */
+    float *whole;    /* [tail, dim] */
 };
 
-static int walk_open(const struct Study *st, const uint8_t *gone, struct Walk *w)
+static int walk_open(const struct Study *st, struct Walk *w)
 {
     const struct ModelConfig *m = &st->e->model.cfg;
     size_t tail = (size_t)st->reading.n_tail, heads = (size_t)m->n_kv_heads;
@@ -41,26 +37,20 @@ static int walk_open(const struct Study *st, const uint8_t *gone, struct Walk *w
     w->next = mem_alloc(w->x_bytes, 1);
     w->copies = mem_alloc(heads, w->x_bytes);
     w->whole = mem_alloc(w->x_bytes, 1);
-    w->heads = mem_alloc(heads, sizeof *w->heads);
-    w->window = mem_alloc((size_t)m->n_layers * (size_t)m->n_heads, sizeof *w->window);
-    bool made = w->free && w->confined && w->mixed && w->x && w->next && w->copies && w->whole &&
-                w->heads && w->window;
-    for (int q = 0; made && q < m->n_layers * m->n_heads; q++)
-        w->window[q] = gone[q / (m->n_heads / m->n_kv_heads)] ? st->opt.recent : 0;
-    w->base = (struct HeadMasks){w->window, st->opt.sink};
-    return made ? PC_OK : PC_ENOMEM;
+    return w->free && w->confined && w->mixed && w->x && w->next && w->copies && w->whole
+               ? PC_OK
+               : PC_ENOMEM;
 }
 
 static void walk_close(struct Walk *w)
 {
-    void *blocks[] = {w->free,   w->confined, w->mixed, w->x,     w->next,
-                      w->copies, w->whole,    w->heads, w->window};
+    void *blocks[] = {w->free, w->confined, w->mixed, w->x, w->next, w->copies, w->whole};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
 }
 
 /* ==== One layer ==== */
 
-/* Attention's output as it is, then with all heads of the layer confined. */
+/* Attention's output with all heads of the layer free, then with all confined. */
 static int attend_both(struct Study *st, const struct Batch *b, int layer, struct Walk *w)
 {
     struct Reading *r = &st->reading;
@@ -76,13 +66,13 @@ static int attend_both(struct Study *st, const struct Batch *b, int layer, struc
     return be->download(r->tf.dev, w->confined, r->tf.out, w->out_bytes);
 }
 
-/* The walk's own step: from x to next. */
+/* The walk's own step: from x to next under full attention. */
 static int walk_layer(struct Study *st, int layer, struct Walk *w)
 {
     struct Reading *r = &st->reading;
     const struct Backend *be = r->tf.be;
     struct Batch b;
-    TRY(tail_begin(st, 1, &w->base, &b));
+    TRY(tail_begin(st, 1, NULL, &b));
     if (layer == 0) TRY(be->download(r->tf.dev, w->x, r->tf.x, w->x_bytes));
     TRY(be->upload(r->tf.dev, r->tf.x, w->x, w->x_bytes));
     TRY(attend_both(st, &b, layer, w));
@@ -91,14 +81,14 @@ static int walk_layer(struct Study *st, int layer, struct Walk *w)
     return be->download(r->tf.dev, w->next, r->tf.x, w->x_bytes);
 }
 
-/* A copy of the layer's attention for each head that is scored, in which that head is confined, too. */
+/* A copy of the layer's attention for each KV head, in which that head alone is confined. */
 static void mix(const struct Study *st, struct Walk *w)
 {
-    for (int c = 0; c < w->n; c++) {
-        uint8_t *copy = w->mixed + (size_t)c * w->out_bytes;
+    for (int h = 0; h < st->shape.n_kv_heads; h++) {
+        uint8_t *copy = w->mixed + (size_t)h * w->out_bytes;
         memcpy(copy, w->free, w->out_bytes);
         for (int row = 0; row < st->reading.n_tail; row++) {
-            size_t at = (size_t)row * w->row_bytes + (size_t)w->heads[c] * w->head_bytes;
+            size_t at = (size_t)row * w->row_bytes + (size_t)h * w->head_bytes;
             memcpy(copy + at, w->confined + at, w->head_bytes);
         }
     }
@@ -109,17 +99,18 @@ static int load_copies(struct Study *st, struct Walk *w, bool with_x, struct Bat
 {
     struct Reading *r = &st->reading;
     const struct Backend *be = r->tf.be;
-    TRY(tail_begin(st, w->n, &w->base, b));
-    for (int c = 0; c < w->n; c++) {
-        float *copy = w->copies + (size_t)c * (w->x_bytes / sizeof *copy);
+    int n = st->shape.n_kv_heads;
+    TRY(tail_begin(st, n, NULL, b));
+    for (int h = 0; h < n; h++) {
+        float *copy = w->copies + (size_t)h * (w->x_bytes / sizeof *copy);
         if (with_x)
             memcpy(copy, w->x, w->x_bytes);
         else
             memset(copy, 0, w->x_bytes);
     }
     mix(st, w);
-    TRY(be->upload(r->tf.dev, r->tf.x, w->copies, (size_t)w->n * w->x_bytes));
-    return be->upload(r->tf.dev, r->tf.out, w->mixed, (size_t)w->n * w->out_bytes);
+    TRY(be->upload(r->tf.dev, r->tf.x, w->copies, (size_t)n * w->x_bytes));
+    return be->upload(r->tf.dev, r->tf.out, w->mixed, (size_t)n * w->out_bytes);
 }
 
 /* ==== Scores of one layer ==== */
@@ -128,14 +119,15 @@ static int score_ablation(struct Study *st, int layer, struct Walk *w, double *s
 {
     struct Reading *r = &st->reading;
     struct Batch b;
+    int n = st->shape.n_kv_heads;
     TRY(load_copies(st, w, true, &b));
-    TRY(tf_ffn(&r->tf, layer, w->n * r->n_tail));
+    TRY(tf_ffn(&r->tf, layer, n * r->n_tail));
     TRY(tail_layers(st, &b, layer + 1));
-    for (int c = 0; c < w->n; c++) {
+    for (int h = 0; h < n; h++) {
         double kl = 0;
-        TRY(tail_judge(st, c));
+        TRY(tail_judge(st, h));
         for (int i = 0; i < r->sample.n_judged; i++) kl += r->kl[i];
-        sum[w->heads[c]] += kl / r->sample.n_judged;
+        sum[h] += kl / r->sample.n_judged;
     }
     return PC_OK;
 }
@@ -169,7 +161,7 @@ static int project_both(struct Study *st, int layer, struct Walk *w)
     struct Reading *r = &st->reading;
     struct Batch b;
     TRY(load_copies(st, w, false, &b));
-    TRY(project(st, layer, w->n, w->copies));
+    TRY(project(st, layer, st->shape.n_kv_heads, w->copies));
     memset(w->whole, 0, w->x_bytes);
     TRY(tail_begin(st, 1, NULL, &b));
     TRY(r->tf.be->upload(r->tf.dev, r->tf.x, w->whole, w->x_bytes));
@@ -185,9 +177,9 @@ static int score_deviation(struct Study *st, int layer, struct Walk *w, double *
     for (int i = 0; i < s->n_judged; i++) {
         const float *whole = w->whole + (size_t)s->rows[i] * dim;
         double all = squared(whole, NULL, dim) * s->n_judged;
-        for (int c = 0; c < w->n; c++) {
-            const float *copy = w->copies + ((size_t)c * tail + s->rows[i]) * dim;
-            sum[w->heads[c]] += all > 0 ? squared(copy, whole, dim) / all : 0;
+        for (int h = 0; h < st->shape.n_kv_heads; h++) {
+            const float *copy = w->copies + ((size_t)h * tail + s->rows[i]) * dim;
+            sum[h] += all > 0 ? squared(copy, whole, dim) / all : 0;
         }
     }
     return PC_OK;
@@ -202,20 +194,15 @@ static double walked(int n, int n_layers)
     return 1 - left * left;
 }
 
-static int walk_up(struct Study *st, enum HeadMethod method, int at, struct Walk *w,
-                   const uint8_t *gone, double *sum)
+static int walk_up(struct Study *st, enum HeadMethod method, int at, struct Walk *w, double *sum)
 {
-    int n = st->shape.n_layers, width = st->shape.n_kv_heads;
+    int n = st->shape.n_layers;
     for (int l = 0; l < n; l++) {
-        double *of_layer = sum + (size_t)l * width;
-        w->n = 0;
-        for (int h = 0; h < width; h++)
-            if (!gone[l * width + h]) w->heads[w->n++] = h;
+        double *of_layer = sum + (size_t)l * st->shape.n_kv_heads;
         TRY(study_stop(st));
         TRY(walk_layer(st, l, w));
-        if (w->n)
-            TRY(method == HEADS_ABLATE ? score_ablation(st, l, w, of_layer)
-                                       : score_deviation(st, l, w, of_layer));
+        TRY(method == HEADS_ABLATE ? score_ablation(st, l, w, of_layer)
+                                   : score_deviation(st, l, w, of_layer));
         float *x = w->x;
         w->x = w->next;
         w->next = x;
@@ -224,12 +211,11 @@ static int walk_up(struct Study *st, enum HeadMethod method, int at, struct Walk
     return PC_OK;
 }
 
-int ablate_sample(struct Study *st, enum HeadMethod method, int at, const uint8_t *gone,
-                  double *sum)
+int ablate_sample(struct Study *st, enum HeadMethod method, int at, double *sum)
 {
     struct Walk w;
-    int status = walk_open(st, gone, &w);
-    if (status == PC_OK) status = walk_up(st, method, at, &w, gone, sum);
+    int status = walk_open(st, &w);
+    if (status == PC_OK) status = walk_up(st, method, at, &w, sum);
     walk_close(&w);
     return status;
 }

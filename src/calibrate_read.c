@@ -122,7 +122,7 @@ int study_stop(const struct Study *st)
 
 void study_progress(const struct Study *st, const char *what, double share)
 {
-    if (st->opt.on_progress) st->opt.on_progress(st->opt.user, what, st->done + st->weight * share);
+    if (st->opt.on_progress) st->opt.on_progress(st->opt.user, what, share);
 }
 
 /* ==== The tail ==== */

@@ -70,7 +70,7 @@ struct Cli {
     double depth;
     /* calibrate heads */
     const char *score, *len, *tol;
-    int samples, passkeys, words, sink, recent, rounds, refine;
+    int samples, passkeys, words, sink, recent, refine;
     double ratio;
     bool compare;
     char model_path[4096];    /* set by cli_model() */

@@ -101,7 +101,6 @@ static int read_options(struct HeadsRun *run, struct StudyOptions *o)
     o->passkeys = or_default(cli->passkeys, 10);
     o->words = or_default(cli->words, 8);
     o->sink = or_default(cli->sink, HEADMAP_SINK);
-    o->rounds = cli->rounds;
     o->recent = or_default(cli->recent, HEADMAP_RECENT);
     o->stop = signals_stop;
     o->on_progress = show;
@@ -273,8 +272,7 @@ static int table_make(const struct HeadsRun *run, struct Str *out)
         "\nmean KL of the answers against full attention, nats a token; tokens: of answers, right "
         "where all before\nthem are; exact: whole passkeys, as greedy decoding would spell "
         "them; ppl: running text; *: the choice"));
-    if (run->cli->refine)
-        TRY(str_appendf(out, "; %d rounds of exchanges lowered the joint KL", run->n_exchanged));
+    if (run->cli->refine) TRY(str_appendf(out, "; exchanges kept: %d", run->n_exchanged));
     return str_appendf(out, "\n");
 }
 
@@ -290,9 +288,9 @@ static int add_facts(struct HeadsRun *run)
     for (int i = 0; i < o->n_lens; i++) TRY(str_appendf(out, "%s%d", i ? "," : "", o->lens[i]));
     TRY(str_appendf(
         out,
-        "],\"samples\":%d,\"held_out\":%d,\"passkeys\":%d,\"words\":%d,\"rounds\":%d,\"exchanged\":%d,"
+        "],\"samples\":%d,\"held_out\":%d,\"passkeys\":%d,\"words\":%d,\"exchanged\":%d,"
         "\"unit\":%.9g,\"joint_kl\":[",
-        o->samples, o->held_out, o->passkeys, o->words, o->rounds, run->n_exchanged, run->unit));
+        o->samples, o->held_out, o->passkeys, o->words, run->n_exchanged, run->unit));
     for (int l = 0; l < run->n_levels; l++)
         TRY(str_appendf(out, "%s[%.6g,%.6g]", l ? "," : "", run->levels[l], run->joint[l].kl));
     TRY(str_appendf(out, "]}"));

@@ -95,8 +95,6 @@ static const struct Flag FLAGS[] = {
      "share of KV heads that keep everything (default 0.5)"},
     {"tol", 0, FLAG_TEXT, AT(tol), 0, 0, ON_CALIBRATE, "T",
      "find the lowest ratio whose joint KL is at most T nats, or T% for the loss of exact answers"},
-    {"rounds", 0, FLAG_INT, AT(rounds), 1, 16, ON_CALIBRATE, "N",
-     "ablate: after each round the less needed half streams while the rest is scored anew (default 4)"},
     {"refine", 0, FLAG_INT, AT(refine), 1, 100000, ON_CALIBRATE, "M",
      "try M exchanges of heads around the cut"},
     {"compare", 0, FLAG_SWITCH, AT(compare), 0, 0, ON_CALIBRATE, "",

@@ -199,7 +199,6 @@ static void check_ablation(struct Engine *e)
     for (int parallel = 0; parallel < 2; parallel++) {
         struct StudyOptions o = options();
         o.parallel = parallel;
-        o.rounds = 1;
         struct Study st = open_study(e, o);
         struct HeadMap map;
         double unit;
@@ -228,49 +227,6 @@ static void test_ablation(void **state)
 {
     (void)state;
     each_engine(check_ablation);
-}
-
-/* Rounds by brute force: every head that is left, confined together with those that are gone. */
-static void check_rounds(struct Engine *e)
-{
-    struct StudyOptions o = options();
-    o.rounds = 3;
-    struct Study st = open_study(e, o);
-    struct HeadMap map;
-    double unit, kl[64], floor = 0;
-    int n = n_heads(&st);
-    uint8_t keep[64];
-    must(study_scores(&st, HEADS_ABLATE, &map, &unit));
-    must(study_enter(&st, &first));
-    memset(keep, 1, sizeof keep);
-    for (int round = 0, left = n; left > 0; round++) {
-        for (int h = 0; h < n; h++) {
-            if (!keep[h]) continue;
-            keep[h] = 0;
-            must(tail_confined(&st, keep));
-            kl[h] = mean_kl(&st);
-            keep[h] = 1;
-        }
-        for (int drop = round < 2 ? left - left / 2 : left; drop > 0; drop--, left--) {
-            int least = -1;
-            for (int h = 0; h < n; h++)
-                if (keep[h] && (least < 0 || kl[h] <= kl[least])) least = h;
-            floor = fmax(kl[least], floor * (1 + 1e-6));
-            double got = (double)map.scores[least] * unit;
-            if (fabs(got - floor) > 1e-9 + 1e-5 * floor)
-                fail_msg("round %d, head %d: %g, not %g", round, least, got, floor);
-            keep[least] = 0;
-        }
-    }
-    study_leave(&st);
-    headmap_close(&map);
-    study_close(&st);
-}
-
-static void test_rounds(void **state)
-{
-    (void)state;
-    each_engine(check_rounds);
 }
 
 /* Chunks stand at the same positions, the tail behind the longest; a window over everything confines nothing. */
@@ -778,14 +734,13 @@ static void test_faults(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_samples),  cmocka_unit_test(test_whole),
-        cmocka_unit_test(test_ablation), cmocka_unit_test(test_parallel),
-        cmocka_unit_test(test_rounds),   cmocka_unit_test(test_looks),
-        cmocka_unit_test(test_rope),     cmocka_unit_test(test_deviation),
-        cmocka_unit_test(test_joint),    cmocka_unit_test(test_tolerance),
-        cmocka_unit_test(test_refine),   cmocka_unit_test(test_same_bytes),
-        cmocka_unit_test(test_picture),  cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_samples),    cmocka_unit_test(test_whole),
+        cmocka_unit_test(test_ablation),   cmocka_unit_test(test_parallel),
+        cmocka_unit_test(test_looks),      cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_deviation),  cmocka_unit_test(test_joint),
+        cmocka_unit_test(test_tolerance),  cmocka_unit_test(test_refine),
+        cmocka_unit_test(test_same_bytes), cmocka_unit_test(test_picture),
+        cmocka_unit_test(test_refusals),   cmocka_unit_test(test_faults),
     };
     return cmocka_run_group_tests(tests, make_text, free_text);
 }
