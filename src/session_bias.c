@@ -182,7 +182,7 @@ static void read_kept(struct Session *s, const struct BiasAsk *ask)
         s->todo[i] = ask->kept[i];
         s->n_tokens_todo += c->end - c->begin;
     }
-    s->plan.n_read = ask->n_kept;
+    s->plan.n_read = s->n_mine = ask->n_kept;
 }
 
 static int run(struct Session *s, const struct BiasAsk *ask, struct BiasScore *out)

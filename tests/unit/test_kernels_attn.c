@@ -478,7 +478,7 @@ static void check_index(const struct Kernels *k, const void *page, int len, int 
     for (int d = 0; d < dim; d++) {
         double sum = 0, size = 0, least = INFINITY, most = -INFINITY;
         for (int t = 0; t < len; t++) {
-            k->page_read(page, t, dim, key, value, exact);
+            k->page_read(page, t, dim, key, value, exact ? PAGE_F32 : PAGE_F16);
             sum += key[d];
             size += fabs((double)key[d]);
             least = fmin(least, key[d]);
@@ -520,7 +520,7 @@ static void check_score(const struct Kernels *k, const struct IndexQuery *q, con
         }
         best = fmax(best, sum);
         for (int t = 0; t < len; t++) {
-            k->page_read(page, t, dim, key, value, q->exact);
+            k->page_read(page, t, dim, key, value, q->exact ? PAGE_F32 : PAGE_F16);
             double own = 0;
             for (int d = 0; d < dim; d++) own += (double)q->q[g * dim + d] * key[d];
             reached = fmax(reached, own);
