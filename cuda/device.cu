@@ -252,6 +252,10 @@ static void cuda_limits(const struct Device *d, struct DeviceLimits *out)
                                  .records = usual_head(d->model->cfg.head_dim),
                                  .wave_rows = wave_rows(&d->model->cfg),
                                  .segment_rows = SEGMENT_ROWS,
+                                 .page_rows = usual_head(d->model->cfg.head_dim)
+                                                  ? PAGED_ROWS * d->model->cfg.n_kv_heads /
+                                                        d->model->cfg.n_heads
+                                                  : 0,
                                  .flops = per_cycle * d->n_sm * sm_khz * 1e3,
                                  .bandwidth = 2e3 * memory_khz * bus_bits / 8};
 }

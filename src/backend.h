@@ -38,6 +38,8 @@ struct DeviceLimits {
     bool records;     /* record() takes steps of this model; never those with far keys */
     int wave_rows;    /* rows of a wave that keep it busy */
     int segment_rows; /* rows of a segment of plain prefill */
+    int page_rows; /* rows of one sequence that read their past's pages where they lie: for more, all keys are packed in
+                      * memory of their own; 0: that is no question of rows */
     double flops,
         bandwidth; /* peak rates a second of its prefill arithmetic and its memory; 0: not known */
 };

@@ -150,17 +150,18 @@ static int compress_layer(struct Session *s, int layer, const struct AttnArgs *a
 /* A layer's rows of the question go behind the merged tokens, which first may lose some. */
 static int store_question(struct Session *s, int layer, const struct AttnArgs *args)
 {
-    struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, s->prompt.tail.n};
+    struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, args->seq_begin[1]};
     if (s->budget) return compress_layer(s, layer, args);
     if (s->mass) TRY(calibrate_merged(s, layer, args));
     TRY(heads_append_all(s, &s->merged, layer, &rows));
     return kv_flush(&s->kv, &s->writes);
 }
 
-static int run_question(struct Session *s)
+/* Rows [at, at + n) of it. */
+static int run_rows(struct Session *s, int at, int n)
 {
-    int n_layers = s->e->model.cfg.n_layers, q = s->prompt.tail.n;
-    struct Batch b = tail_batch(s, s->prompt.tail.ids, q, s->plan.question_pos);
+    int n_layers = s->e->model.cfg.n_layers;
+    struct Batch b = tail_batch(s, s->prompt.tail.ids + at, n, s->plan.question_pos + at);
     TRY(far_batch(s, &b));
     TRY(tf_begin(&s->tf, &b));
     for (int l = 0; l < n_layers; l++) {
@@ -169,16 +170,27 @@ static int run_question(struct Session *s)
         TRY(tf_attend(&s->tf, &b, l, 0, &args));
         if (s->observer) TRY(s->observer->attended(s->observer, s, &args, NULL));
         TRY(store_question(s, l, &args));
-        TRY(tf_ffn(&s->tf, l, q));
+        TRY(tf_ffn(&s->tf, l, n));
     }
     far_forget(s, &s->merged);
     return PC_OK;
 }
 
+/* Rows from `at` on that are run together. */
+static int rows_at_once(const struct Session *s, int at)
+{
+    int left = s->prompt.tail.n - at;
+    return left < s->question_rows ? left : s->question_rows;
+}
+
 int question_pass(struct Session *s)
 {
-    int last = s->prompt.tail.n - 1;
-    TRY(run_question(s));
+    int q = s->prompt.tail.n, last = 0;
+    for (int at = 0, n; at < q; at += n) {
+        n = rows_at_once(s, at);
+        TRY(run_rows(s, at, n));
+        last = n - 1;
+    }
     if (s->select.index) TRY(kv_index_all(&s->kv, &s->merged));
     TRY(s->tf.be->logits(s->tf.dev, s->tf.x, &last, 1, s->logits));
     s->out->logits_hash =
@@ -190,13 +202,18 @@ int question_pass(struct Session *s)
 int question_nll(struct Session *s, float *nll)
 {
     int q = s->prompt.tail.n;
-    TRY(run_question(s));
-    for (int t = 1; t < q; t++) {
-        s->rows[t - 1] = t - 1;
-        s->targets[t - 1] = s->prompt.tail.ids[t];
-    }
     nll[0] = NAN; /* predicted by a context row, which stage 2 does not run */
-    return s->tf.be->nll(s->tf.dev, s->tf.x, s->rows, s->targets, q - 1, nll + 1);
+    for (int at = 0, n; at < q; at += n) {
+        n = rows_at_once(s, at);
+        int known = at + n < q ? n : n - 1; /* nothing follows the last row */
+        TRY(run_rows(s, at, n));
+        for (int t = 0; t < known; t++) {
+            s->rows[t] = t;
+            s->targets[t] = s->prompt.tail.ids[at + t + 1];
+        }
+        if (known) TRY(s->tf.be->nll(s->tf.dev, s->tf.x, s->rows, s->targets, known, nll + at + 1));
+    }
+    return PC_OK;
 }
 
 /* ==== The answer ==== */

@@ -174,11 +174,11 @@ static void plain_shapes(struct Session *s)
                                         .head_rows = 1,
                                         .far = s->far.window,
                                         .turned_keys = s->far.window && turned ? keys : 0};
-    s->answer_shape = (struct BatchShape){.rows = max_int(q, 1),
+    s->answer_shape = (struct BatchShape){.rows = s->question_rows,
                                           .seqs = 1,
                                           .keys = answer_keys,
                                           .mass_keys = needs_mass(s) ? answer_keys : 0,
-                                          .head_rows = min_int(HEAD_ROWS, max_int(q, 1)),
+                                          .head_rows = min_int(HEAD_ROWS, s->question_rows),
                                           .far = s->far.window,
                                           .turned_keys = s->far.window && turned ? answer_keys : 0,
                                           .selects = s->select.index};
@@ -204,11 +204,11 @@ static void wave_shapes(struct Session *s)
                                         .keys = rows,
                                         .mass_keys = mass_keys,
                                         .head_rows = min_int(HEAD_ROWS, scored * p->wave)};
-    s->answer_shape = (struct BatchShape){.rows = scored,
+    s->answer_shape = (struct BatchShape){.rows = s->question_rows,
                                           .seqs = 1,
                                           .keys = answer_room,
                                           .mass_keys = needs_mass(s) ? answer_keys : 0,
-                                          .head_rows = min_int(HEAD_ROWS, scored),
+                                          .head_rows = min_int(HEAD_ROWS, s->question_rows),
                                           .selects = s->select.index};
     s->n_slots = min_int(p->keep + p->wave, s->e->team->rank ? s->n_mine : p->n_read);
     int ends = pages_for(p0) + pages_for(q + p->max_tokens) + 1;
@@ -253,7 +253,7 @@ static size_t plan_bytes(const struct Session *s)
 }
 
 /* The largest wave wanted for speed that memory allows. */
-static void plan_wave(struct Session *s)
+static void fit_wave(struct Session *s)
 {
     struct PlanInfo *p = &s->plan;
     if (is_plain(s)) {
@@ -269,6 +269,19 @@ static void plan_wave(struct Session *s)
         p->peak_bytes = plan_bytes(s);
         if (p->peak_bytes <= p->available_bytes || p->wave == 1 || s->set.wave != AUTO) return;
     }
+}
+
+/* Where a question's rows would need all keys packed, and there is no room for that, they are run a few at a time. */
+static void plan_wave(struct Session *s)
+{
+    struct PlanInfo *p = &s->plan;
+    int few = s->limits.page_rows;
+    s->question_rows = max_int(p->n_question, 1);
+    fit_wave(s);
+    if (p->peak_bytes <= p->available_bytes || few == 0 || few >= s->question_rows) return;
+    if (needs_mass(s) || s->far.window || s->observer) return;
+    s->question_rows = few;
+    fit_wave(s);
 }
 
 /* What an answer's rows read. Far keys are seen from elsewhere than their pages' index says. */

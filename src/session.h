@@ -87,6 +87,7 @@ struct Session {
     float *inv_freq;         /* [rope_dim / 2] of a stretched rotation, or NULL */
     int held;                /* full, streaming-llm: most tokens of the past of a batch */
     int n_slots, batch_rows; /* rows of the largest batch */
+    int question_rows; /* rows of the question that are run together: all of them where memory allows */
     struct BatchShape wave_shape, answer_shape;
     size_t n_pages;
 

@@ -290,7 +290,7 @@ static void test_gather(int dim, int pages, bool ragged, int rows, const char *n
     Memory<struct CudaPageRef> d_refs(all);
     Memory<int> d_past(past), d_n(n_refs), d_begin(begins);
     struct GatherArgs g = {};
-    g.pages = {(uint8_t *)d_pool.p, (size_t)2 * 64 * dim * 2, heads, dim};
+    g.pages = {(uint8_t *)d_pool.p, (size_t)2 * 64 * dim * 2, CUDA_PAGE_BF16, heads, dim};
     g.refs = d_refs.p;
     g.n_refs = d_n.p;
     g.ref_stride = stride;
@@ -397,7 +397,7 @@ static void time_gather(int dim, int heads, int tokens, int rows)
     vector<int> begins = {0, rows};
     Memory<int> n(vector<int>(heads, pages)), past(vector<int>(heads, tokens)), begin(begins);
     struct GatherArgs g = {};
-    g.pages = {(uint8_t *)pool.p, (size_t)2 * 64 * dim * 2, heads, dim};
+    g.pages = {(uint8_t *)pool.p, (size_t)2 * 64 * dim * 2, CUDA_PAGE_BF16, heads, dim};
     g.refs = d_refs.p;
     g.n_refs = n.p;
     g.ref_stride = pages;

@@ -515,9 +515,13 @@ int main(int argc, char **argv)
         const char *model, *kv_type;
         double loose;
     } sides[] = {
-        {"geometry:tiny", "auto", 1},      {"geometry:tiny:q8_0", "auto", 1},
-        {"geometry:tiny:q4_k", "auto", 1}, {"geometry:tiny-40", "auto", 1},
-        {"geometry:tiny", "q4", 6},        {"geometry:tiny-40", "q4", 6},
+        {"geometry:tiny", "auto", 1},
+        {"geometry:tiny:q8_0", "auto", 1},
+        {"geometry:tiny:q4_k", "auto", 1},
+        {"geometry:tiny-40", "auto", 1},
+        /* on the edge between two codes a value takes either: a step of 4 bits is a fifteenth of its token's range */
+        {"geometry:tiny", "q4", 10},
+        {"geometry:tiny-40", "q4", 10},
         {"geometry:tiny:q8_0", "q8", 2},
     };
     static const struct Case cases[] = {

@@ -64,7 +64,9 @@ static struct HeadMap scores_of(struct Engine *e, enum HeadMethod method, bool p
     return map;
 }
 
-/* |a - b| / |b| */
+/* |a - b| / |b|; lengths below NOISE count as NOISE: of random weights a head may move an answer by less than bf16 shows */
+static const double NOISE = 1e-4; /* nats */
+
 static double distance(const float *a, const float *b, int n)
 {
     double d = 0, l = 0;
@@ -72,7 +74,7 @@ static double distance(const float *a, const float *b, int n)
         d += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
         l += (double)b[i] * b[i];
     }
-    return sqrt(d / (l > 0 ? l : 1));
+    return sqrt(d) / fmax(sqrt(l), NOISE);
 }
 
 static void compare(struct Engine *cpu, struct Engine *gpu, enum HeadMethod method, bool parallel)

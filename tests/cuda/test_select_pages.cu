@@ -65,7 +65,7 @@ static World make_world(const Case &c)
     for (int h = 0; h < c.n_kv_heads; h++) {
         w.n_refs.push_back(h == 1 ? 0 : h == 0 ? c.most : random_below(c.most + 1));
         for (int i = 0; i < w.n_refs[h]; i++)
-            w.refs[(size_t)h * w.stride + i] = {(uint32_t)(h * c.most + (i * 7 + 3) % c.most),
+            w.refs[(size_t)h * w.stride + i] = {(uint32_t)(h * c.most + (i * 11 + 3) % c.most),
                                                 random_below(3) ? 64u : 1 + random_u32() % 64,
                                                 random_below(4) ? 0 : 0.3f * random_normal()};
     }

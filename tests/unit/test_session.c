@@ -440,15 +440,57 @@ static void test_truncate(void **state)
     each_engine(check_truncate);
 }
 
+/* The question a few rows at a time, as where memory is short: the same answer, and the same surprise at the question. */
+static void check_pieces(struct Engine *e)
+{
+    static const enum Method methods[] = {METHOD_PARALLELCOMP, METHOD_FULL};
+    for (int m = 0; m < 2; m++)
+        for (int rows = 1; rows < 14; rows += 4) {
+            struct Run run;
+            struct Outcome whole, pieces;
+            float nll[2][32];
+            e->settings.method = methods[m];
+            for (int i = 0; i < 2; i++) {
+                run_open(&run, e, plain_input);
+                if (i) run.s.question_rows = rows;
+                must(session_stages(&run.s, false));
+                must(question_nll(&run.s, nll[i]));
+                run_close(&run);
+                run_open(&run, e, plain_input);
+                if (i) run.s.question_rows = rows;
+                must(session_stages(&run.s, false));
+                finish(&run, i ? &pieces : &whole);
+                run_close(&run);
+            }
+            same_logits(e, pieces.logits, whole.logits, "pieces");
+            same_logits(e, pieces.last, whole.last, "pieces, last token");
+            for (int t = 1; t < plain_input.tail; t++)
+                assert_true(fabsf(nll[0][t] - nll[1][t]) < logit_tolerance(e));
+        }
+}
+
+static void test_pieces(void **state)
+{
+    (void)state;
+    each_engine(check_pieces);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_chunk), cmocka_unit_test(test_full_beyond_window),
-        cmocka_unit_test(test_shuffled),  cmocka_unit_test(test_idle_limits),
-        cmocka_unit_test(test_waves),     cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_prefix),    cmocka_unit_test(test_prefix_copies),
-        cmocka_unit_test(test_chunks),    cmocka_unit_test(test_scores),
-        cmocka_unit_test(test_ragged),    cmocka_unit_test(test_many_pages),
+        cmocka_unit_test(test_pieces),
+        cmocka_unit_test(test_one_chunk),
+        cmocka_unit_test(test_full_beyond_window),
+        cmocka_unit_test(test_shuffled),
+        cmocka_unit_test(test_idle_limits),
+        cmocka_unit_test(test_waves),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_prefix),
+        cmocka_unit_test(test_prefix_copies),
+        cmocka_unit_test(test_chunks),
+        cmocka_unit_test(test_scores),
+        cmocka_unit_test(test_ragged),
+        cmocka_unit_test(test_many_pages),
         cmocka_unit_test(test_truncate),
     };
     return cmocka_run_group_tests_name("session", tests, NULL, NULL) != 0;
