@@ -128,8 +128,8 @@ struct AttnArgs {
     const struct HeadTable *past; /* seen whole by every row, before its own sequence; or NULL */
     int last_rows;                /* only the last so many rows of each sequence ask; 0: all */
     const struct FarKeys *far;    /* NULL: every key is seen where it stands */
-    const struct HeadMasks
-        *masks; /* NULL: every head sees all before the row; never with far keys */
+    const struct HeadMasks *
+        masks; /* NULL: every head sees all before the row; else the batch's; never with far keys */
     /* NULL: every page is read. Else, where the batch is one row without far keys, heads without a window read the pages
      * that this chooses by scores from the pool's index, which is right for all but pages at the end that still fill. */
     const struct PageSelect *select;

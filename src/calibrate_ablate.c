@@ -50,20 +50,17 @@ static void walk_close(struct Walk *w)
 
 /* ==== One layer ==== */
 
-/* Attention's output with all heads of the layer free, then with all confined. */
+/* Attention's output with all heads of the layer confined, as the batch has them, then with all free. */
 static int attend_both(struct Study *st, const struct Batch *b, int layer, struct Walk *w)
 {
     struct Reading *r = &st->reading;
     const struct Backend *be = r->tf.be;
-    struct HeadMasks masks = {r->window, st->opt.sink};
     struct AttnArgs args;
-    for (int q = 0; q < st->shape.n_heads; q++)
-        r->window[(size_t)layer * st->shape.n_heads + q] = st->opt.recent;
     TRY(tf_attend(&r->tf, b, layer, 0, &args));
-    TRY(be->download(r->tf.dev, w->free, r->tf.out, w->out_bytes));
-    args.masks = &masks;
+    TRY(be->download(r->tf.dev, w->confined, r->tf.out, w->out_bytes));
+    args.masks = NULL;
     TRY(be->attention(r->tf.dev, &args));
-    return be->download(r->tf.dev, w->confined, r->tf.out, w->out_bytes);
+    return be->download(r->tf.dev, w->free, r->tf.out, w->out_bytes);
 }
 
 /* The walk's own step: from x to next under full attention. */
@@ -71,8 +68,11 @@ static int walk_layer(struct Study *st, int layer, struct Walk *w)
 {
     struct Reading *r = &st->reading;
     const struct Backend *be = r->tf.be;
+    struct HeadMasks masks = {r->window, st->opt.sink};
     struct Batch b;
-    TRY(tail_begin(st, 1, NULL, &b));
+    for (int q = 0; q < st->shape.n_heads; q++)
+        r->window[(size_t)layer * st->shape.n_heads + q] = st->opt.recent;
+    TRY(tail_begin(st, 1, &masks, &b));
     if (layer == 0) TRY(be->download(r->tf.dev, w->x, r->tf.x, w->x_bytes));
     TRY(be->upload(r->tf.dev, r->tf.x, w->x, w->x_bytes));
     TRY(attend_both(st, &b, layer, w));
