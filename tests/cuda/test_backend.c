@@ -562,7 +562,7 @@ int main(int argc, char **argv)
           "30", NULL}},
         {"chunks, all pages by mass",
          3000,
-         0.05,
+         0.07,
          {"method", "parallelcomp", "window", "512", "chunk", "200", "max_tokens", "9", "select",
           "bound", "select_mass", "1", NULL}},
         {"snapkv",
