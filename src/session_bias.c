@@ -29,7 +29,8 @@ static int watched_rows(const struct Session *s)
 static float summed_rows(const struct Session *s)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
-    return (float)(watched_rows(s) * (m->n_heads / m->n_kv_heads));
+    int group = m->n_heads / m->n_kv_heads;
+    return (float)(watched_rows(s) * group);
 }
 
 static double sum(const float *x, int n)

@@ -71,9 +71,9 @@ static const struct {
     struct Input in;
     int sinks, recent;
 } plain_cases[] = {
-    {{9, 400, 14, 1}, 4, 64},    {{0, 250, 1, 2}, 0, 1},      {{70, 330, 97, 3}, 70, 131},
-    {{3, 300, 150, 5}, 64, 100}, {{3, 90, 14, 5}, 16, 101},   {{9, 200, 14, 6}, 64, 256},
-    {{100, 140, 30, 7}, 16, 63}, {{5, 2300, 20, 4}, 130, 77}, {{5, 4200, 70, 8}, 16, 64},
+    {{9, 400, 14, 1}, 4, 64},    {{0, 250, 1, 2}, 0, 1},     {{70, 330, 97, 3}, 70, 131},
+    {{3, 300, 150, 5}, 64, 100}, {{3, 90, 14, 5}, 16, 101},  {{9, 200, 14, 6}, 64, 256},
+    {{100, 140, 30, 7}, 16, 63}, {{5, 2300, 70, 4}, 16, 77},
 };
 
 static void test_duo(void **state)
@@ -83,7 +83,7 @@ static void test_duo(void **state)
         struct Engine *e = open_engine(archs[a], PRECISION_F32, 1 + a % 2);
         e->settings.method = METHOD_DUO;
         int n = sizeof plain_cases / sizeof *plain_cases;
-        for (int i = 0; i < (a == 0 ? n : n - 2); i++) {
+        for (int i = 0; i < (a == 0 ? n : n - 1); i++) {
             set_map(e, (uint64_t)(i + 1), plain_cases[i].sinks, plain_cases[i].recent, 0.5f);
             check_masked(e, plain_cases[i].in, "duo");
         }
