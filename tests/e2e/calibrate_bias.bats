@@ -86,7 +86,7 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     run --separate-stderr "$PCOMP" calibrate bias -m none.gguf -f text.txt
     is 2 "give -o DIR"
     run --separate-stderr "$PCOMP" calibrate bias -m none.gguf -o out --samples 1
-    is 2 "flag '--samples'"
+    is 2 "--samples 2 or more"
     run --separate-stderr "$PCOMP" calibrate bias a.gguf b.gguf -o out
     is 2 "give texts with -f"
     run --separate-stderr "$PCOMP" calibrate bias -m none.gguf -o out --calib '[{}]'

@@ -123,7 +123,7 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     "$PCOMP" completion bash | bash -n
     # shellcheck disable=SC1090
     source <("$PCOMP" completion bash)
-    COMP_WORDS=(pcomp run --kv) COMP_CWORD=2
+    COMP_WORDS=(pcomp run --kv-c) COMP_CWORD=2
     _pcomp
     [ "${COMPREPLY[*]}" = "--kv-cap" ]
     run --separate-stderr "$PCOMP" completion zsh
