@@ -17,7 +17,8 @@ int cmd_calibrate(struct Cli *cli)
 int calibrate_model(struct Cli *cli)
 {
     if (cli->args.n > 2 || (cli->args.n == 2 && cli->model))
-        return err_set(PC_ECONFIG, "calibrate %s takes one model", cli->args.items[0]);
+        return err_set(PC_ECONFIG, "calibrate %s takes one model; give texts with -f FILE",
+                       cli->args.items[0]);
     if (cli->args.n == 2) cli->model = cli->args.items[1];
     cli->args.n = 0; /* neither is a file */
     return PC_OK;
