@@ -4,7 +4,7 @@
  *
  * The answer is made with every page read, on the CPU; NAME=VALUE are settings that keep every token. At each of its rows,
  * for each query head, the true attention of every page is found from its keys, and what each rule would have kept of it.
- * Rules: the number of pages between sinks and recent ones or the share to reach, by mean key, by range, by mean and variance, and by the true
+ * Rules: the number of pages between sinks and recent ones or the share to reach, by mean key, by range, and by the true
  * attention, which no index surpasses. Columns: share of the tokens read; attention kept, mean over query heads and rows;
  * the same of rows that have a tenth or more of it between; then tokens and attention of the quarter of KV heads that
  * look most at the pages where ANSWER first stands.
@@ -18,8 +18,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SOURCES = 4, MOMENTS = 2, TRUE_MASS = 3, N_RULES = 13, GROUP_MAX = 64 };
-static const char *const SOURCE_NAMES[] = {"mean", "bound", "moments", "true"};
+enum { SOURCES = 3, TRUE_MASS = 2, N_RULES = 13, GROUP_MAX = 64 };
+static const char *const SOURCE_NAMES[] = {"mean", "bound", "true"};
 static const struct PageSelect RULES[N_RULES] = {
     {.pages = 0},    {.pages = 8},    {.pages = 16},   {.pages = 32},   {.pages = 64},
     {.pages = 96},   {.pages = 128},  {.pages = 192},  {.mass = 0.75f}, {.mass = 0.9f},
@@ -121,34 +121,6 @@ static void index_scores(struct Device *d, const struct AttnArgs *a, int kv_head
     free(entry);
 }
 
-/* The log of the mean of exp(logit), were the page's keys normal with independent channels. */
-static void moment_scores(struct Device *d, const struct AttnArgs *a, int kv_head, struct Head *h,
-                          float *score)
-{
-    const struct ModelConfig *m = &d->model->cfg;
-    int dim = m->head_dim;
-    const float *q = (const float *)a->q + (size_t)kv_head * h->group * dim;
-    float key[HEAD_DIM_MAX], unused[HEAD_DIM_MAX], mean[HEAD_DIM_MAX], square[HEAD_DIM_MAX];
-    for (int i = 0; i < h->n - h->n_open; i++) {
-        memset(mean, 0, sizeof mean);
-        memset(square, 0, sizeof square);
-        for (int t = 0; t < h->len[i]; t++) {
-            tool.real->kv_read(d, a->pool, h->refs[i], t, key, unused);
-            for (int j = 0; j < dim; j++) mean[j] += key[j], square[j] += key[j] * key[j];
-        }
-        score[i] = -INFINITY;
-        for (int g = 0; g < h->group; g++) {
-            float sum = 0;
-            for (int j = 0; j < dim; j++) {
-                float x = q[(size_t)g * dim + j], at = mean[j] / h->len[i];
-                sum += x * at / sqrtf((float)dim) +
-                       x * x / (float)dim * (square[j] / h->len[i] - at * at) / 2;
-            }
-            score[i] = fmaxf(score[i], sum + h->refs[i].bias);
-        }
-    }
-}
-
 /* The score that would be right: the log of what a token weighs, for the group's head that it matters most to. */
 static void true_scores(const struct Head *h, float *score)
 {
@@ -225,7 +197,6 @@ static void measure_head(struct Device *d, const struct AttnArgs *a, int kv_head
     true_mass(d, a, kv_head, &h);
     index_scores(d, a, kv_head, &h, PAGE_INDEX_MEAN, h.score);
     index_scores(d, a, kv_head, &h, PAGE_INDEX_BOUND, h.score + n);
-    moment_scores(d, a, kv_head, &h, h.score + MOMENTS * n);
     true_scores(&h, h.score + TRUE_MASS * n);
     find_needle(&h);
     for (int source = 0; source < SOURCES; source++)
@@ -272,7 +243,7 @@ static void report(void)
     int *heads = room((size_t)tool.n_heads, sizeof *heads), part = tool.n_heads / 4;
     for (int h = 0; h < tool.n_heads; h++) heads[h] = h;
     qsort(heads, (size_t)tool.n_heads, sizeof *heads, by_needle);
-    printf("%-7s %-10s %7s %7s %7s | %7s %7s\n", "index", "rule", "tokens", "kept", "far", "tokens",
+    printf("%-6s %-10s %7s %7s %7s | %7s %7s\n", "index", "rule", "tokens", "kept", "far", "tokens",
            "needle");
     for (int at = 0; at < SOURCES * N_RULES; at++) {
         const struct PageSelect *rule = &RULES[at % N_RULES];
@@ -282,7 +253,7 @@ static void report(void)
             snprintf(name, sizeof name, "share %.2f", (double)rule->mass);
         else
             snprintf(name, sizeof name, "pages %d", rule->pages);
-        printf("%-7s %-10s %6.2f%% %7.4f %7.4f | %6.2f%% %7.4f\n", SOURCE_NAMES[at / N_RULES], name,
+        printf("%-6s %-10s %6.2f%% %7.4f %7.4f | %6.2f%% %7.4f\n", SOURCE_NAMES[at / N_RULES], name,
                100 * all.read / all.there, all.kept / (double)all.n_rows,
                all.far / (double)(all.n_far ? all.n_far : 1), 100 * few.read / few.there,
                few.kept / (double)few.n_rows);
