@@ -4,13 +4,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static const char *method_name(const struct Settings *s)
-{
-    for (int i = 0; i < N_SETTINGS; i++)
-        if (strcmp(SETTINGS[i].name, "method") == 0) return SETTINGS[i].words[s->method];
-    return "";
-}
-
 /* A label becomes a folder's name. */
 static int label_set(struct Arm *arm, const char *text, size_t len)
 {
@@ -78,7 +71,8 @@ int arms_parse(const struct Cli *cli, const struct TextList *texts, struct Arm *
     for (int i = 0; i < *n; i++) {
         arm_begin(cli, &arms[i]);
         if (texts->n == 0)
-            snprintf(arms[i].label, sizeof arms[i].label, "%s", method_name(&cli->settings));
+            snprintf(arms[i].label, sizeof arms[i].label, "%s",
+                     setting_word("method", (int)cli->settings.method));
         else
             TRY(arm_parse(texts->items[i], &arms[i]));
         for (int j = 0; j < i; j++)

@@ -15,6 +15,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -490,6 +491,12 @@ int out_write(const char *data, size_t len)
 int out_file(const char *path, const char *data, size_t len)
 {
     return file_write(path, data, len) < 0 ? CLI_EOUTPUT : PC_OK;
+}
+
+int out_folder(const char *path)
+{
+    if (mkdir(path, 0777) == 0 || errno == EEXIST) return PC_OK;
+    return err_set(CLI_EOUTPUT, "%s: cannot make the folder: %s", path, strerror(errno));
 }
 
 const char *bytes_text(size_t bytes, char text[32])

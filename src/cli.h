@@ -133,6 +133,8 @@ int signals_got(void);         /* 0, SIGINT or SIGTERM */
 int out_write(const char *data, size_t len);
 /* file_write() for a result: a failure is CLI_EOUTPUT. */
 int out_file(const char *path, const char *data, size_t len);
+/* Makes a folder for results, unless it is there: a failure is CLI_EOUTPUT. */
+int out_folder(const char *path);
 /* "22.4 GiB", "512 MiB" */
 const char *bytes_text(size_t bytes, char text[32]);
 

@@ -11,7 +11,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum { TOKENS = 8192, SAMPLES = 16 };
@@ -62,8 +61,7 @@ static int check_flags(struct Cli *cli)
     if (cli->questions.n > STUDY_ITEMS_MAX)
         return err_set(PC_ECONFIG, "%d questions; at most %d are taken", cli->questions.n,
                        STUDY_ITEMS_MAX);
-    if (mkdir(cli->output, 0777) != 0 && errno != EEXIST)
-        return err_set(CLI_EOUTPUT, "%s: cannot make the folder: %s", cli->output, strerror(errno));
+    TRY(out_folder(cli->output));
     if (access(cli->output, W_OK | X_OK) != 0)
         return err_set(CLI_EOUTPUT, "%s: cannot write into the folder: %s", cli->output,
                        strerror(errno));

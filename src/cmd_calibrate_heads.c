@@ -5,11 +5,9 @@
 #include "cmd_calibrate.h"
 #include "progress.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 enum { MAPS_MAX = N_HEAD_METHODS + 1, LEVELS_MAX = 5, INVERTED = N_HEAD_METHODS };
 
@@ -347,17 +345,10 @@ static int deliver(struct HeadsRun *run)
 
 /* ==== The command ==== */
 
-/* Before the work, so that it is not done for a folder that cannot be. */
-static int make_folder(const char *path)
-{
-    if (!path || mkdir(path, 0777) == 0 || errno == EEXIST) return PC_OK;
-    return err_set(CLI_EOUTPUT, "%s: cannot make this folder: %s", path, strerror(errno));
-}
-
 static int run_study(struct HeadsRun *run)
 {
     TRY(open_study(run));
-    TRY(make_folder(run->cli->output));
+    if (run->cli->output) TRY(out_folder(run->cli->output)); /* before the work */
     run->begun = clock_seconds();
     progress_begin(&run->view, 0);
     TRY(add_rival(run, run->method, &run->unit));

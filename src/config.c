@@ -148,7 +148,7 @@ static const char *const CLASS_NAMES[] = {"sink", "middle", "recent", NULL};
 
 /* ==== Names, limits and messages ==== */
 
-static const struct Setting *setting_find(const char *name)
+const struct Setting *setting_find(const char *name)
 {
     for (int i = 0; i < N_SETTINGS; i++)
         if (strcmp(SETTINGS[i].name, name) == 0) return &SETTINGS[i];

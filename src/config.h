@@ -131,6 +131,8 @@ int settings_load(struct Settings *s, const char *path);
 int settings_parse(struct Settings *s, const char *json, size_t len, const char *what);
 /* Checks settings against each other (an overlap wider than a chunk). */
 int settings_check(const struct Settings *s);
+/* The setting of that name, or NULL. */
+const struct Setting *setting_find(const char *name);
 /* The setting whose name is nearest, or NULL when none is near. */
 const char *settings_nearest(const char *name);
 /* The word for a value of an enum setting. */

@@ -6,13 +6,6 @@
 
 extern char **environ;
 
-static bool is_setting(const char *name)
-{
-    for (int i = 0; i < N_SETTINGS; i++)
-        if (strcmp(SETTINGS[i].name, name) == 0) return true;
-    return false;
-}
-
 /* Variables that say where files are. */
 static bool of_the_command_line(const char *name)
 {
@@ -33,7 +26,7 @@ int settings_env(struct Settings *s)
             name[i] = c >= 'A' && c <= 'Z' ? (char)(c + 32) : c;
         }
         if (of_the_command_line(name)) continue;
-        if (!is_setting(name)) {
+        if (!setting_find(name)) {
             const char *best = settings_nearest(name);
             log_msg(LOG_WARN, "environment variable PCOMP_%.*s is no setting and is ignored%s%s%s",
                     (int)len, *entry + 6, best ? " (nearest setting: " : "", best ? best : "",

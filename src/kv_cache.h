@@ -19,6 +19,12 @@ struct KvCache {
         *filled; /* [n_layers * n_kv_heads] scratch of kv_index_filled; NULL without an index */
 };
 
+/* Pages that hold so many tokens of a head. */
+static inline int kv_pages(int tokens)
+{
+    return (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS;
+}
+
 /* Bytes kv_open takes for n_pages, page memory and free list. */
 size_t kv_pool_bytes(const struct Backend *be, const struct Device *dev, size_t n_pages);
 int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev,

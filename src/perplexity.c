@@ -6,31 +6,40 @@
 #include <math.h>
 #include <string.h>
 
-/* Plain: windows of `window` tokens, each on its own; every token after a window's first counts. */
-static int window_nll(struct Session *s, const int *ids, int n, double *sum)
+int rows_nll(struct Session *s, struct KnownRows r, float *nll)
 {
     int n_layers = s->e->model.cfg.n_layers;
     s->seq_begin[0] = 0;
-    s->seq_begin[1] = n;
-    for (int i = 0; i < n; i++) {
-        s->tokens[i] = ids[i];
-        s->pos[i] = i;
+    s->seq_begin[1] = r.n;
+    for (int i = 0; i < r.n; i++) {
+        s->tokens[i] = r.ids[i];
+        s->pos[i] = r.pos0 + i;
         s->rows[i] = i;
-        if (i) s->targets[i - 1] = ids[i];
+        if (i < r.n_known) s->targets[i] = r.ids[i + 1];
     }
     struct Batch b = {.tokens = s->tokens,
                       .pos = s->pos,
                       .seq_begin = s->seq_begin,
                       .n_seqs = 1,
-                      .masks = heads_reading(s)};
+                      .pool = &s->kv.pool,
+                      .past = r.past,
+                      .masks = r.masks};
     TRY(tf_begin(&s->tf, &b));
     for (int l = 0; l < n_layers; l++) {
         struct AttnArgs args;
         TRY(session_stop(s));
         TRY(tf_attend(&s->tf, &b, l, 0, &args));
-        TRY(tf_ffn(&s->tf, l, n));
+        TRY(tf_ffn(&s->tf, l, r.n));
     }
-    TRY(s->tf.be->nll(s->tf.dev, s->tf.x, s->rows, s->targets, n - 1, s->nll));
+    return s->tf.be->nll(s->tf.dev, s->tf.x, s->rows, s->targets, r.n_known, nll);
+}
+
+/* Plain: windows of `window` tokens, each on its own; every token after a window's first counts. */
+static int window_nll(struct Session *s, const int *ids, int n, double *sum)
+{
+    TRY(rows_nll(
+        s, (struct KnownRows){.ids = ids, .n = n, .n_known = n - 1, .masks = heads_reading(s)},
+        s->nll));
     for (int i = 0; i + 1 < n; i++) *sum += s->nll[i];
     return PC_OK;
 }

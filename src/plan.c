@@ -24,11 +24,6 @@ static int max_int(int a, int b)
     return a > b ? a : b;
 }
 
-static int pages_for(int tokens)
-{
-    return (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS;
-}
-
 static bool is_plain(const struct Session *s)
 {
     return s->set.method != METHOD_PARALLELCOMP;
@@ -182,7 +177,7 @@ static void plain_shapes(struct Session *s)
                                           .far = s->far.window,
                                           .turned_keys = s->far.window && turned ? answer_keys : 0,
                                           .selects = s->select.index};
-    int pages = min_int(pages_for(total) + 1, pages_for(s->held) + pages_for(s->batch_rows) + 2);
+    int pages = min_int(kv_pages(total) + 1, kv_pages(s->held) + kv_pages(s->batch_rows) + 2);
     s->n_slots = 0;
     s->n_pages = (size_t)p->heads_full * pages + (size_t)p->heads_streaming * ring_for(s, pages);
     s->mass_stride = s->answer_shape.mass_keys;
@@ -196,8 +191,7 @@ static void wave_shapes(struct Session *s)
     int mass_keys = needs_mass(s) ? rows : 0;
     int answer_keys = p0 + p->keep * s->cap + q + p->max_tokens;
     /* every kept chunk ends in a page of its own: count whole pages */
-    int answer_room =
-        PAGE_TOKENS * (pages_for(p0) + p->keep * pages_for(s->cap)) + q + p->max_tokens;
+    int answer_room = PAGE_TOKENS * (kv_pages(p0) + p->keep * kv_pages(s->cap)) + q + p->max_tokens;
     s->batch_rows = max_int(max_int(p->wave * (p->chunk_tokens + q), p0), q);
     s->wave_shape = (struct BatchShape){.rows = s->batch_rows,
                                         .seqs = p->wave,
@@ -211,9 +205,9 @@ static void wave_shapes(struct Session *s)
                                           .head_rows = min_int(HEAD_ROWS, s->question_rows),
                                           .selects = s->select.index};
     s->n_slots = min_int(p->keep + p->wave, s->e->team->rank ? s->n_mine : p->n_read);
-    int ends = pages_for(p0) + pages_for(q + p->max_tokens) + 1;
-    s->n_pages = (size_t)p->heads_full * ((size_t)s->n_slots * pages_for(s->cap) + ends) +
-                 (size_t)p->heads_streaming * ring_for(s, pages_for(p->chunk_tokens) + ends);
+    int ends = kv_pages(p0) + kv_pages(q + p->max_tokens) + 1;
+    s->n_pages = (size_t)p->heads_full * ((size_t)s->n_slots * kv_pages(s->cap) + ends) +
+                 (size_t)p->heads_streaming * ring_for(s, kv_pages(p->chunk_tokens) + ends);
     s->mass_stride = needs_mass(s) ? max_int(mass_keys, answer_keys) : 0;
 }
 
@@ -232,7 +226,7 @@ static size_t plan_bytes(const struct Session *s)
            answer = e->be->scratch_bytes(e->dev, &s->answer_shape);
     size_t rows = (size_t)s->batch_rows, heads = (size_t)m->n_layers * m->n_kv_heads;
     size_t kept = needs_mass(s) ? heads * ((size_t)s->cap + 1) * sizeof(int) : 0;
-    size_t slot = kv_table_bytes(m, pages_for(s->cap)) + kept;
+    size_t slot = kv_table_bytes(m, kv_pages(s->cap)) + kept;
     size_t wave_heads = (size_t)s->plan.wave * m->n_kv_heads;
     size_t keep = sizeof(int) * (size_t)s->mass_stride * wave_heads;
     size_t policy = (size_t)s->mass_stride * ((wave_heads + m->n_kv_heads) * 9 + 12);
@@ -342,7 +336,7 @@ int plan_make(struct Session *s)
     plan_wave(s);
     p->index_bytes = index_bytes(s);
     p->fits = p->peak_bytes <= p->available_bytes;
-    int kept = pages_for(kept_tokens(s));
+    int kept = kv_pages(kept_tokens(s));
     p->kv_bytes = ((size_t)p->heads_full * kept + (size_t)p->heads_streaming * ring_for(s, kept)) *
                   s->e->be->page_bytes(s->e->dev);
     TRY(heads_formula(s, 1, &p->heads_bytes));

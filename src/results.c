@@ -64,23 +64,38 @@ struct Strange {
     long foreign, other;
 };
 
-static int old_line(struct Results *r, const char *line, size_t len, struct Strange *strange)
+/* What a line says of itself. */
+struct Said {
+    bool result;  /* it is a line of results at all */
+    bool ours;    /* ... of this run's settings */
+    bool error;   /* it tells of a failure */
+    uint64_t key; /* of its item */
+};
+
+static struct Said line_says(const struct Results *r, const char *line, size_t len)
 {
-    int status = PC_OK;
+    struct Said said = {false, false, false, 0};
     char mine[20];
     key_text(r->settings_key, mine);
     cJSON *root = cJSON_ParseWithLength(line, len);
     const cJSON *key = cJSON_GetObjectItemCaseSensitive(root, "key");
     const cJSON *settings = cJSON_GetObjectItemCaseSensitive(root, "settings_key");
-    bool error = cJSON_GetObjectItemCaseSensitive(root, "error") != NULL;
-    if (!cJSON_IsString(key) || !cJSON_IsString(settings))
-        strange->foreign++;
-    else if (strcmp(settings->valuestring, mine) != 0)
-        strange->other += !error;
-    else if (!error)
-        status = note(r, strtoull(key->valuestring, NULL, 16));
+    if (cJSON_IsString(key) && cJSON_IsString(settings)) {
+        said.result = true;
+        said.ours = strcmp(settings->valuestring, mine) == 0;
+        said.error = cJSON_GetObjectItemCaseSensitive(root, "error") != NULL;
+        said.key = strtoull(key->valuestring, NULL, 16);
+    }
     cJSON_Delete(root);
-    return status;
+    return said;
+}
+
+static int old_line(struct Results *r, const char *line, size_t len, struct Strange *strange)
+{
+    struct Said said = line_says(r, line, len);
+    strange->foreign += !said.result;
+    strange->other += said.result && !said.ours && !said.error;
+    return said.ours && !said.error ? note(r, said.key) : PC_OK;
 }
 
 int results_open(struct Results *r, const char *path, uint64_t key, int flags)
@@ -116,16 +131,8 @@ int results_open(struct Results *r, const char *path, uint64_t key, int flags)
 /* The key of a line of this run's settings, whether it tells of a result or of a failure. */
 static int new_line(struct Results *r, const char *line, size_t len)
 {
-    int status = PC_OK;
-    char mine[20];
-    key_text(r->settings_key, mine);
-    cJSON *root = cJSON_ParseWithLength(line, len);
-    const cJSON *key = cJSON_GetObjectItemCaseSensitive(root, "key");
-    const cJSON *settings = cJSON_GetObjectItemCaseSensitive(root, "settings_key");
-    if (cJSON_IsString(key) && cJSON_IsString(settings) && !strcmp(settings->valuestring, mine))
-        status = note(r, strtoull(key->valuestring, NULL, 16));
-    cJSON_Delete(root);
-    return status;
+    struct Said said = line_says(r, line, len);
+    return said.ours ? note(r, said.key) : PC_OK;
 }
 
 int results_news(struct Results *r)

@@ -60,7 +60,7 @@ static int resolve_rules(struct Session *s)
 static int alloc_slots(struct Session *s)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
-    int pages = (s->cap + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    int pages = kv_pages(s->cap);
     size_t heads = (size_t)m->n_layers * m->n_kv_heads;
     s->slots = mem_alloc((size_t)s->n_slots, sizeof *s->slots);
     if (!s->slots) return PC_ENOMEM;
@@ -114,7 +114,7 @@ static int alloc_cache(struct Session *s)
     int heads = m->n_kv_heads, slots = s->set.method == METHOD_PARALLELCOMP ? p->keep : 0;
     int ring = heads_ring(s), prefix = p->n_prefix / PAGE_TOKENS + 1 + ring,
         tail = (p->n_question + p->max_tokens) / PAGE_TOKENS + 2;
-    int kept = slots ? slots * ((s->cap + PAGE_TOKENS - 1) / PAGE_TOKENS)
+    int kept = slots ? slots * kv_pages(s->cap)
                      : (s->held < p->chunk_tokens ? s->held + s->batch_rows : p->chunk_tokens) /
                                PAGE_TOKENS +
                            2;

@@ -48,7 +48,7 @@ struct HeadRun {
     int *read_window;              /* [n_layers, n_heads] over the text; 0: all */
     int *answer_window;            /* [n_layers, n_heads] over question and answer */
     struct HeadMasks read, answer; /* the same for a batch */
-    int n_full, sinks, recent;
+    int sinks, recent;
 };
 
 struct Session;
@@ -193,6 +193,19 @@ void share_chunks(struct Session *s); /* leaves only this rank's in todo */
 /* Once each rank has read its own: all scores to all, the kept chunks to rank 0. */
 int share_winners(struct Session *s);
 int share_end(struct Session *s); /* waits until rank 0 has answered */
+
+/* perplexity.c */
+/* Rows of one sequence whose next tokens are known; nothing of them is stored. */
+struct KnownRows {
+    const int *ids; /* [n_known + 1], at least n */
+    int n,
+        n_known; /* rows run, and how many of them, from the first on, have a token that follows */
+    int pos0;    /* position of the first */
+    const struct HeadTable *past;
+    const struct HeadMasks *masks;
+};
+/* nll[n_known]: of the token after each. Takes tokens, pos, rows, targets and seq_begin of the session. */
+int rows_nll(struct Session *s, struct KnownRows r, float *nll);
 
 /* decode.c */
 int question_pass(struct Session *s);

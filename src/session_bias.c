@@ -119,28 +119,10 @@ static int follow(struct Session *s, const int *ids, int n, double *nll)
     TRY(s->tf.be->nll(s->tf.dev, s->tf.x, &last, ids, 1, s->nll));
     *nll = (double)s->nll[0];
     if (n == 1) return PC_OK;
-    s->seq_begin[0] = 0;
-    s->seq_begin[1] = n - 1;
-    for (int i = 0; i + 1 < n; i++) {
-        s->tokens[i] = ids[i];
-        s->pos[i] = pos0 + i;
-        s->rows[i] = i;
-        s->targets[i] = ids[i + 1];
-    }
-    struct Batch b = {.tokens = s->tokens,
-                      .pos = s->pos,
-                      .seq_begin = s->seq_begin,
-                      .n_seqs = 1,
-                      .pool = &s->kv.pool,
-                      .past = &s->merged};
-    TRY(tf_begin(&s->tf, &b));
-    for (int l = 0; l < s->e->model.cfg.n_layers; l++) {
-        struct AttnArgs args;
-        TRY(session_stop(s));
-        TRY(tf_attend(&s->tf, &b, l, 0, &args));
-        TRY(tf_ffn(&s->tf, l, n - 1));
-    }
-    TRY(s->tf.be->nll(s->tf.dev, s->tf.x, s->rows, s->targets, n - 1, s->nll));
+    TRY(rows_nll(s,
+                 (struct KnownRows){
+                     .ids = ids, .n = n - 1, .n_known = n - 1, .pos0 = pos0, .past = &s->merged},
+                 s->nll));
     *nll += sum(s->nll, n - 1);
     return PC_OK;
 }

@@ -28,7 +28,7 @@ static void fill_windows(const struct Session *s, const uint8_t *flags, int *win
     for (int i = 0; i < n; i++) window[i] = flags[i] ? 0 : s->heads.recent;
 }
 
-static int make_windows(struct Session *s, const uint8_t *keep, uint8_t *flags)
+static void make_windows(struct Session *s, const uint8_t *keep, uint8_t *flags)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
     int group = m->n_heads / m->n_kv_heads;
@@ -38,10 +38,10 @@ static int make_windows(struct Session *s, const uint8_t *keep, uint8_t *flags)
     fill_windows(s, flags, s->heads.answer_window);
     if (by_query) headmap_q_flags(&s->e->heads, keep, flags);
     fill_windows(s, flags, s->heads.read_window);
-    return PC_OK;
 }
 
-static int plan_classes(struct Session *s)
+/* Returns how many heads keep everything. */
+static int make_classes(struct Session *s)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
     struct HeadRun *h = &s->heads;
@@ -53,8 +53,7 @@ static int plan_classes(struct Session *s)
     if (status == PC_OK) status = choose(&s->set, &s->e->heads, h->streams);
     if (status >= 0) {
         h->answer_window = h->read_window + queries;
-        h->n_full = status;
-        status = make_windows(s, h->streams, flags);
+        make_windows(s, h->streams, flags);
         for (size_t i = 0; i < heads; i++) h->streams[i] = !h->streams[i];
     }
     mem_free(flags);
@@ -66,15 +65,16 @@ int heads_plan(struct Session *s, int64_t n_all)
     const struct HeadMap *map = &s->e->heads;
     struct HeadRun *h = &s->heads;
     int n = s->e->model.cfg.n_layers * s->e->model.cfg.n_kv_heads;
-    s->plan.heads_full = h->n_full = n;
+    s->plan.heads_full = n;
     if (!map->scores || n_all < map->threshold) return PC_OK;
     h->sinks = s->set.head_sinks == FROM_MAP ? map->sink : s->set.head_sinks;
     h->recent = s->set.head_recent == AUTO ? map->recent : s->set.head_recent;
-    TRY(plan_classes(s));
+    int n_full = make_classes(s);
+    if (n_full < 0) return n_full;
     h->read = (struct HeadMasks){h->read_window, h->sinks};
     h->answer = (struct HeadMasks){h->answer_window, h->sinks};
-    s->plan.heads_full = h->n_full;
-    s->plan.heads_streaming = n - h->n_full;
+    s->plan.heads_full = n_full;
+    s->plan.heads_streaming = n - n_full;
     s->plan.head_sinks = h->sinks;
     s->plan.head_recent = h->recent;
     return PC_OK;
@@ -88,22 +88,17 @@ void heads_close(struct Session *s)
 
 /* ==== Room ==== */
 
-static int pages_for(int tokens)
-{
-    return (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS;
-}
-
 int heads_ring(const struct Session *s)
 {
     if (s->plan.heads_streaming == 0) return 0;
-    return pages_for(s->heads.sinks) + pages_for(s->heads.recent + PAGE_TOKENS - 1) + 1;
+    return kv_pages(s->heads.sinks) + kv_pages(s->heads.recent + PAGE_TOKENS - 1) + 1;
 }
 
 int heads_share(const struct Session *s, int cap)
 {
-    int n = s->plan.heads_full + s->plan.heads_streaming;
-    if (s->set.freed != FREED_SHARE || s->heads.n_full == 0) return cap;
-    int64_t more = (int64_t)cap * n / s->heads.n_full;
+    int full = s->plan.heads_full, n = full + s->plan.heads_streaming;
+    if (s->set.freed != FREED_SHARE || full == 0) return cap;
+    int64_t more = (int64_t)cap * n / full;
     return more < INT32_MAX ? (int)more : INT32_MAX;
 }
 

@@ -88,9 +88,7 @@ static size_t stem_length(const struct Str *id)
 static int write_text(const struct Batch *b, const struct Item *item, const struct Str *text)
 {
     struct Str path = {0};
-    if (mkdir(b->cli->text_dir, 0777) != 0 && errno != EEXIST)
-        return err_set(CLI_EOUTPUT, "%s: cannot make the folder: %s", b->cli->text_dir,
-                       strerror(errno));
+    TRY(out_folder(b->cli->text_dir));
     int status = str_appendf(&path, "%s/", b->cli->text_dir);
     size_t begin = path.len;
     if (status == PC_OK) status = str_append(&path, item->id.data, stem_length(&item->id));

@@ -5,27 +5,9 @@
  */
 #include "src/calibrate.h"
 
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "tests/cuda/sides.h"
 
-static int passed, failed;
-
-static void check(bool ok, const char *what, double value)
-{
-    ok ? passed++ : failed++;
-    if (!ok) printf("FAIL %s: %g\n", what, value);
-}
-
-static void must(int status)
-{
-    if (status >= 0) return;
-    printf("FAIL %s\n0 passed, 1 failed\n", err_text());
-    exit(1);
-}
-
-static struct Engine *open_side(const char *model, const char *backend)
+static struct Engine *open_study_side(const char *model, const char *backend)
 {
     struct Settings set;
     struct Engine *e;
@@ -67,7 +49,7 @@ static struct HeadMap scores_of(struct Engine *e, enum HeadMethod method, bool p
 /* |a - b| / |b|; lengths below NOISE count as NOISE: of random weights a head may move an answer by less than bf16 shows */
 static const double NOISE = 1e-4; /* nats */
 
-static double distance(const float *a, const float *b, int n)
+static double apart(const float *a, const float *b, int n)
 {
     double d = 0, l = 0;
     for (int i = 0; i < n; i++) {
@@ -86,8 +68,8 @@ static void compare(struct Engine *cpu, struct Engine *gpu, enum HeadMethod meth
     snprintf(what, sizeof what, "%s, %s, %s", gpu->model.cfg.name, head_method_name(method),
              parallel ? "parallel" : "plain");
     double limit = method == HEADS_ABLATE || method == HEADS_DEVIATE ? 0.25 : 0.05;
-    check(distance(b.scores, a.scores, n) < limit, what, distance(b.scores, a.scores, n));
-    check(memcmp(b.scores, again.scores, sizeof(float) * (size_t)n) == 0, "same bytes", 0);
+    check(apart(b.scores, a.scores, n) < limit, "scores", what, apart(b.scores, a.scores, n));
+    check(memcmp(b.scores, again.scores, sizeof(float) * (size_t)n) == 0, "same bytes", what, 0);
     headmap_close(&a);
     headmap_close(&b);
     headmap_close(&again);
@@ -103,7 +85,8 @@ int main(void)
         return 0;
     }
     for (int m = 0; m < 2; m++) {
-        struct Engine *cpu = open_side(models[m], "cpu"), *gpu = open_side(models[m], "cuda");
+        struct Engine *cpu = open_study_side(models[m], "cpu"),
+                      *gpu = open_study_side(models[m], "cuda");
         for (int i = 0; i < 5; i++)
             for (int parallel = 0; parallel < 2; parallel++)
                 compare(cpu, gpu, methods[i], parallel);

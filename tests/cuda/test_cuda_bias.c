@@ -1,28 +1,8 @@
 /* test_cuda_bias.c - attention bias as the GPU sees it beside the CPU in f32: the same weights, text and question; shares,
  * profiles and NLL, without and with rules and a cap.
  */
-#include "src/session.h"
 #include "src/session_bias.h"
-
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-static int passed, failed;
-
-static void check(bool ok, const char *what, const char *where, double value)
-{
-    ok ? passed++ : failed++;
-    if (!ok) printf("FAIL %s (%s): %g\n", what, where, value);
-}
-
-static void must(int status)
-{
-    if (status >= 0) return;
-    printf("FAIL %s\n0 passed, 1 failed\n", err_text());
-    exit(1);
-}
+#include "tests/cuda/sides.h"
 
 enum { BYTES = 3000, REGION = 20 };
 
@@ -31,7 +11,7 @@ struct Seen {
     struct BiasScore score;
 };
 
-static struct Engine *open_side(const char *model, const char *backend)
+static struct Engine *open_bias_side(const char *model, const char *backend)
 {
     struct Settings set;
     struct Engine *e;
@@ -123,8 +103,8 @@ int main(void)
         puts("SKIP: no GPU");
         return 0;
     }
-    struct Engine *cpu = open_side("geometry:tiny", "cpu"),
-                  *gpu = open_side("geometry:tiny", "cuda");
+    struct Engine *cpu = open_bias_side("geometry:tiny", "cpu"),
+                  *gpu = open_bias_side("geometry:tiny", "cuda");
     for (int n_rules = 0; n_rules < 2; n_rules++) {
         run_case(cpu, gpu, CAP_OFF, n_rules);
         run_case(cpu, gpu, 50, n_rules);

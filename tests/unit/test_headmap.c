@@ -1,43 +1,12 @@
 /* test_headmap.c - which heads are kept: against brute force on maps full of ties, on the tie structure of the
  * published patterns, the controls, and the bytes they cost.
  */
-#include "headmap.h"
+#include "tests/unit/headmap_support.h"
 
 #include <math.h>
-#include <setjmp.h>
 #include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 #include "eviction/select.h"
-
-enum { N_MAX = 1024 };
-
-static uint64_t rng_state = 7;
-
-static uint32_t rng(void)
-{
-    rng_state = rng_state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-    return (uint32_t)(rng_state >> 33);
-}
-
-static void must(int status)
-{
-    if (status < 0) fail_msg("status %d: %s", status, err_text());
-}
-
-static struct HeadMap blank(int n_layers, int n_heads, int n_kv_heads, bool q)
-{
-    struct HeadMap map;
-    must(headmap_open(&(struct HeadShape){n_layers, n_heads, n_kv_heads}, q, &map));
-    return map;
-}
-
-static bool has(const char *part)
-{
-    return strstr(err_text(), part) != NULL;
-}
 
 /* ==== The choice ==== */
 

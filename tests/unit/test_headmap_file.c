@@ -1,45 +1,15 @@
 /* test_headmap_file.c - files of head maps: every format there and back, files as others write them, every refusal
  * with what its text must name, and each allocation failing once.
  */
-#include "headmap.h"
+#include "tests/unit/headmap_support.h"
 
 #include <math.h>
-#include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cjson/cJSON.h>
-#include <cmocka.h>
-
-enum { N_MAX = 1024 };
-
-static uint64_t rng_state = 11;
-
-static uint32_t rng(void)
-{
-    rng_state = rng_state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-    return (uint32_t)(rng_state >> 33);
-}
-
-static void must(int status)
-{
-    if (status < 0) fail_msg("status %d: %s", status, err_text());
-}
-
-static struct HeadMap blank(int n_layers, int n_heads, int n_kv_heads, bool q)
-{
-    struct HeadMap map;
-    must(headmap_open(&(struct HeadShape){n_layers, n_heads, n_kv_heads}, q, &map));
-    return map;
-}
-
-static bool has(const char *part)
-{
-    return strstr(err_text(), part) != NULL;
-}
 
 /* ==== Formats there and back ==== */
 
@@ -619,6 +589,7 @@ static void test_faults(void **state)
 
 int main(void)
 {
+    rng_state = 11;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_own_round_trip), cmocka_unit_test(test_duo_round_trip),
         cmocka_unit_test(test_rtp_round_trip), cmocka_unit_test(test_duo_text),
