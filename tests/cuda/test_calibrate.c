@@ -59,7 +59,8 @@ static double apart(const float *a, const float *b, int n)
     return sqrt(d) / fmax(sqrt(l), NOISE);
 }
 
-static void compare(struct Engine *cpu, struct Engine *gpu, enum HeadMethod method, bool parallel)
+static void compare_scores(struct Engine *cpu, struct Engine *gpu, enum HeadMethod method,
+                           bool parallel)
 {
     struct HeadMap a = scores_of(cpu, method, parallel), b = scores_of(gpu, method, parallel),
                    again = scores_of(gpu, method, parallel);
@@ -89,7 +90,7 @@ int main(void)
                       *gpu = open_study_side(models[m], "cuda");
         for (int i = 0; i < 5; i++)
             for (int parallel = 0; parallel < 2; parallel++)
-                compare(cpu, gpu, methods[i], parallel);
+                compare_scores(cpu, gpu, methods[i], parallel);
         engine_close(cpu);
         engine_close(gpu);
     }

@@ -46,7 +46,8 @@ static struct Seen look(struct Engine *e, const char *text, int cap, int n_rules
     return seen;
 }
 
-static void compare(const struct BiasProfile *a, const struct BiasProfile *b, const char *where)
+static void compare_profiles(const struct BiasProfile *a, const struct BiasProfile *b,
+                             const char *where)
 {
     double worst = 0, whole = 0;
     check(a->n_views == b->n_views && a->n_chunks == b->n_chunks, "views", where, a->n_views);
@@ -80,9 +81,9 @@ static void run_case(struct Engine *cpu, struct Engine *gpu, int cap, int n_rule
     }
     snprintf(where, sizeof where, "cap %d, %d rules", cap, n_rules);
     struct Seen a = look(gpu, text, cap, n_rules), b = look(cpu, text, cap, n_rules);
-    compare(&a.local, &b.local, where);
+    compare_profiles(&a.local, &b.local, where);
     /* with a cap the two may keep other tokens: attention near a tie */
-    if (cap == CAP_OFF) compare(&a.merged, &b.merged, where);
+    if (cap == CAP_OFF) compare_profiles(&a.merged, &b.merged, where);
     check(fabs(a.score.nll - b.score.nll) < (cap == CAP_OFF ? 0.05 : 0.5), "NLL", where,
           a.score.nll - b.score.nll);
     check((bias_share(&a.merged, 1, ALL_HEADS, PART_RECENT) == 0) == (n_rules == 1),
