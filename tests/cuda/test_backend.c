@@ -509,8 +509,10 @@ static void run_whole(struct Engine *cpu, struct Engine *gpu, const char *model,
 /* With any argument: little enough for compute-sanitizer (tests/cuda/sanitize.sh). */
 int main(int argc, char **argv)
 {
-    (void)argv;
     bool brief = argc > 1;
+    size_t only = argc > 2 ? (size_t)atoi(argv[2]) : SIZE_MAX; /* one of the sides */
+    size_t n_cases =
+        argc > 3 ? (size_t)atoi(argv[3]) : SIZE_MAX; /* its first ones, and no whole run */
     static const struct {
         const char *model, *kv_type;
         double loose;
@@ -592,16 +594,17 @@ int main(int argc, char **argv)
         return 0;
     }
     for (size_t m = 0; m < sizeof sides / sizeof *sides; m++) {
-        if (brief && m % 3 && m != 4) continue;
+        if (brief && (only == SIZE_MAX ? m % 3 && m != 4 : m != only)) continue;
         char name[64];
         snprintf(name, sizeof name, "%s, kv %s", sides[m].model, sides[m].kv_type);
         struct Engine *cpu = open_side(sides[m].model, "cpu", sides[m].kv_type),
                       *gpu = open_side(sides[m].model, "cuda", sides[m].kv_type);
         bool plain = strcmp(sides[m].kv_type, "auto") == 0; /* pages are told apart by plain keys */
         loose = sides[m].loose;
-        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        for (size_t i = 0; i < sizeof cases / sizeof *cases && i < n_cases; i++) {
             struct Case c = cases[i];
             c.model = name;
+            if (brief) fprintf(stderr, "%s: case %zu\n", name, i);
             run_case(&c, cpu, gpu);
         }
         static const struct PageSelect ways[] = {{.index = PAGE_INDEX_OFF},
@@ -612,8 +615,8 @@ int main(int argc, char **argv)
             for (int way = 0; way < (!plain ? 1 : brief ? 2 : 4); way++)
                 test_steps(gpu, name, past, ways[way]);
         if (plain) test_select_steps(gpu, name, 700); /* also heads whose keys are packed */
-        for (size_t i = brief ? 1 : 0; i < (brief ? 2 : sizeof wholes / sizeof *wholes); i++)
-            run_whole(cpu, gpu, name, &wholes[i]);
+        size_t end = n_cases != SIZE_MAX ? 0 : brief ? 2 : sizeof wholes / sizeof *wholes;
+        for (size_t i = brief ? 1 : 0; i < end; i++) run_whole(cpu, gpu, name, &wholes[i]);
         engine_close(cpu);
         engine_close(gpu);
     }
