@@ -136,6 +136,11 @@ static size_t cuda_page_bytes(const struct Device *d)
     return (size_t)2 * CUDA_PAGE_TOKENS * d->model->cfg.head_dim * sizeof(bf16);
 }
 
+static const char *cuda_page_format(const struct Device *d)
+{
+    return d->fp8 ? "cuda bf16, fp8" : "cuda bf16, bf16";
+}
+
 /* ==== Memory ==== */
 
 static struct DevBlock *find_block(const struct Device *d, const void *p)
@@ -309,6 +314,7 @@ extern "C" const struct Backend backend_cuda = {
     .limits = cuda_limits,
     .peak = cuda_peak,
     .page_bytes = cuda_page_bytes,
+    .page_format = cuda_page_format,
     .scratch_bytes = cuda_scratch_bytes,
     .reserve = cuda_reserve,
     .alloc = dev_alloc,

@@ -12,14 +12,20 @@
 #include <omp.h>
 #include <string.h>
 
-static int past_tokens(const struct AttnArgs *a, int kv_head, int n_kv)
+static const struct HeadTable *past_of(const struct AttnArgs *a, int seq)
 {
-    return a->past ? a->past->n_tokens[a->layer * n_kv + kv_head] : 0;
+    return a->own_pasts ? &a->past[seq] : a->past;
 }
 
-static const struct PageRef *past_refs(const struct AttnArgs *a, int head)
+static int past_tokens(const struct AttnArgs *a, int seq, int kv_head, int n_kv)
 {
-    return a->past->refs + (size_t)head * a->past->stride;
+    return a->past ? past_of(a, seq)->n_tokens[a->layer * n_kv + kv_head] : 0;
+}
+
+static const struct PageRef *past_refs(const struct AttnArgs *a, int seq, int head)
+{
+    const struct HeadTable *past = past_of(a, seq);
+    return past->refs + (size_t)head * past->stride;
 }
 
 /* The window of a query head, 0 for none. */
@@ -38,10 +44,10 @@ static float *biases_of(const struct Device *d, int kv_head)
 /* Past keys of a head up to the last one whose page has a bias. */
 static int n_biased(const struct AttnArgs *a, int kv_head, int n_kv)
 {
-    int head = a->layer * n_kv + kv_head, n = past_tokens(a, kv_head, n_kv);
-    for (int i = a->past ? a->past->n_refs[head] : 0; i-- > 0;) {
-        if (past_refs(a, head)[i].bias != 0) return n;
-        n -= (int)past_refs(a, head)[i].len;
+    int head = a->layer * n_kv + kv_head, n = past_tokens(a, 0, kv_head, n_kv);
+    for (int i = a->past && !a->own_pasts ? a->past->n_refs[head] : 0; i-- > 0;) {
+        if (past_refs(a, 0, head)[i].bias != 0) return n;
+        n -= (int)past_refs(a, 0, head)[i].len;
     }
     return 0;
 }
@@ -53,7 +59,7 @@ static void spread_biases(struct Device *d, const struct AttnArgs *a)
     for (int kv = 0; kv < n_kv; kv++) {
         float *out = biases_of(d, kv);
         for (int n = n_biased(a, kv, n_kv), i = 0; n > 0; i++) {
-            struct PageRef ref = past_refs(a, a->layer * n_kv + kv)[i];
+            struct PageRef ref = past_refs(a, 0, a->layer * n_kv + kv)[i];
             for (int t = 0; t < (int)ref.len; t++) *out++ = ref.bias;
             n -= (int)ref.len;
         }
@@ -93,10 +99,10 @@ static void gather_block(struct Device *d, const struct AttnArgs *a, int seq, in
                          float *k, float *v)
 {
     const struct ModelConfig *m = &d->model->cfg;
-    int dim = m->head_dim, past = past_tokens(a, kv_head, m->n_kv_heads), n = 0;
+    int dim = m->head_dim, past = past_tokens(a, seq, kv_head, m->n_kv_heads), n = 0;
     int rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
     if (at < past) {
-        const struct PageRef *ref = past_refs(a, a->layer * m->n_kv_heads + kv_head);
+        const struct PageRef *ref = past_refs(a, seq, a->layer * m->n_kv_heads + kv_head);
         int skip = at;
         while (skip >= (int)ref->len) skip -= (int)(ref++)->len;
         for (; n < QBLOCK && at + n < past; n++) {
@@ -135,7 +141,7 @@ static void pack_keys(struct Device *d, const struct AttnArgs *a)
     for (int h = 0; h < heads; h++) {
         for (int b = 0; b < d->pack_blocks; b++) {
             int seq = h / m->n_kv_heads, kv = h % m->n_kv_heads;
-            int past = past_tokens(a, kv, m->n_kv_heads),
+            int past = past_tokens(a, seq, kv, m->n_kv_heads),
                 rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
             int at = b * QBLOCK, n = past + rows - at;
             if (n <= 0) continue;
@@ -171,7 +177,7 @@ static struct AttnTile tile_of(const struct Device *d, const struct AttnArgs *a,
         .q = (const float *)a->q + at,
         .ld_q = width,
         .n_rows = n,
-        .first_visible = past_tokens(a, kv, m->n_kv_heads) + row + 1,
+        .first_visible = past_tokens(a, seq, kv, m->n_kv_heads) + row + 1,
         .kv = pack_of(d, seq, kv),
         .scale = 1.0f / sqrtf((float)m->head_dim),
         .bias = biases_of(d, kv),
@@ -252,7 +258,7 @@ int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, floa
     for (int h = 0; h < heads; h++) {
         int seq = h / m->n_kv_heads, kv = h % m->n_kv_heads,
             rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
-        int n_keys = past_tokens(a, kv, m->n_kv_heads) + rows,
+        int n_keys = past_tokens(a, seq, kv, m->n_kv_heads) + rows,
             first = rows > obs_rows ? rows - obs_rows : 0;
         float *out = mass + (size_t)h * stride;
         memset(out, 0, sizeof *out * (size_t)n_keys);
@@ -314,7 +320,7 @@ static void attend_split(struct Device *d, const struct AttnArgs *a, struct Spli
     int group = m->n_heads / m->n_kv_heads, head = a->layer * m->n_kv_heads + s.kv_head;
     int refs = a->past ? a->past->n_refs[head] : 0, n = 0,
         window = window_of(d, a, s.kv_head * group),
-        at = window && refs ? tokens_in(past_refs(a, head), s.begin) : 0;
+        at = window && refs ? tokens_in(past_refs(a, 0, head), s.begin) : 0;
     struct PageRun runs[DECODE_SPLIT];
     void *own = thread_scratch(d, omp_get_thread_num());
     for (int i = s.begin; i < s.end; i++) {
@@ -325,13 +331,13 @@ static void attend_split(struct Device *d, const struct AttnArgs *a, struct Spli
             runs[n++] = (struct PageRun){.page = own, .len = 1};
             continue;
         }
-        struct PageRef ref = past_refs(a, head)[i];
+        struct PageRef ref = past_refs(a, 0, head)[i];
         struct PageRun *run = &runs[n];
         *run = (struct PageRun){.page = a->pool->data + ref.page * a->pool->page_bytes,
                                 .len = (int)ref.len,
                                 .bias = ref.bias};
         if (window)
-            hide(run, at, a->masks->sinks, past_tokens(a, s.kv_head, m->n_kv_heads), window);
+            hide(run, at, a->masks->sinks, past_tokens(a, 0, s.kv_head, m->n_kv_heads), window);
         at += run->len;
         n += run->seen - run->hidden < run->len;
     }
