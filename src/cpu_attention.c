@@ -105,10 +105,13 @@ static void gather_block(struct Device *d, const struct AttnArgs *a, int seq, in
         const struct PageRef *ref = past_refs(a, seq, a->layer * m->n_kv_heads + kv_head);
         int skip = at;
         while (skip >= (int)ref->len) skip -= (int)(ref++)->len;
-        for (; n < QBLOCK && at + n < past; n++) {
-            while (skip >= (int)ref->len) skip = 0, ref++;
-            d->kern->page_read(a->pool->data + ref->page * a->pool->page_bytes, skip++, dim,
+        for (int left = past - at; n < QBLOCK && left > 0; ref++, skip = 0) {
+            int run = (int)ref->len - skip, most = left < QBLOCK - n ? left : QBLOCK - n;
+            if (run > most) run = most;
+            d->kern->page_rows(a->pool->data + ref->page * a->pool->page_bytes, skip, run, dim,
                                k + n * dim, v + n * dim, d->exact);
+            n += run;
+            left -= run;
         }
     }
     for (int row = at + n - past; n < QBLOCK && row < rows; n++, row++) {
@@ -422,6 +425,15 @@ int cpu_kv_write(struct Device *d, const struct PagePool *pool, const struct KvW
     return PC_OK;
 }
 
+/* Whether tokens [0, 64) of the list are a whole page that becomes one. */
+static bool whole_page(const uint32_t *from, const uint32_t *to)
+{
+    bool same = from[0] % PAGE_TOKENS == 0 && to[0] % PAGE_TOKENS == 0;
+    for (uint32_t i = 1; same && i < PAGE_TOKENS; i++)
+        same = from[i] == from[0] + i && to[i] == to[0] + i;
+    return same;
+}
+
 int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from,
                 const uint32_t *to, int n)
 {
@@ -430,6 +442,11 @@ int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *f
     for (int i = 0; i < n; i++) {
         const uint8_t *src = pool->data + from[i] / PAGE_TOKENS * pool->page_bytes;
         uint8_t *dst = pool->data + to[i] / PAGE_TOKENS * pool->page_bytes;
+        if (n - i >= PAGE_TOKENS && whole_page(from + i, to + i)) {
+            memmove(dst, src, pool->page_bytes);
+            i += PAGE_TOKENS - 1;
+            continue;
+        }
         d->kern->page_read(src, (int)(from[i] % PAGE_TOKENS), dim, k, v, d->exact);
         d->kern->page_write(dst, (int)(to[i] % PAGE_TOKENS), dim, k, v, d->exact);
     }

@@ -161,6 +161,9 @@ struct Kernels {
     void (*page_write)(void *page, int at, int head_dim, const float *k, const float *v,
                        bool exact);
     void (*page_read)(const void *page, int at, int head_dim, float *k, float *v, bool exact);
+    /* n slots from `at` on, as rows k, v [n, head_dim]. */
+    void (*page_rows)(const void *page, int at, int n, int head_dim, float *k, float *v,
+                      bool exact);
 };
 
 extern const struct Kernels kernels_avx2, kernels_avx512, kernels_avx512vnni;

@@ -21,5 +21,7 @@ void KERNEL(attn_pages)(const struct PageAttn *a, struct Partial *part, float *o
 void KERNEL(page_write)(void *page, int at, int head_dim, const float *k, const float *v,
                         bool exact);
 void KERNEL(page_read)(const void *page, int at, int head_dim, float *k, float *v, bool exact);
+void KERNEL(page_rows)(const void *page, int at, int n, int head_dim, float *k, float *v,
+                       bool exact);
 
 #endif

@@ -61,6 +61,30 @@ static inline float value_at(const void *p, size_t i, bool exact)
     return exact ? ((const float *)p)[i] : f16_to_f32(((const uint16_t *)p)[i]);
 }
 
+/* Keys stand on end in a page: a few dims of all 64 are read at a time and laid down. */
+static void rows_of_keys(const void *page, int at, int n, int head_dim, float *k, bool exact)
+{
+    enum { DIMS = 16 };
+    float strip[DIMS][QBLOCK];
+    for (int d0 = 0; d0 < head_dim; d0 += DIMS) {
+        int dims = head_dim - d0 < DIMS ? head_dim - d0 : DIMS;
+        for (int d = 0; d < dims; d++)
+            for (int v = 0; v < QBLOCK; v += VL)
+                vf_store(&strip[d][v], load_at(page, (size_t)(d0 + d) * QBLOCK + v, exact));
+        for (int j = 0; j < n; j++)
+            for (int d = 0; d < dims; d++) k[j * head_dim + d0 + d] = strip[d][at + j];
+    }
+}
+
+void KERNEL(page_rows)(const void *page, int at, int n, int head_dim, float *k, float *v,
+                       bool exact)
+{
+    size_t first = ((size_t)QBLOCK + (size_t)at) * head_dim, count = (size_t)n * head_dim, i = 0;
+    rows_of_keys(page, at, n, head_dim, k, exact);
+    for (; i + VL <= count; i += VL) vf_store(v + i, load_at(page, first + i, exact));
+    for (; i < count; i++) v[i] = value_at(page, first + i, exact);
+}
+
 /* Base-2 logits of query rows [first, first + n_q) against a page's 64 keys: s [n_q][64]. */
 static inline __attribute__((always_inline)) void
 page_logits(const struct PageAttn *a, int first, int n_q, const void *page, bool exact, float *s)

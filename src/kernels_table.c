@@ -26,4 +26,5 @@ const struct Kernels KERNEL(kernels) = {
     .attn_pages = KERNEL(attn_pages),
     .page_write = KERNEL(page_write),
     .page_read = KERNEL(page_read),
+    .page_rows = KERNEL(page_rows),
 };

@@ -139,6 +139,9 @@ struct IndexInfo {
 int session_index(struct Engine *e, const struct Request *req, const char *path, bool fresh,
                   struct IndexInfo *out);
 
+/* What a store is made from, as one number: text, model, settings that shape chunks, pages. */
+int session_store_key(struct Engine *e, const struct Request *req, uint64_t *key);
+
 /* Perplexity of text under the settings' method (method.md section 6, point 19).
  * full: mean NLL of every token after the first, in windows of `window` positions.
  * parallelcomp, truncate: mean NLL of the last `tail` tokens given the compressed rest. */

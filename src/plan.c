@@ -254,7 +254,9 @@ static int wave_wanted(const struct Session *s)
 {
     enum { STORED = 4 };
     int rows = s->plan.chunk_tokens + s->plan.n_question;
-    if (s->store) return s->limits.own_pasts ? STORED : 1;
+    if (s->store && !s->limits.own_pasts) return 1;
+    if (s->set.wave != AUTO) return s->set.wave;
+    if (s->store) return STORED;
     return max_int(1, s->limits.wave_rows / max_int(rows, 1));
 }
 
@@ -267,7 +269,7 @@ static void plan_wave(struct Session *s)
         p->peak_bytes = plan_bytes(s);
         return;
     }
-    int wave = s->set.wave != AUTO ? s->set.wave : wave_wanted(s);
+    int wave = wave_wanted(s);
     for (p->wave = max_int(1, min_int(min_int(wave, WAVE_MAX), p->n_read));; p->wave--) {
         wave_shapes(s);
         if (s->store || s->indexes) stored_shapes(s);

@@ -12,10 +12,11 @@
 
 #include <string.h>
 
-static const char *const SHAPING[] = {"window",      "chunk",         "overlap",     "heads_ratio",
-                                      "head_sinks",  "head_recent",   "heads_by",    "rope_scaling",
-                                      "rope_factor", "chat_template", "instruction", "system",
-                                      NULL};
+/* Settings that shape a chunk's keys and values. A head map is known by what it does, not by its file's name. */
+static const char *const SHAPING[] = {"heads",        "window",      "chunk",         "overlap",
+                                      "heads_ratio",  "head_sinks",  "head_recent",   "heads_by",
+                                      "rope_scaling", "rope_factor", "chat_template", "instruction",
+                                      "system",       NULL};
 
 /* ==== What fits a store ==== */
 
@@ -55,7 +56,7 @@ static int check_settings(const struct Store *store, const struct Settings *set)
     struct Settings stored = *set;
     const struct Slice *json = &store->info.settings;
     TRY(settings_parse(&stored, json->data, json->len, store->path));
-    for (int i = 0; SHAPING[i]; i++) {
+    for (int i = 1; SHAPING[i]; i++) {
         const char *const one[] = {SHAPING[i], NULL};
         struct Str have = {0}, want = {0};
         int status = settings_json_some(&stored, one, &have);
@@ -410,6 +411,18 @@ fail:
     prompt_free(&prompt);
     session_close(&s);
     result_free(&made);
+    return status;
+}
+
+int session_store_key(struct Engine *e, const struct Request *req, uint64_t *key)
+{
+    struct Str settings = {0};
+    const char *pages = e->be->page_format(e->dev);
+    uint64_t hash = hash64(req->context, req->context_len, e->model.hash);
+    int status = settings_json_some(&e->settings, SHAPING, &settings);
+    if (status == PC_OK)
+        *key = hash64(settings.data, settings.len, hash64(pages, strlen(pages), hash));
+    str_free(&settings);
     return status;
 }
 
