@@ -4,7 +4,8 @@
  * the chunks without any, all tokens of every chunk go to a store, and ask runs the question's rows alone: the prefix
  * and a stored chunk are their past. From there on all is as in a run: the same importance of the tokens, the same score
  * of the chunk, the same queue. Only chunks that stay are then loaded again and give their chosen tokens to the merged
- * cache. What differs from a run: question rows see the text's keys and values as pages hold them, rounded.
+ * cache. What differs from a run is rounding: question rows see the text's keys and values as pages hold them, and where
+ * a block of 64 values shares a scale (int16), the text's last block has one of its own, without the question's.
  *
  * A wave's chunks lie in pages that follow each other, as in the file, so that each moves in one piece.
  */

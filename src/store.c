@@ -235,11 +235,11 @@ static int check_trailer(struct Store *s)
 
 /* ==== Open and read ==== */
 
-int store_open(const char *path, struct Store *out)
+int store_parse(struct FileMap file, const char *name, struct Store *out)
 {
     memset(out, 0, sizeof *out);
-    snprintf(out->path, sizeof out->path, "%s", path);
-    TRY(file_map(path, &out->map));
+    snprintf(out->path, sizeof out->path, "%s", name);
+    out->map = file;
     const struct StoreHead *h = (const struct StoreHead *)(const void *)out->map.data;
     TRY(check_magic(out, h));
     out->seed = h->hash;
@@ -249,10 +249,18 @@ int store_open(const char *path, struct Store *out)
     return out->checked ? PC_OK : PC_ENOMEM;
 }
 
+int store_open(const char *path, struct Store *out)
+{
+    struct FileMap file;
+    memset(out, 0, sizeof *out);
+    TRY(file_map(path, &file));
+    return store_parse(file, path, out);
+}
+
 void store_close(struct Store *s)
 {
     mem_free(s->checked);
-    if (s->map.len) file_unmap(&s->map);
+    file_unmap(&s->map);
     memset(s, 0, sizeof *s);
 }
 

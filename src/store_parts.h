@@ -52,6 +52,8 @@ struct StoreBody {
     size_t streams, prefix, context, chunks, offset, settings, text, end;
 };
 
+/* store_open on what is mapped already, which store_close takes over. */
+int store_parse(struct FileMap file, const char *name, struct Store *out);
 /* From the sizes in info. False when they cannot be counted. */
 bool store_body(const struct StoreInfo *info, struct StoreBody *out);
 /* Bytes of a chunk's section; 0 when they cannot be counted. */
