@@ -246,6 +246,7 @@ static size_t plan_bytes(const struct Session *s)
                     kv_pool_bytes(e->be, e->dev, s->n_pages) + keep + turns;
     size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text +
                   (size_t)m->vocab_size * sizeof(float);
+    if (s->store || s->indexes) host += stored_bytes(s);
     return s->limits.own_memory ? device : device + host + s->plan.made_bytes;
 }
 

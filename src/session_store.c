@@ -206,10 +206,26 @@ void stored_shapes(struct Session *s)
 
 /* ==== Chunks in pages that follow each other ==== */
 
+/* Pages of a head in a staged table. */
+static int staged_refs(const struct Session *s)
+{
+    return pages_for(s->plan.n_prefix) + heads_ring(s) + pages_for(s->plan.chunk_tokens) + 2;
+}
+
+size_t stored_bytes(const struct Session *s)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    size_t tables = kv_table_bytes(m, staged_refs(s)) * (size_t)s->plan.wave,
+           section =
+               s->stage_pages * s->e->be->page_bytes(s->e->dev) + sizeof(float) * (size_t)m->dim,
+           front = s->req->context_len + (size_t)s->plan.n_context * (sizeof(int) + sizeof(size_t));
+    return tables + (s->indexes ? section + front : 0);
+}
+
 int staged_open(struct Session *s)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
-    int stride = pages_for(s->plan.n_prefix) + heads_ring(s) + pages_for(s->plan.chunk_tokens) + 2;
+    int stride = staged_refs(s);
     TRY(kv_run(&s->kv, s->stage_pages * (size_t)s->plan.wave, &s->stage_page));
     s->staged = mem_alloc((size_t)s->plan.wave, sizeof *s->staged);
     if (!s->staged) return PC_ENOMEM;

@@ -138,6 +138,18 @@ static bool whole_section(const struct StoreWriter *w, int chunk, size_t at)
            h->bytes == bytes && h->hash == store_section_hash(w->section, bytes, w->seed);
 }
 
+/* Bytes behind what was written so far; a failure says how to go on. */
+static int put(const struct StoreWriter *w, const void *data, size_t len)
+{
+    char why[512];
+    if (file_put(w->fd, w->part.data, data, len) == PC_OK) return PC_OK;
+    snprintf(why, sizeof why, "%s", err_text());
+    return err_set(PC_EIO,
+                   "%s; %d of %d chunks are written: free some space and repeat the command to go "
+                   "on, or delete that file",
+                   why, w->n_done, w->info.n_chunks);
+}
+
 /* ==== Begin ==== */
 
 static int check_space(const struct StoreWriter *w, size_t at)
@@ -164,7 +176,7 @@ static int go_on(struct StoreWriter *w, const struct Str *front)
     if (ftruncate(w->fd, (off_t)at) != 0 || lseek(w->fd, (off_t)at, SEEK_SET) < 0)
         return err_set(PC_EIO, "%s: cannot cut: %s", w->part.data, strerror(errno));
     TRY(check_space(w, at));
-    return at ? PC_OK : file_put(w->fd, w->part.data, front->data, front->len);
+    return at ? PC_OK : put(w, front->data, front->len);
 }
 
 static int alloc_section(struct StoreWriter *w)
@@ -219,16 +231,7 @@ int store_write(struct StoreWriter *w)
     memcpy(w->section, &h, sizeof h);
     h.hash = store_section_hash(w->section, bytes, w->seed);
     memcpy(w->section, &h, sizeof h);
-    int status = file_put(w->fd, w->part.data, (const char *)w->section, bytes);
-    if (status < 0) {
-        char why[512];
-        strncpy(why, err_text(), sizeof why - 1);
-        why[sizeof why - 1] = '\0';
-        return err_set(PC_EIO,
-                       "%s; %d of %d chunks are written: free some space and repeat the command to "
-                       "go on, or delete that file",
-                       why, chunk, w->info.n_chunks);
-    }
+    TRY(put(w, w->section, bytes));
     w->n_done++;
     return PC_OK;
 }
@@ -238,7 +241,7 @@ int store_finish(struct StoreWriter *w)
     struct StoreTrailer end;
     const char *part = w->part.data;
     store_trailer(w->bytes, w->seed, &end);
-    TRY(file_put(w->fd, part, (const char *)&end, sizeof end));
+    TRY(put(w, &end, sizeof end));
     if (fsync(w->fd) != 0 || rename(part, w->path) != 0)
         return err_set(PC_EIO, "%s: cannot finish: %s", part, strerror(errno));
     return PC_OK;
