@@ -491,8 +491,8 @@ static int note_choice(struct Session *s, const struct Wave *w, int layer)
     TRY(s->tf.be->download(s->tf.dev, s->keep, s->keep_dev, n * sizeof *s->keep));
     for (int i = 0; i < w->n; i++)
         for (int h = 0; h < heads; h++) {
-            size_t head = (size_t)(layer * heads + h);
-            memcpy(w->slot[i]->index + head * (size_t)s->cap,
+            int head = layer * heads + h;
+            memcpy(w->slot[i]->index + (size_t)head * (size_t)s->cap,
                    s->keep + (size_t)(i * heads + h) * stride,
                    sizeof(int) * (size_t)w->slot[i]->kept[head]);
         }
