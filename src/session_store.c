@@ -463,6 +463,7 @@ static int load_chunk(struct Session *s, int chunk, int i)
 static int recall_begin(struct Session *s, struct Wave *w)
 {
     int q = s->prompt.tail.n;
+    store_check(s->store, w->chunk, w->n, s->e->settings.threads);
     for (int i = 0; i < w->n; i++) {
         int n = wave_len(s, w, i);
         TRY(load_chunk(s, w->chunk[i], i));

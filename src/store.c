@@ -295,6 +295,15 @@ int store_chunk(struct Store *s, int chunk, struct StoreChunk *out)
     return PC_OK;
 }
 
+void store_check(struct Store *s, const int *chunks, int n, int threads)
+{
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int i = 0; i < n; i++) {
+        int c = chunks[i];
+        s->checked[c] = s->checked[c] || check_section(s, c, section_of(s, c)) == PC_OK;
+    }
+}
+
 void store_expect(const struct Store *s, int chunk)
 {
     if (chunk >= s->info.n_chunks) return;

@@ -76,6 +76,8 @@ struct StoreChunk {
 };
 /* A chunk's section in the map. PC_EFORMAT when it is damaged: each is checked once. */
 int store_chunk(struct Store *s, int chunk, struct StoreChunk *out);
+/* Checks chunks at once, by so many threads; store_chunk tells of those that are damaged. */
+void store_check(struct Store *s, const int *chunks, int n, int threads);
 /* Asks the system to read a chunk ahead. */
 void store_expect(const struct Store *s, int chunk);
 
