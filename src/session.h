@@ -186,7 +186,7 @@ int stored_prompt(struct Engine *e, const struct Request *req, struct Prompt *ou
 int question_room(const struct Session *s);
 /* The stored cuts take the place of the plan's. PC_ERANGE when question and answer have no room behind them. */
 int stored_chunks(struct Session *s);
-void stored_shapes(struct Session *s); /* of batches, slots and pages */
+void stored_shapes(struct Session *s);        /* of batches, slots and pages */
 size_t stored_bytes(const struct Session *s); /* of main memory beside what a run takes */
 int staged_open(struct Session *s); /* after the cache was opened, before any page is given out */
 void staged_close(struct Session *s);
