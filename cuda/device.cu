@@ -143,6 +143,11 @@ static size_t cuda_page_bytes(const struct Device *d)
     return page_size(d->format, d->model->cfg.head_dim);
 }
 
+static const char *cuda_page_format(const struct Device *d)
+{
+    return d->fp8 ? "cuda bf16, fp8" : "cuda bf16, bf16";
+}
+
 /* ==== Memory ==== */
 
 static struct DevBlock *find_block(const struct Device *d, const void *p)
@@ -320,6 +325,7 @@ extern "C" const struct Backend backend_cuda = {
     .limits = cuda_limits,
     .peak = cuda_peak,
     .page_bytes = cuda_page_bytes,
+    .page_format = cuda_page_format,
     .scratch_bytes = cuda_scratch_bytes,
     .reserve = cuda_reserve,
     .alloc = dev_alloc,

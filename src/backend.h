@@ -36,6 +36,7 @@ struct DeviceLimits {
     size_t memory;    /* bytes that it can still give, those of its host where they are the same */
     bool own_memory;  /* has memory of its own, apart from the host's */
     bool records;     /* record() takes steps of this model; never those with far keys */
+    bool own_pasts;   /* sequences of one batch may have a past each */
     int wave_rows;    /* rows of a wave that keep it busy */
     int segment_rows; /* rows of a segment of plain prefill */
     int page_rows; /* rows of one sequence that read their past's pages where they lie: for more, all keys are packed in
@@ -126,8 +127,9 @@ struct AttnArgs {
     int layer;
     const struct PagePool *pool;
     const struct HeadTable *past; /* seen whole by every row, before its own sequence; or NULL */
-    int last_rows;                /* only the last so many rows of each sequence ask; 0: all */
-    const struct FarKeys *far;    /* NULL: every key is seen where it stands */
+    bool own_pasts; /* past[n_seqs]: one of each sequence, all without biases; else one of all */
+    int last_rows;  /* only the last so many rows of each sequence ask; 0: all */
+    const struct FarKeys *far; /* NULL: every key is seen where it stands */
     const struct HeadMasks *
         masks; /* NULL: every head sees all before the row; else the batch's; never with far keys */
     /* NULL: every page is read. Else, where the batch is one row without far keys, heads without a window read the pages
@@ -169,6 +171,7 @@ struct Batch {
     int n_seqs;
     const struct PagePool *pool;
     const struct HeadTable *past;
+    bool own_pasts; /* as in AttnArgs */
     const struct FarKeys *far;
     const struct HeadMasks *masks;
     const struct PageSelect *select;
@@ -190,6 +193,9 @@ struct Backend {
     /* Most bytes held by runs at once since the last reset. */
     size_t (*peak)(struct Device *d, bool reset);
     size_t (*page_bytes)(const struct Device *d);
+    /* What a page's bytes hold where kv_type leaves it open, and the arithmetic that makes them: "cpu f16, int16". Pages kept
+     * in a file are of use where this and kv_type are the same. */
+    const char *(*page_format)(const struct Device *d);
     /* Bytes reserve() would take for this shape. */
     size_t (*scratch_bytes)(const struct Device *d, const struct BatchShape *shape);
     int (*reserve)(struct Device *d, const struct BatchShape *shape);

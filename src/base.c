@@ -543,7 +543,7 @@ int file_read(const char *path, struct Str *out)
     return status;
 }
 
-static int write_all(int fd, const char *what, const char *data, size_t len)
+int file_put(int fd, const char *what, const char *data, size_t len)
 {
     while (len) {
         ssize_t put = write(fd, data, len);
@@ -560,7 +560,7 @@ static int write_through(const char *path, const char *data, size_t len)
 {
     int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
     if (fd < 0) return err_set(PC_EIO, "%s: cannot write: %s", path, strerror(errno));
-    int status = write_all(fd, path, data, len);
+    int status = file_put(fd, path, data, len);
     if (close(fd) != 0 && status == PC_OK)
         status = err_set(PC_EIO, "%s: cannot write: %s", path, strerror(errno));
     return status;
@@ -581,7 +581,7 @@ int file_write(const char *path, const char *data, size_t len)
         str_appendf(&temp, "%s.%ld.%u.tmp", path, (long)getpid(), atomic_fetch_add(&serial, 1)));
     fd = open(temp.data, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (fd < 0) TRY_GOTO(err_set(PC_EIO, "%s: cannot write: %s", path, strerror(errno)));
-    TRY_GOTO(write_all(fd, path, data, len));
+    TRY_GOTO(file_put(fd, path, data, len));
     if (exists && fchmod(fd, info.st_mode & 07777) != 0)
         TRY_GOTO(err_set(PC_EIO, "%s: cannot set its mode: %s", path, strerror(errno)));
     if (fsync(fd) != 0 || rename(temp.data, path) != 0)

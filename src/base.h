@@ -117,6 +117,8 @@ void file_unmap(struct FileMap *map);
 int file_read(const char *path, struct Str *out);
 /* Writes a file beside its target, then renames it over: a reader never sees half of it. */
 int file_write(const char *path, const char *data, size_t len);
+/* Writes all bytes where the open file stands; `what` names it in the error's text. */
+int file_put(int fd, const char *what, const char *data, size_t len);
 
 /* ==== Clock, log, hash ==== */
 

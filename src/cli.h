@@ -64,7 +64,7 @@ struct Cli {
     struct TextList assigned; /* settings from flags: name, value, name, value, … */
     struct TextList files, questions, args;
     const char *model, *geometry, *config, *questions_file, *log_file, *progress, *explain;
-    const char *output, *text_dir, *glob, *format;
+    const char *output, *text_dir, *glob, *format, *store_dir;
     bool json, jsonl, plan, quiet, verbose, fresh, no_needle, markdown, help, version, share;
     int tokens, repeats, tail;
     double depth;
@@ -73,10 +73,11 @@ struct Cli {
     int samples, passkeys, words, sink, recent, refine;
     double ratio;
     bool compare;
-    char model_path[4096];    /* set by cli_model() */
-    struct Str question_text; /* owns the questions read from a file */
-    struct Launch launch;     /* how this process was started */
-    struct Team team;         /* all zero but in commands on_team of several processes */
+    const struct Store *asked; /* ask: its settings stand where others leave theirs open */
+    char model_path[4096];     /* set by cli_model() */
+    struct Str question_text;  /* owns the questions read from a file */
+    struct Launch launch;      /* how this process was started */
+    struct Team team;          /* all zero but in commands on_team of several processes */
 };
 
 extern const struct Program PCOMP; /* commands.c */
@@ -89,7 +90,7 @@ int cli_parse(struct Cli *cli, int argc, char **argv);
 void cli_free(struct Cli *cli);
 int list_push(struct TextList *list, const char *item);
 
-/* Built-in defaults < the command's own < --config < environment < flags. */
+/* Built-in defaults < the command's own < those of the store that is asked < --config < environment < flags. */
 int cli_settings(struct Cli *cli);
 /* True when a flag set this setting. */
 bool cli_assigned(const struct Cli *cli, const char *name);
@@ -147,10 +148,16 @@ int cmd_perplexity(struct Cli *cli);
 int cmd_bench(struct Cli *cli);
 int cmd_summarize(struct Cli *cli);
 int cmd_calibrate(struct Cli *cli);
+int cmd_index(struct Cli *cli);
+int cmd_ask(struct Cli *cli);
 /* Both programs have these (program.c). */
 int cmd_settings(struct Cli *cli);
 int cmd_completion(struct Cli *cli);
 int cmd_help(struct Cli *cli);
+
+/* The store of the request's text in the folder that --store names; made first when it is not there (cmd_store.c).
+ * store_close always. */
+int cli_store(struct Cli *cli, struct Engine *engine, const struct Request *req, struct Store *out);
 
 /* Prints a request's plan, as text or JSON (cmd_plan.c; used by --plan too). PC_ENOMEM when it does
  * not fit. */

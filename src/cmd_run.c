@@ -1,4 +1,5 @@
-/* cmd_run.c - `pcomp run` (questions about texts) and `pcomp demo` (a sentence hidden in a book).
+/* cmd_run.c - `pcomp run` (questions about texts), `pcomp ask` (the same of an indexed text) and `pcomp demo` (a
+ * sentence hidden in a book).
  *
  * The answer goes to standard output while it is made, and nothing else does; progress, warnings and
  * the summary go to standard error. With --json or --jsonl the objects take the answer's place.
@@ -8,6 +9,7 @@
 #include "geometry.h"
 #include "progress.h"
 #include "provenance.h"
+#include "store.h"
 #include "tokenizer.h"
 
 #include <errno.h>
@@ -24,6 +26,7 @@ struct Run {
     struct Engine *engine;
     struct ProgressView view;
     struct Str context;
+    struct Store store; /* path "": the text is read now */
     const char *source; /* name of the text, for the page */
     int index, n_questions;
     int out_status;       /* first failure to write the answer */
@@ -212,9 +215,9 @@ static void interrupted(const struct Run *run)
     if (p->stage == STAGE_PREFILL)
         fprintf(
             stderr,
-            "pcomp: stopped after %d of %d chunks; `run` stores nothing, so repeat the command to "
+            "pcomp: stopped after %d of %d chunks; `%s` stores nothing, so repeat the command to "
             "start again\n",
-            p->chunks_done, p->n_chunks);
+            p->chunks_done, p->n_chunks, run->cli->command->name);
     else
         fprintf(
             stderr,
@@ -287,6 +290,11 @@ static int answer(struct Run *run, const char *question, struct Result *r)
         .on_text = on_text,
         .stop = on_stop,
     };
+    if (*run->store.path) {
+        req.store = &run->store;
+        req.context = run->store.info.text.data;
+        req.context_len = run->store.info.text.len;
+    }
     if (run->cli->team.rank > 0) return take_part(run, &req, r);
     if (run->cli->plan) return plan_show(run->cli, run->engine, &req);
     TRY(begin_answer(run, &req));
@@ -300,6 +308,34 @@ static void run_close(struct Run *run)
 {
     str_free(&run->context);
     engine_close(run->engine);
+    store_close(&run->store);
+}
+
+static int answer_all(struct Run *run)
+{
+    run->n_questions = run->cli->questions.n;
+    for (; run->index < run->n_questions; run->index++) {
+        struct Result result = {0};
+        int status = answer(run, run->cli->questions.items[run->index], &result);
+        result_free(&result);
+        TRY(status);
+    }
+    return PC_OK;
+}
+
+/* The text is kept for the next command. */
+static int find_store(struct Run *run)
+{
+    struct Request req = {.context = run->context.data,
+                          .context_len = run->context.len,
+                          .question = "",
+                          .user = run,
+                          .on_progress = on_progress,
+                          .stop = signals_stop};
+    progress_begin(&run->view, 0);
+    int status = cli_store(run->cli, run->engine, &req, &run->store);
+    progress_clear(&run->view);
+    return status;
 }
 
 int cmd_run(struct Cli *cli)
@@ -313,14 +349,27 @@ int cmd_run(struct Cli *cli)
     TRY_GOTO(cli_open(cli, &run.engine));
     if (cli->team.rank == 0) TRY_GOTO(cli_context(cli, &run.context));
     TRY_GOTO(team_text(&cli->team, &run.context));
-    run.n_questions = cli->questions.n;
     run.source = cli->files.n ? cli->files.items[0] : cli->args.n ? cli->args.items[0] : "";
-    for (; run.index < run.n_questions; run.index++) {
-        struct Result result = {0};
-        status = answer(&run, cli->questions.items[run.index], &result);
-        result_free(&result);
-        TRY_GOTO(status);
-    }
+    if (cli->store_dir && !cli->plan) TRY_GOTO(find_store(&run));
+    status = answer_all(&run);
+fail:
+    run_close(&run);
+    return status;
+}
+
+int cmd_ask(struct Cli *cli)
+{
+    struct Run run = {.cli = cli};
+    int status;
+    if (cli->args.n != 1) return err_set(PC_ECONFIG, "name one store: pcomp ask STORE -q QUESTION");
+    TRY(progress_open(&run.view, cli->progress, cli->quiet));
+    TRY_GOTO(cli_questions(cli));
+    if (cli->questions.n == 0) TRY_GOTO(err_set(PC_ECONFIG, "no question; give -q QUESTION"));
+    TRY_GOTO(store_open(cli->args.items[0], &run.store));
+    cli->asked = &run.store;
+    run.source = cli->args.items[0];
+    TRY_GOTO(cli_open(cli, &run.engine));
+    status = answer_all(&run);
 fail:
     run_close(&run);
     return status;

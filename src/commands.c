@@ -1,5 +1,5 @@
-/* commands.c - pcomp: its tables of flags and commands. The commands are in cmd_run.c, cmd_plan.c,
- * cmd_bench.c and summarize.c.
+/* commands.c - pcomp: its tables of flags and commands. The commands are in cmd_run.c, cmd_store.c,
+ * cmd_plan.c, cmd_bench.c and summarize.c.
  */
 #include "calib/passkey.h"
 #include "cli.h"
@@ -16,23 +16,26 @@ enum {
     ON_COMPLETION = 256,
     ON_HELP = 512,
     ON_CALIBRATE = 1024,
+    ON_INDEX = 2048,
+    ON_ASK = 4096,
     /* Commands that open a model with settings. */
-    ON_ENGINE = ON_RUN | ON_SUMMARIZE | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY | ON_CALIBRATE,
-    ON_ALL = 2047,
+    ON_ENGINE = ON_RUN | ON_SUMMARIZE | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY |
+                ON_CALIBRATE | ON_INDEX | ON_ASK,
+    ON_ALL = 8191,
 };
 
 #define AT(field) offsetof(struct Cli, field)
 
 enum {
-    ON_TEXT = ON_RUN | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY | ON_CALIBRATE,
-    ON_ANSWERS = ON_RUN | ON_DEMO
+    ON_TEXT = ON_RUN | ON_DEMO | ON_PLAN | ON_BENCH | ON_PERPLEXITY | ON_CALIBRATE | ON_INDEX,
+    ON_ANSWERS = ON_RUN | ON_DEMO | ON_ASK
 };
 
 static const struct Flag FLAGS[] = {
     {"model", 'm', FLAG_TEXT, AT(model), 0, 0, ON_ENGINE | ON_INSPECT, "FILE",
      "model: a .gguf file or a safetensors folder (default: $PCOMP_MODEL, else models/)"},
-    {"geometry", 0, FLAG_TEXT, AT(geometry), 0, 0, ON_RUN | ON_DEMO | ON_PLAN | ON_BENCH,
-     "NAME[:TYPE]",
+    {"geometry", 0, FLAG_TEXT, AT(geometry), 0, 0,
+     ON_RUN | ON_DEMO | ON_PLAN | ON_BENCH | ON_INDEX | ON_ASK, "NAME[:TYPE]",
      "random weights of a published shape, to measure speed and memory: llama3-8b, llama2-7b, "
      "qwen2.5-7b, smollm2-135m, qwen2.5-0.5b, tiny; TYPE bf16 (default), q8_0, q4_k ..."},
     {"file", 'f', FLAG_LIST, AT(files), 0, 0, ON_TEXT | ON_SUMMARIZE, "FILE",
@@ -40,18 +43,19 @@ static const struct Flag FLAGS[] = {
     {"question", 'q', FLAG_LIST, AT(questions), 0, 0,
      ON_ANSWERS | ON_PLAN | ON_SUMMARIZE | ON_CALIBRATE, "TEXT",
      "question; repeat for several, each gets an answer"},
-    {"questions", 'Q', FLAG_TEXT, AT(questions_file), 0, 0, ON_RUN | ON_CALIBRATE, "FILE",
+    {"questions", 'Q', FLAG_TEXT, AT(questions_file), 0, 0, ON_RUN | ON_CALIBRATE | ON_ASK, "FILE",
      "file with one question a line"},
     {"number", 'n', FLAG_SETTING, 0, 0, 0, ON_ENGINE, "max_tokens", "same as --max-tokens"},
     {"jobs", 't', FLAG_SETTING, 0, 0, 0, ON_ENGINE, "threads", "same as --threads"},
     {"config", 'c', FLAG_TEXT, AT(config), 0, 0, ON_ENGINE, "FILE", "settings from a JSON file"},
-    {"json", 0, FLAG_SWITCH, AT(json), 0, 0, ON_ANSWERS | ON_PLAN | ON_INSPECT | ON_PERPLEXITY, "",
+    {"json", 0, FLAG_SWITCH, AT(json), 0, 0,
+     ON_ANSWERS | ON_PLAN | ON_INSPECT | ON_PERPLEXITY | ON_INDEX, "",
      "one JSON object on standard output, with full provenance"},
     {"jsonl", 0, FLAG_SWITCH, AT(jsonl), 0, 0, ON_ANSWERS, "",
      "JSON events on standard output, one a line"},
     {"explain", 0, FLAG_TEXT, AT(explain), 0, 0, ON_ANSWERS, "FILE.html",
      "write a page that shows which chunks and tokens were kept"},
-    {"plan", 0, FLAG_SWITCH, AT(plan), 0, 0, ON_ANSWERS | ON_SUMMARIZE, "",
+    {"plan", 0, FLAG_SWITCH, AT(plan), 0, 0, ON_RUN | ON_DEMO | ON_SUMMARIZE, "",
      "say what the run would need, and stop"},
     {"tokens", 0, FLAG_INT, AT(tokens), 64, 1 << 28, ON_DEMO | ON_BENCH | ON_CALIBRATE, "N",
      "tokens of text to read (demo: 131072; bench: 2048 and 8192; calibrate bias: 8192)"},
@@ -61,6 +65,10 @@ static const struct Flag FLAGS[] = {
      "hide no sentence; ask -q of the book itself"},
     {"output", 'o', FLAG_TEXT, AT(output), 0, 0, ON_SUMMARIZE, "FILE",
      "results, appended as JSON lines (default summaries.jsonl)"},
+    {"output", 'o', FLAG_TEXT, AT(output), 0, 0, ON_INDEX, "STORE",
+     "file that keeps the text for `pcomp ask`"},
+    {"store", 0, FLAG_TEXT, AT(store_dir), 0, 0, ON_RUN, "DIR",
+     "keep texts there as `pcomp index` does: a second command on the same text reads nothing again"},
     {"text-dir", 0, FLAG_TEXT, AT(text_dir), 0, 0, ON_SUMMARIZE, "DIR",
      "also write each summary as a .txt file"},
     {"glob", 0, FLAG_TEXT, AT(glob), 0, 0, ON_SUMMARIZE, "PATTERN",
@@ -69,6 +77,8 @@ static const struct Flag FLAGS[] = {
      "keep results made with other settings in the file and make new ones"},
     {"share", 0, FLAG_SWITCH, AT(share), 0, 0, ON_SUMMARIZE, "",
      "let other processes with the same --output take part, as in a job array; on by itself under mpirun and srun"},
+    {"fresh", 0, FLAG_SWITCH, AT(fresh), 0, 0, ON_INDEX, "",
+     "replace the store of another text or other settings"},
     {"repeats", 'r', FLAG_INT, AT(repeats), 1, 1000, ON_BENCH, "N", "repetitions (default 5)"},
     {"format", 0, FLAG_TEXT, AT(format), 0, 0, ON_BENCH, "md|csv|json",
      "table to print (default md)"},
@@ -127,6 +137,18 @@ static const struct Command COMMANDS[] = {
      "what is finished is skipped, errors are tried again. A .jsonl input holds lines of\n"
      "{\"id\",\"file\"|\"text\",\"question\"} or OpenAI batch requests.",
      "pcomp summarize -o notes.jsonl --text-dir notes/ papers/", SUMMARY_DEFAULTS, NULL},
+    {"index", ON_INDEX, cmd_index, "read a text once and keep it for many questions",
+     "pcomp index [-m MODEL] [-f FILE]... -o STORE",
+     "Keeps the text with the keys and values of all its tokens (for a model of 135M parameters 3 GB for\n"
+     "128K tokens) in one file. A stopped command goes on when it is repeated. The settings that shape\n"
+     "chunks (chunk, overlap, window, instruction ...) are the store's from then on; keep, kv_cap,\n"
+     "chunk_score and the others are chosen with each question.",
+     "pcomp index book.txt -o book.pcstore", NULL, NULL},
+    {"ask", ON_ASK, cmd_ask, "answer questions about a text that was indexed",
+     "pcomp ask [-m MODEL] STORE -q QUESTION [-n TOKENS]",
+     "Answers as `pcomp run` would, without reading the text again: only the question is computed against\n"
+     "each chunk. Takes the model and the device that the store was made with.",
+     "pcomp ask book.pcstore -q 'Who is the ward of Mr. Jarndyce?' -n 64", NULL, NULL},
     {"demo", ON_DEMO, cmd_demo, "find one sentence hidden in a book of 131,072 tokens",
      "pcomp demo [-m MODEL] [-f BOOK] [--tokens N] [--depth X] [-q QUESTION | --no-needle -q QUESTION]",
      "Reads the first N tokens of a real book into which one made-up sentence was put, and asks for it.",
@@ -177,6 +199,6 @@ const struct Program PCOMP = {
     .flags = FLAGS,
     .n_flags = sizeof FLAGS / sizeof FLAGS[0],
     .on_engine = ON_ENGINE,
-    .on_team = ON_RUN | ON_DEMO,
+    .on_team = ON_RUN | ON_ASK | ON_DEMO,
     .on_queue = ON_SUMMARIZE,
 };

@@ -710,12 +710,24 @@ static void add_number(cJSON *root, const struct Setting *set, const void *at)
     cJSON_AddRawToObject(root, set->name, text);
 }
 
+static bool among(const char *const *names, const char *name)
+{
+    while (*names && strcmp(*names, name)) names++;
+    return *names;
+}
+
 int settings_json(const struct Settings *s, struct Str *out)
+{
+    return settings_json_some(s, NULL, out);
+}
+
+int settings_json_some(const struct Settings *s, const char *const *names, struct Str *out)
 {
     cJSON *root = cJSON_CreateObject();
     for (int i = 0; i < N_SETTINGS; i++) {
         const struct Setting *set = &SETTINGS[i];
         const void *at = (const char *)s + set->offset;
+        if (names && !among(names, set->name)) continue;
         if (set->type == SET_TEXT) {
             cJSON_AddStringToObject(root, set->name, at);
         } else if (set->type == SET_ENUM) {

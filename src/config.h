@@ -143,6 +143,8 @@ void setting_limits(const struct Setting *set, char *text, size_t room);
 int settings_env(struct Settings *s);
 /* Writes the whole effective configuration as a JSON object. */
 int settings_json(const struct Settings *s, struct Str *out);
+/* Those of the names only, NULL-ended. */
+int settings_json_some(const struct Settings *s, const char *const *names, struct Str *out);
 /* The table for --help (text) or for README (markdown). */
 int settings_help(bool markdown, struct Str *out);
 

@@ -109,6 +109,7 @@ static void cpu_limits(const struct Device *d, struct DeviceLimits *out)
 {
     enum { ROWS_A_THREAD = 2048, SEGMENT_ROWS = 2048 }; /* enough to hide packing the weights */
     *out = (struct DeviceLimits){.memory = mem_available(),
+                                 .own_pasts = true,
                                  .wave_rows = ROWS_A_THREAD * d->threads,
                                  .segment_rows = SEGMENT_ROWS};
 }
@@ -123,6 +124,11 @@ static size_t cpu_peak(struct Device *d, bool reset)
 static size_t cpu_page_bytes(const struct Device *d)
 {
     return page_bytes(d->format, d->model->cfg.head_dim);
+}
+
+static const char *cpu_page_format(const struct Device *d)
+{
+    return d->exact ? "cpu f32" : "cpu f16, int16";
 }
 
 /* ==== Scratch ==== */
@@ -583,6 +589,7 @@ const struct Backend backend_cpu = {
     .limits = cpu_limits,
     .peak = cpu_peak,
     .page_bytes = cpu_page_bytes,
+    .page_format = cpu_page_format,
     .scratch_bytes = cpu_scratch_bytes,
     .reserve = cpu_reserve,
     .alloc = cpu_alloc,

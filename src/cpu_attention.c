@@ -12,14 +12,20 @@
 #include <omp.h>
 #include <string.h>
 
-static int past_tokens(const struct AttnArgs *a, int kv_head, int n_kv)
+static const struct HeadTable *past_of(const struct AttnArgs *a, int seq)
 {
-    return a->past ? a->past->n_tokens[a->layer * n_kv + kv_head] : 0;
+    return a->own_pasts ? &a->past[seq] : a->past;
 }
 
-static const struct PageRef *past_refs(const struct AttnArgs *a, int head)
+static int past_tokens(const struct AttnArgs *a, int seq, int kv_head, int n_kv)
 {
-    return a->past->refs + (size_t)head * a->past->stride;
+    return a->past ? past_of(a, seq)->n_tokens[a->layer * n_kv + kv_head] : 0;
+}
+
+static const struct PageRef *past_refs(const struct AttnArgs *a, int seq, int head)
+{
+    const struct HeadTable *past = past_of(a, seq);
+    return past->refs + (size_t)head * past->stride;
 }
 
 /* ==== Many rows ==== */
@@ -32,10 +38,10 @@ static float *biases_of(const struct Device *d, int kv_head)
 /* Past keys of a head up to the last one whose page has a bias. */
 static int n_biased(const struct AttnArgs *a, int kv_head, int n_kv)
 {
-    int head = a->layer * n_kv + kv_head, n = past_tokens(a, kv_head, n_kv);
-    for (int i = a->past ? a->past->n_refs[head] : 0; i-- > 0;) {
-        if (past_refs(a, head)[i].bias != 0) return n;
-        n -= (int)past_refs(a, head)[i].len;
+    int head = a->layer * n_kv + kv_head, n = past_tokens(a, 0, kv_head, n_kv);
+    for (int i = a->past && !a->own_pasts ? a->past->n_refs[head] : 0; i-- > 0;) {
+        if (past_refs(a, 0, head)[i].bias != 0) return n;
+        n -= (int)past_refs(a, 0, head)[i].len;
     }
     return 0;
 }
@@ -47,7 +53,7 @@ static void spread_biases(struct Device *d, const struct AttnArgs *a)
     for (int kv = 0; kv < n_kv; kv++) {
         float *out = biases_of(d, kv);
         for (int n = n_biased(a, kv, n_kv), i = 0; n > 0; i++) {
-            struct PageRef ref = past_refs(a, a->layer * n_kv + kv)[i];
+            struct PageRef ref = past_refs(a, 0, a->layer * n_kv + kv)[i];
             for (int t = 0; t < (int)ref.len; t++) *out++ = ref.bias;
             n -= (int)ref.len;
         }
@@ -87,16 +93,19 @@ static void gather_block(struct Device *d, const struct AttnArgs *a, int seq, in
                          float *k, float *v)
 {
     const struct ModelConfig *m = &d->model->cfg;
-    int dim = m->head_dim, past = past_tokens(a, kv_head, m->n_kv_heads), n = 0;
+    int dim = m->head_dim, past = past_tokens(a, seq, kv_head, m->n_kv_heads), n = 0;
     int rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
     if (at < past) {
-        const struct PageRef *ref = past_refs(a, a->layer * m->n_kv_heads + kv_head);
+        const struct PageRef *ref = past_refs(a, seq, a->layer * m->n_kv_heads + kv_head);
         int skip = at;
         while (skip >= (int)ref->len) skip -= (int)(ref++)->len;
-        for (; n < QBLOCK && at + n < past; n++) {
-            while (skip >= (int)ref->len) skip = 0, ref++;
-            d->kern->page_read(a->pool->data + ref->page * a->pool->page_bytes, skip++, dim,
+        for (int left = past - at; n < QBLOCK && left > 0; ref++, skip = 0) {
+            int run = (int)ref->len - skip, most = left < QBLOCK - n ? left : QBLOCK - n;
+            if (run > most) run = most;
+            d->kern->page_rows(a->pool->data + ref->page * a->pool->page_bytes, skip, run, dim,
                                k + n * dim, v + n * dim, d->format);
+            n += run;
+            left -= run;
         }
     }
     for (int row = at + n - past; n < QBLOCK && row < rows; n++, row++) {
@@ -129,7 +138,7 @@ static void pack_keys(struct Device *d, const struct AttnArgs *a)
     for (int h = 0; h < heads; h++) {
         for (int b = 0; b < d->pack_blocks; b++) {
             int seq = h / m->n_kv_heads, kv = h % m->n_kv_heads;
-            int past = past_tokens(a, kv, m->n_kv_heads),
+            int past = past_tokens(a, seq, kv, m->n_kv_heads),
                 rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
             int at = b * QBLOCK, n = past + rows - at;
             if (n <= 0) continue;
@@ -165,7 +174,7 @@ static struct AttnTile tile_of(const struct Device *d, const struct AttnArgs *a,
         .q = (const float *)a->q + at,
         .ld_q = width,
         .n_rows = n,
-        .first_visible = past_tokens(a, kv, m->n_kv_heads) + row + 1,
+        .first_visible = past_tokens(a, seq, kv, m->n_kv_heads) + row + 1,
         .kv = pack_of(d, seq, kv),
         .scale = 1.0f / sqrtf((float)m->head_dim),
         .bias = biases_of(d, kv),
@@ -246,7 +255,7 @@ int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, floa
     for (int h = 0; h < heads; h++) {
         int seq = h / m->n_kv_heads, kv = h % m->n_kv_heads,
             rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
-        int n_keys = past_tokens(a, kv, m->n_kv_heads) + rows,
+        int n_keys = past_tokens(a, seq, kv, m->n_kv_heads) + rows,
             first = rows > obs_rows ? rows - obs_rows : 0;
         float *out = mass + (size_t)h * stride;
         memset(out, 0, sizeof *out * (size_t)n_keys);
@@ -330,7 +339,7 @@ static void attend_split(struct Device *d, const struct AttnArgs *a, const struc
                                 .len = (int)ref.len,
                                 .bias = ref.bias};
         if (window)
-            hide(run, at, a->masks->sinks, past_tokens(a, s.kv_head, m->n_kv_heads), window);
+            hide(run, at, a->masks->sinks, past_tokens(a, 0, s.kv_head, m->n_kv_heads), window);
         at += run->len;
         n += run->seen - run->hidden < run->len;
     }
@@ -416,6 +425,15 @@ int cpu_kv_write(struct Device *d, const struct PagePool *pool, const struct KvW
     return PC_OK;
 }
 
+/* Whether tokens [0, 64) of the list are a whole page that becomes one. */
+static bool whole_page(const uint32_t *from, const uint32_t *to)
+{
+    bool same = from[0] % PAGE_TOKENS == 0 && to[0] % PAGE_TOKENS == 0;
+    for (uint32_t i = 1; same && i < PAGE_TOKENS; i++)
+        same = from[i] == from[0] + i && to[i] == to[0] + i;
+    return same;
+}
+
 int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from,
                 const uint32_t *to, int n)
 {
@@ -423,6 +441,11 @@ int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *f
     for (int i = 0; i < n; i++) {
         const uint8_t *src = pool->data + from[i] / PAGE_TOKENS * pool->page_bytes;
         uint8_t *dst = pool->data + to[i] / PAGE_TOKENS * pool->page_bytes;
+        if (n - i >= PAGE_TOKENS && whole_page(from + i, to + i)) {
+            memmove(dst, src, pool->page_bytes);
+            i += PAGE_TOKENS - 1;
+            continue;
+        }
         d->kern->page_move(dst, (int)(to[i] % PAGE_TOKENS), src, (int)(from[i] % PAGE_TOKENS), dim,
                            d->format);
     }

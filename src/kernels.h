@@ -186,6 +186,9 @@ struct Kernels {
                        enum PageFormat format);
     void (*page_read)(const void *page, int at, int head_dim, float *k, float *v,
                       enum PageFormat format);
+    /* n slots from `at` on, as rows k, v [n, head_dim]. */
+    void (*page_rows)(const void *page, int at, int n, int head_dim, float *k, float *v,
+                      enum PageFormat format);
     /* What a page's first `len` keys have in common: their mean [head_dim], or each channel's least and largest value
      * [2, head_dim]. */
     void (*index_write)(const void *page, int len, int head_dim, enum PageIndex index, bool exact,

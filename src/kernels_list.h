@@ -22,6 +22,8 @@ void KERNEL(page_write)(void *page, int at, int head_dim, const float *k, const 
                         enum PageFormat format);
 void KERNEL(page_read)(const void *page, int at, int head_dim, float *k, float *v,
                        enum PageFormat format);
+void KERNEL(page_rows)(const void *page, int at, int n, int head_dim, float *k, float *v,
+                       enum PageFormat format);
 void KERNEL(index_write)(const void *page, int len, int head_dim, enum PageIndex index, bool exact,
                          void *out);
 float KERNEL(index_score)(const struct IndexQuery *q, const void *index);

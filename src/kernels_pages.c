@@ -68,6 +68,36 @@ void KERNEL(page_move)(void *to, int to_at, const void *from, int from_at, int h
     memmove(dst + values + (size_t)to_at * row, src + values + (size_t)from_at * row, row);
 }
 
+/* Keys stand on end in a page: a few dims of all 64 are read at a time and laid down. */
+static void rows_of_keys(const void *page, int at, int n, int head_dim, float *k, bool exact)
+{
+    enum { DIMS = 16 };
+    float strip[DIMS][QBLOCK];
+    for (int d0 = 0; d0 < head_dim; d0 += DIMS) {
+        int dims = head_dim - d0 < DIMS ? head_dim - d0 : DIMS;
+        for (int d = 0; d < dims; d++)
+            for (int v = 0; v < QBLOCK; v += VL)
+                vf_store(&strip[d][v], load_at(page, (size_t)(d0 + d) * QBLOCK + v, exact));
+        for (int j = 0; j < n; j++)
+            for (int d = 0; d < dims; d++) k[j * head_dim + d0 + d] = strip[d][at + j];
+    }
+}
+
+void KERNEL(page_rows)(const void *page, int at, int n, int head_dim, float *k, float *v,
+                       enum PageFormat format)
+{
+    if (format >= PAGE_Q8) {
+        for (int i = 0; i < n; i++)
+            KERNEL(codes_read)(page, at + i, head_dim, k + i * head_dim, v + i * head_dim, format);
+        return;
+    }
+    bool exact = format == PAGE_F32;
+    size_t first = ((size_t)QBLOCK + (size_t)at) * head_dim, count = (size_t)n * head_dim, i = 0;
+    rows_of_keys(page, at, n, head_dim, k, exact);
+    for (; i + VL <= count; i += VL) vf_store(v + i, load_at(page, first + i, exact));
+    for (; i < count; i++) v[i] = value_at(page, first + i, exact);
+}
+
 /* Base-2 logits of query rows [first, first + n_q) against a page's 64 keys: s [n_q][64]. */
 static inline __attribute__((always_inline)) void
 page_logits(const struct PageAttn *a, int first, int n_q, const void *page, bool exact, float *s)

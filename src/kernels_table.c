@@ -26,6 +26,7 @@ const struct Kernels KERNEL(kernels) = {
     .attn_pages = KERNEL(attn_pages),
     .page_write = KERNEL(page_write),
     .page_read = KERNEL(page_read),
+    .page_rows = KERNEL(page_rows),
     .index_write = KERNEL(index_write),
     .index_score = KERNEL(index_score),
     .page_move = KERNEL(page_move),

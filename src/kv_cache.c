@@ -101,22 +101,30 @@ void kv_writes_close(struct KvWrites *w)
     memset(w, 0, sizeof *w);
 }
 
+/* The page that takes a head's next token: the last one while it has room and no bias. */
+static int open_page(struct KvCache *kv, struct HeadTable *t, int head, struct PageRef **out)
+{
+    struct PageRef *refs = t->refs + (size_t)head * t->stride;
+    int n = t->n_refs[head];
+    if (n == 0 || refs[n - 1].len == PAGE_TOKENS || refs[n - 1].bias != 0) {
+        if (n == t->stride || kv->pool.n_free == 0)
+            return err_set(
+                PC_EINTERNAL, "KV cache: no room in layer %d head %d (%d of %d pages, %u free)",
+                head / kv->n_kv_heads, head % kv->n_kv_heads, n, t->stride, kv->pool.n_free);
+        refs[n] = (struct PageRef){kv->pool.free[--kv->pool.n_free], 0, 0};
+        t->n_refs[head] = ++n;
+    }
+    *out = &refs[n - 1];
+    return PC_OK;
+}
+
 int kv_append(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head,
               const struct KvRows *rows, struct KvWrites *w)
 {
     int head = layer * kv->n_kv_heads + kv_head;
-    struct PageRef *refs = t->refs + (size_t)head * t->stride;
     for (int done = 0; done < rows->n;) {
-        int n = t->n_refs[head];
-        if (n == 0 || refs[n - 1].len == PAGE_TOKENS || refs[n - 1].bias != 0) {
-            if (n == t->stride || kv->pool.n_free == 0)
-                return err_set(PC_EINTERNAL,
-                               "KV cache: no room in layer %d head %d (%d of %d pages, %u free)",
-                               layer, kv_head, n, t->stride, kv->pool.n_free);
-            refs[n] = (struct PageRef){kv->pool.free[--kv->pool.n_free], 0, 0};
-            t->n_refs[head] = ++n;
-        }
-        struct PageRef *last = &refs[n - 1];
+        struct PageRef *last;
+        TRY(open_page(kv, t, head, &last));
         int room = PAGE_TOKENS - (int)last->len, left = rows->n - done,
             take = left < room ? left : room;
         if (w->n == w->cap) TRY(kv_flush(kv, w));
@@ -140,6 +148,87 @@ int kv_append_all(struct KvCache *kv, struct HeadTable *t, int layer, const stru
                   struct KvWrites *w)
 {
     for (int h = 0; h < kv->n_kv_heads; h++) TRY(kv_append(kv, t, layer, h, rows, w));
+    return PC_OK;
+}
+
+int kv_run(struct KvCache *kv, size_t n, uint32_t *first)
+{
+    struct PagePool *p = &kv->pool;
+    *first = p->n_pages - p->n_free;
+    if (n > p->n_free || (n && p->free[p->n_free - 1] != *first))
+        return err_set(PC_EINTERNAL, "KV cache: no %zu pages in a row (%u free)", n, p->n_free);
+    p->n_free -= (uint32_t)n;
+    return PC_OK;
+}
+
+int kv_lay(struct HeadTable *t, int head, uint32_t first, int n)
+{
+    int at = t->n_refs[head], pages = (n + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    struct PageRef *refs = t->refs + (size_t)head * t->stride + at;
+    if (at + pages > t->stride)
+        return err_set(PC_EINTERNAL, "KV cache: %d pages in a table of %d a head", at + pages,
+                       t->stride);
+    for (int i = 0; i < pages; i++) {
+        int left = n - i * PAGE_TOKENS;
+        refs[i] = (struct PageRef){first + (uint32_t)i,
+                                   (uint32_t)(left < PAGE_TOKENS ? left : PAGE_TOKENS), 0};
+    }
+    t->n_refs[head] = at + pages;
+    t->n_tokens[head] += n;
+    return pages;
+}
+
+/* The page of token *at, which becomes its slot there. */
+static const struct PageRef *page_of(const struct PageRef *refs, int *at)
+{
+    for (; *at >= (int)refs->len; refs++) *at -= (int)refs->len;
+    return refs;
+}
+
+int kv_put(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, int at,
+           const struct KvRows *rows, struct KvWrites *w)
+{
+    int head = layer * kv->n_kv_heads + kv_head;
+    const struct PageRef *refs = t->refs + (size_t)head * t->stride;
+    for (int done = 0; done < rows->n;) {
+        int slot = at + done;
+        const struct PageRef *page = page_of(refs, &slot);
+        int room = (int)page->len - slot, left = rows->n - done, take = left < room ? left : room;
+        if (w->n == w->cap) TRY(kv_flush(kv, w));
+        w->list[w->n++] = (struct KvWrite){.k = rows->k,
+                                           .v = rows->v,
+                                           .row0 = rows->row0,
+                                           .kv_head = kv_head,
+                                           .index = rows->index ? rows->index + done : NULL,
+                                           .first = done,
+                                           .n = take,
+                                           .page = *page,
+                                           .at = slot};
+        done += take;
+    }
+    return PC_OK;
+}
+
+int kv_gather(struct KvCache *kv, struct HeadTable *dst, int layer, int kv_head,
+              const struct KvTokens *tokens)
+{
+    enum { RUN = 1024 };
+    uint32_t from[RUN], to[RUN];
+    int head = layer * kv->n_kv_heads + kv_head, before = 0, n = 0;
+    const struct PageRef *page =
+        tokens->src->refs + (size_t)tokens->head * (size_t)tokens->src->stride;
+    for (int i = 0; i < tokens->n; i++) {
+        int token = tokens->first + (tokens->index ? tokens->index[i] : i);
+        struct PageRef *last;
+        for (; token - before >= (int)page->len; page++) before += (int)page->len;
+        TRY(open_page(kv, dst, head, &last));
+        from[n] = page->page * PAGE_TOKENS + (uint32_t)(token - before);
+        to[n++] = last->page * PAGE_TOKENS + last->len++;
+        dst->n_tokens[head]++;
+        if (n < RUN && i + 1 < tokens->n) continue;
+        TRY(kv->be->kv_pack(kv->dev, &kv->pool, from, to, n));
+        n = 0;
+    }
     return PC_OK;
 }
 

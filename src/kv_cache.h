@@ -69,6 +69,27 @@ int kv_flush(struct KvCache *kv, struct KvWrites *w);
 int kv_move(struct HeadTable *dst, struct HeadTable *src);
 /* All tokens that the table holds now get this bias on their logits, but those of heads that `but` marks, [n_heads] or NULL. */
 void kv_bias(struct HeadTable *t, float bias, const uint8_t *but);
+/* ==== Pages in a row ==== */
+
+/* n pages that follow each other, from a pool that gave out none in any other way. PC_EINTERNAL when it has not so many. */
+int kv_run(struct KvCache *kv, size_t n, uint32_t *first);
+/* Puts n tokens that lie in pages from `first` on behind those of a head; the pages are not the table's own. Returns how
+ * many pages they take, or PC_EINTERNAL. */
+int kv_lay(struct HeadTable *t, int head, uint32_t first, int n);
+/* Notes the writes of rows into a head's tokens from `at` on, which the table has; rows->index as in kv_append. */
+int kv_put(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, int at,
+           const struct KvRows *rows, struct KvWrites *w);
+/* Tokens of a head of src, by number. */
+struct KvTokens {
+    const struct HeadTable *src;
+    int head, first;  /* the first one's number in src */
+    const int *index; /* [n] ascending, from `first`; or NULL for the first n */
+    int n;
+};
+/* Copies them behind those of a head of dst. */
+int kv_gather(struct KvCache *kv, struct HeadTable *dst, int layer, int kv_head,
+              const struct KvTokens *tokens);
+
 /* Gives all pages back to the pool. */
 void kv_clear(struct KvCache *kv, struct HeadTable *t);
 /* Gives back the whole pages of a head whose tokens are neither among its first `first` nor its last `last`; of the

@@ -16,6 +16,7 @@ struct Engine;
 struct Team; /* team.h */
 struct Tokenizer;
 struct PromptFrame; /* prompt.h */
+struct Store;       /* store.h */
 
 /* Opens the model at path (or a geometry, see model_open) with these settings. *out is the caller's: engine_close. */
 int engine_open(const char *model_path, const struct Settings *settings, struct Engine **out);
@@ -47,6 +48,8 @@ struct Progress {
 struct Request {
     const char *context; /* UTF-8, borrowed */
     size_t context_len;
+    /* The text was indexed: its chunks come from here, and context is left alone. May be NULL. */
+    struct Store *store;
     const char *question; /* the user's words; "" for none */
     /* A whole prompt around the context, in place of the settings' instruction and the question; the
      * question is then for the records only. May be NULL. */
@@ -131,6 +134,22 @@ int engine_cover(struct Engine *e, const struct Request *req, struct Settings *s
 /* Runs one request. On PC_EINTR the result holds what was done. result_free always. */
 int session_run(struct Engine *e, const struct Request *req, struct Result *out);
 void result_free(struct Result *r);
+
+/* Reads a text once and keeps it at path (store.h) for many questions: Request.store. Goes on with an interrupted one; a
+ * store of this text, model and settings that is there already is left as it is. PC_ECONFIG: another file is there
+ * and not `fresh`. *out is filled on PC_EINTR and errors too, as far as known. */
+struct IndexInfo {
+    struct PlanInfo plan;
+    int n_before, n_done; /* chunks that were there, and that are now */
+    size_t bytes;         /* of the store */
+    size_t peak_bytes;
+    double seconds;
+};
+int session_index(struct Engine *e, const struct Request *req, const char *path, bool fresh,
+                  struct IndexInfo *out);
+
+/* What a store is made from, as one number: text, model, settings that shape chunks, pages. */
+int session_store_key(struct Engine *e, const struct Request *req, uint64_t *key);
 
 /* Perplexity of text under the settings' method (method.md section 6, point 19).
  * full: mean NLL of every token after the first, in windows of `window` positions.

@@ -99,7 +99,7 @@ static bool has_text(const struct Session *s)
     return s->req->context && s->prompt.context_offset;
 }
 
-static int plan_chunks(struct Session *s)
+static int count_chunks(struct Session *s)
 {
     struct ChunkBudget b = {s->plan.window, s->plan.n_prefix, s->plan.n_question,
                             s->plan.max_tokens, s->set.chunk};
@@ -107,14 +107,19 @@ static int plan_chunks(struct Session *s)
     TRY(chunk_payload(&b, &payload));
     s->cut = (struct ChunkInput){.n_tokens = n, .payload = payload, .overlap = s->set.overlap};
     if (has_text(s)) s->cut.slack = min_int(SNAP_MAX, payload / 16);
-    TRY(chunk_count(&s->cut, &s->plan.n_chunks));
+    s->plan.chunk_tokens = min_int(payload, n);
+    return chunk_count(&s->cut, &s->plan.n_chunks);
+}
+
+static int plan_chunks(struct Session *s)
+{
+    TRY(s->store ? stored_chunks(s) : count_chunks(s));
     if (s->set.chunk_score == SCORE_AUTO)
         s->set.chunk_score = has_text(s) ? SCORE_FUSION : SCORE_QUESTION;
     s->plan.chunk_score = s->set.chunk_score;
-    s->plan.chunk_tokens = min_int(payload, n);
     s->plan.keep =
         s->set.keep == KEEP_ALL ? s->plan.n_chunks : min_int(s->set.keep, s->plan.n_chunks);
-    s->plan.n_read = ranks_ahead(&s->set) ? s->plan.keep : s->plan.n_chunks;
+    s->plan.n_read = ranks_ahead(&s->set) && !s->indexes ? s->plan.keep : s->plan.n_chunks;
     return PC_OK;
 }
 
@@ -125,6 +130,10 @@ static int cut_chunks(struct Session *s)
     if (!s->chunks) return PC_ENOMEM;
     if (is_plain(s)) {
         s->chunks[0] = (struct Chunk){0, n};
+        return PC_OK;
+    }
+    if (s->store) {
+        memcpy(s->chunks, s->store->info.chunks, sizeof *s->chunks * (size_t)s->plan.n_chunks);
         return PC_OK;
     }
     if (has_text(s)) {
@@ -243,7 +252,19 @@ static size_t plan_bytes(const struct Session *s)
                            : 0;
     size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text + sent +
                   (size_t)m->vocab_size * sizeof(float);
+    if (s->store || s->indexes) host += stored_bytes(s);
     return s->limits.own_memory ? device : device + host + s->plan.made_bytes;
+}
+
+/* A wave that keeps the device busy. Stored chunks take part with the question's rows alone, and each is held whole. */
+static int wave_wanted(const struct Session *s)
+{
+    enum { STORED = 4 };
+    int rows = s->plan.chunk_tokens + s->plan.n_question;
+    if (s->store && !s->limits.own_pasts) return 1;
+    if (s->set.wave != AUTO) return s->set.wave;
+    if (s->store) return STORED;
+    return max_int(1, s->limits.wave_rows / max_int(rows, 1));
 }
 
 /* The largest wave wanted for speed that memory allows. */
@@ -255,11 +276,10 @@ static void fit_wave(struct Session *s)
         p->peak_bytes = plan_bytes(s);
         return;
     }
-    int rows = p->chunk_tokens + p->n_question;
-    int wave =
-        s->set.wave != AUTO ? s->set.wave : max_int(1, s->limits.wave_rows / max_int(rows, 1));
+    int wave = wave_wanted(s);
     for (p->wave = max_int(1, min_int(min_int(wave, WAVE_MAX), s->n_mine));; p->wave--) {
         wave_shapes(s);
+        if (s->store || s->indexes) stored_shapes(s);
         p->peak_bytes = plan_bytes(s);
         if (p->peak_bytes <= p->available_bytes || p->wave == 1 || s->set.wave != AUTO) return;
     }
@@ -282,7 +302,8 @@ static void plan_wave(struct Session *s)
 static void plan_select(struct Session *s)
 {
     const struct Settings *set = &s->set;
-    s->select = (struct PageSelect){.index = s->far.window ? PAGE_INDEX_OFF : set->select,
+    bool off = s->far.window || s->indexes;
+    s->select = (struct PageSelect){.index = off ? PAGE_INDEX_OFF : set->select,
                                     .pages = set->select_pages,
                                     .mass = set->select_mass,
                                     .first = set->select_sinks,
@@ -304,8 +325,7 @@ int plan_make(struct Session *s)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
     struct PlanInfo *p = &s->plan;
-    int64_t n_all =
-        (int64_t)s->prompt.prefix.n + s->prompt.context.n + s->prompt.tail.n + s->set.max_tokens;
+    int64_t n_all = stored_tokens_all(s);
     TRY(plan_defaults(&s->set, m->train_len, n_all));
     TRY(heads_plan(s, n_all));
     for (int i = 0; i < s->prompt.tail.n + s->prompt.prefix.n; i++) {
@@ -316,7 +336,7 @@ int plan_make(struct Session *s)
     }
     p->n_context = s->prompt.context.n;
     p->n_prefix = s->prompt.prefix.n;
-    p->n_question = s->prompt.tail.n;
+    p->n_question = s->indexes ? question_room(s) : s->prompt.tail.n;
     p->window = s->set.window;
     p->method = s->set.method;
     p->rope_scaling = s->set.rope_scaling;

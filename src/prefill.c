@@ -14,7 +14,7 @@
 
 /* ==== The shared prefix ==== */
 
-static void fill_rows(struct Session *s, const int *ids, int n, int at, int pos0)
+void batch_rows_fill(struct Session *s, const int *ids, int n, int at, int pos0)
 {
     for (int i = 0; i < n; i++) {
         s->tokens[at + i] = ids[i];
@@ -29,7 +29,7 @@ static int prefill_segment(struct Session *s, const int *ids, int n, int pos0,
     int n_layers = s->e->model.cfg.n_layers;
     s->seq_begin[0] = 0;
     s->seq_begin[1] = n;
-    fill_rows(s, ids, n, 0, pos0);
+    batch_rows_fill(s, ids, n, 0, pos0);
     struct Batch b = {.tokens = s->tokens,
                       .pos = s->pos,
                       .seq_begin = s->seq_begin,
@@ -90,15 +90,17 @@ static struct Slot *free_slot(struct Session *s)
     return NULL;
 }
 
-/* The wave's chunks, their slots, and their rows. */
-struct Wave {
-    const int *chunk; /* [n] */
-    int n;
-    struct Slot *slot[WAVE_MAX];
-    struct Batch batch;
-};
+int wave_slots(struct Session *s, struct Wave *w)
+{
+    for (int i = 0; i < w->n; i++) {
+        w->slot[i] = free_slot(s);
+        if (!w->slot[i]) return err_set(PC_EINTERNAL, "no free slot for chunk %d", w->chunk[i]);
+        w->slot[i]->chunk = w->chunk[i];
+    }
+    return PC_OK;
+}
 
-static int context_len(const struct Session *s, const struct Wave *w, int i)
+int wave_len(const struct Session *s, const struct Wave *w, int i)
 {
     const struct Chunk *c = &s->chunks[w->chunk[i]];
     return c->end - c->begin;
@@ -107,15 +109,13 @@ static int context_len(const struct Session *s, const struct Wave *w, int i)
 static int wave_begin(struct Session *s, struct Wave *w)
 {
     int row = 0, p = s->prompt.prefix.n, q = s->prompt.tail.n;
+    TRY(wave_slots(s, w));
     for (int i = 0; i < w->n; i++) {
         const struct Chunk *c = &s->chunks[w->chunk[i]];
-        int n = context_len(s, w, i);
-        w->slot[i] = free_slot(s);
-        if (!w->slot[i]) return err_set(PC_EINTERNAL, "no free slot for chunk %d", w->chunk[i]);
-        w->slot[i]->chunk = w->chunk[i];
+        int n = wave_len(s, w, i);
         s->seq_begin[i] = row;
-        fill_rows(s, s->prompt.context.ids + c->begin, n, row, p);
-        fill_rows(s, s->prompt.tail.ids, q, row + n, p + n);
+        batch_rows_fill(s, s->prompt.context.ids + c->begin, n, row, p);
+        batch_rows_fill(s, s->prompt.tail.ids, q, row + n, p + n);
         row += n + q;
     }
     s->seq_begin[w->n] = row;
@@ -148,7 +148,7 @@ static void apply_rule(struct Session *s, const struct Wave *w, int layer,
     uint8_t *drop = s->drop + mass_at(s, s->plan.wave, 0);
     for (int i = 0; i < w->n; i++)
         for (int h = 0; h < m->n_kv_heads; h++) {
-            int n = context_len(s, w, i);
+            int n = wave_len(s, w, i);
             const float *mass = s->mass + mass_at(s, i, h) + s->prompt.prefix.n;
             uint8_t *all = s->drop + mass_at(s, i, h);
             for (int j = 0; j < n; j++) prob[j] = mass[j] * per_row;
@@ -176,7 +176,7 @@ static int calibrate(struct Session *s, const struct Wave *w, int layer,
 /* The context tokens that one head keeps, ascending: calibration first, then the cap (method.md 4.2). */
 static int choose_tokens(struct Session *s, const struct Wave *w, int seq, int kv_head, int *keep)
 {
-    int n = context_len(s, w, seq), alive = 0;
+    int n = wave_len(s, w, seq), alive = 0;
     const float *mass = s->mass + mass_at(s, seq, kv_head) + s->prompt.prefix.n;
     const uint8_t *drop = s->drop + mass_at(s, seq, kv_head);
     float *left = s->work, *pooled = s->work + s->mass_stride;
@@ -215,7 +215,7 @@ static int choose_on_device(struct Session *s, struct Wave *w, int layer,
 {
     int heads = s->e->model.cfg.n_kv_heads, q = s->prompt.tail.n, len[WAVE_MAX];
     for (int i = 0; i < w->n; i++) {
-        len[i] = context_len(s, w, i);
+        len[i] = wave_len(s, w, i);
         for (int h = 0; h < heads; h++)
             w->slot[i]->kept[layer * heads + h] = len[i] < s->cap ? len[i] : s->cap;
     }
@@ -234,20 +234,30 @@ static int choose_on_device(struct Session *s, struct Wave *w, int layer,
 static int keep_streaming(struct Session *s, const struct Wave *w, int layer, int kv_head)
 {
     int last = w->n - 1;
-    struct KvRows rows = {s->tf.k, s->tf.v, s->seq_begin[last], NULL, context_len(s, w, last)};
+    struct KvRows rows = {s->tf.k, s->tf.v, s->seq_begin[last], NULL, wave_len(s, w, last)};
     if (w->chunk[last] != s->todo[s->n_mine - 1]) return PC_OK;
     return heads_append(s, &s->prefix, layer, kv_head, &rows);
+}
+
+bool wave_chooses_on_device(const struct Session *s)
+{
+    return s->tf.be->keep && s->set.n_calib == 0 && !s->observer;
+}
+
+int wave_choose(struct Session *s, struct Wave *w, int layer, const struct AttnArgs *args)
+{
+    return wave_chooses_on_device(s) ? choose_on_device(s, w, layer, args)
+                                     : choose_on_host(s, w, layer, args);
 }
 
 /* Sends the surviving context tokens of this layer to the chunks' pages. */
 static int keep_tokens(struct Session *s, struct Wave *w, int layer, const struct AttnArgs *args)
 {
     int heads = s->e->model.cfg.n_kv_heads;
-    bool chosen = s->mass, device = s->tf.be->keep && s->set.n_calib == 0 && !s->observer;
-    if (chosen)
-        TRY(device ? choose_on_device(s, w, layer, args) : choose_on_host(s, w, layer, args));
+    bool chosen = s->mass;
+    if (chosen) TRY(wave_choose(s, w, layer, args));
     for (int i = 0; i < w->n; i++) {
-        struct KvRows rows = {s->tf.k, s->tf.v, s->seq_begin[i], NULL, context_len(s, w, i)};
+        struct KvRows rows = {s->tf.k, s->tf.v, s->seq_begin[i], NULL, wave_len(s, w, i)};
         for (int h = 0; h < heads; h++) {
             if (heads_stream(s, layer, h)) continue;
             if (chosen) {
@@ -266,25 +276,28 @@ static int keep_tokens(struct Session *s, struct Wave *w, int layer, const struc
 
 /* After the last attention only the rows that predict question tokens matter: the last context row and the
  * question's. Moves them to the front of x and out. */
-static int compact_tail(struct Session *s, const struct Wave *w)
+static int compact_tail(struct Session *s, struct Wave *w)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
     int per = s->prompt.tail.n + 1, n = 0;
-    for (int i = 0; i < w->n; i++)
+    for (int i = 0; i < w->n; i++) {
+        w->row[i] = n + 1;
+        w->before[i] = n;
         for (int t = 0; t < per; t++) s->rows[n++] = s->seq_begin[i + 1] - per + t;
+    }
     size_t out_bytes = (size_t)m->n_heads * m->head_dim * s->tf.be->act_bytes;
     TRY(s->tf.be->compact(s->tf.dev, s->tf.x, sizeof(float) * (size_t)m->dim, s->rows, n));
     return s->tf.be->compact(s->tf.dev, s->tf.out, out_bytes, s->rows, n);
 }
 
-/* Mean NLL of the question under each chunk of the wave (method.md section 2), and what is known of its words. */
-static int score_wave(struct Session *s, const struct Wave *w)
+int wave_score(struct Session *s, const struct Wave *w)
 {
     int q = s->prompt.tail.n, begin = s->prompt.score_begin, end = s->prompt.score_end, n = 0;
     if (s->set.chunk_score == SCORE_PUBLISHED || begin >= end) begin = 0, end = q;
     for (int i = 0; i < w->n; i++)
         for (int t = begin; t < end; t++, n++) {
-            s->rows[n] = i * (q + 1) + t; /* the row before the token predicts it */
+            /* the row before the token predicts it */
+            s->rows[n] = t ? w->row[i] + t - 1 : w->before[i];
             s->targets[n] = s->prompt.tail.ids[t];
         }
     TRY(s->tf.be->nll(s->tf.dev, s->tf.x, s->rows, s->targets, n, s->nll));
@@ -305,8 +318,7 @@ int release_chunk(struct Session *s, int chunk)
     return PC_OK;
 }
 
-/* The queue keeps the k most relevant chunks seen so far; a loser's pages are free at once. */
-static int evict_chunks(struct Session *s, const struct Wave *w)
+int wave_evict(struct Session *s, const struct Wave *w)
 {
     for (int i = 0; i < w->n; i++) {
         int loser;
@@ -316,8 +328,7 @@ static int evict_chunks(struct Session *s, const struct Wave *w)
     return PC_OK;
 }
 
-/* Context tokens in the first n chunks to read. */
-static int64_t tokens_before(const struct Session *s, int n)
+int64_t wave_tokens_before(const struct Session *s, int n)
 {
     int64_t sum = 0;
     for (int i = 0, end = 0; i < n; i++) {
@@ -333,7 +344,8 @@ int prefill_wave(struct Session *s, int first, int n)
     struct Wave w = {.chunk = s->todo + first, .n = n};
     bool scored = !ranks_ahead(&s->set);
     int n_layers = s->e->model.cfg.n_layers, per = s->prompt.tail.n + 1;
-    int64_t before = tokens_before(s, first), tokens = tokens_before(s, first + n) - before;
+    int64_t before = wave_tokens_before(s, first),
+            tokens = wave_tokens_before(s, first + n) - before;
     TRY(wave_begin(s, &w));
     for (int l = 0; l < n_layers; l++) {
         struct AttnArgs args;
@@ -348,8 +360,8 @@ int prefill_wave(struct Session *s, int first, int n)
         session_progress(s, STAGE_PREFILL, first, before + tokens * (l + 1) / n_layers);
     }
     if (scored) {
-        TRY(score_wave(s, &w));
-        TRY(evict_chunks(s, &w));
+        TRY(wave_score(s, &w));
+        TRY(wave_evict(s, &w));
     }
     session_progress(s, STAGE_PREFILL, first + n, before + tokens);
     return PC_OK;

@@ -23,9 +23,11 @@ int session_stages(struct Session *s, bool answer)
         share_chunks(s);
         for (int c = 0; c < s->n_mine; c += p->wave) {
             int n = s->n_mine - c < p->wave ? s->n_mine - c : p->wave;
-            TRY(prefill_wave(s, c, n)); /* KV eviction layer by layer, then chunk eviction */
+            /* KV eviction layer by layer, then chunk eviction */
+            TRY(s->store ? recall_wave(s, c, n) : prefill_wave(s, c, n));
         }
         TRY(share_winners(s)); /* of several ranks: rank 0 goes on with all kept chunks */
+        if (leads && s->store) TRY(recall_kept(s));
         if (leads) TRY(merge_kept(s));
     } else if (leads) {
         TRY(prefill_plain(s));
@@ -119,6 +121,7 @@ static int alloc_cache(struct Session *s)
                                PAGE_TOKENS +
                            2;
     TRY(kv_open(&s->kv, s->e->be, s->e->dev, m, s->n_pages));
+    if (s->store || s->indexes) TRY(staged_open(s));
     if (s->select.index) TRY(kv_index_open(&s->kv, s->select.index));
     TRY(kv_table_open(&s->prefix, m, prefix));
     TRY(kv_table_open(&s->merged, m, prefix + kept + tail));
@@ -209,6 +212,7 @@ void session_close(struct Session *s)
         mem_free(s->slots[i].index);
         mem_free(s->slots[i].kept);
     }
+    staged_close(s);
     kv_table_close(&s->prefix);
     kv_table_close(&s->merged);
     kv_close(&s->kv);
@@ -258,6 +262,7 @@ void session_progress(struct Session *s, enum Stage stage, int chunks, int64_t t
 int session_prompt(struct Engine *e, const struct Request *req, struct Prompt *out)
 {
     const struct Settings *set = &e->settings;
+    if (req->store) return stored_prompt(e, req, out);
     struct PromptText text = {
         .context = req->context,
         .context_len = req->context_len,
@@ -275,9 +280,20 @@ int session_prompt(struct Engine *e, const struct Request *req, struct Prompt *o
     return PC_OK;
 }
 
-int session_plan(struct Engine *e, const struct Request *req, struct PlanInfo *out)
+/* A stored text takes the place of the request's. */
+static struct Request with_text(const struct Request *req)
 {
-    struct Session s = {0};
+    struct Request own = *req;
+    if (!req->store) return own;
+    own.context = req->store->info.text.data;
+    own.context_len = req->store->info.text.len;
+    return own;
+}
+
+int session_plan(struct Engine *e, const struct Request *request, struct PlanInfo *out)
+{
+    struct Request own = with_text(request), *req = &own;
+    struct Session s = {.store = req->store};
     struct Prompt prompt = {0};
     int status = session_prompt(e, req, &prompt);
     if (status == PC_OK) status = session_open(&s, e, req, &prompt, NULL);
@@ -316,9 +332,10 @@ static int hash_request(struct Session *s)
     return status;
 }
 
-int session_run(struct Engine *e, const struct Request *req, struct Result *out)
+int session_run(struct Engine *e, const struct Request *request, struct Result *out)
 {
-    struct Session s = {0};
+    struct Request own = with_text(request), *req = &own;
+    struct Session s = {.store = req->store};
     struct Prompt prompt = {0};
     memset(out, 0, sizeof *out);
     e->be->peak(e->dev, true);

@@ -8,6 +8,7 @@
 #include "kv_ship.h"
 #include "pcomp.h"
 #include "prompt.h"
+#include "store.h"
 #include "team.h"
 #include "transformer.h"
 
@@ -33,6 +34,16 @@ struct Slot {
     int *
         index; /* [n_heads, cap] chunk token of each kept entry; NULL when nothing can be dropped */
     int *kept; /* [n_heads] entries of index in use */
+};
+
+/* Chunks taken together, their slots, and their rows. */
+struct Wave {
+    const int *chunk; /* [n] */
+    int n;
+    struct Slot *slot[WAVE_MAX];
+    struct Batch batch;
+    int before[WAVE_MAX]; /* behind the last layer: the row that predicts the tail's first token, */
+    int row[WAVE_MAX];    /* and that token's own, which the other rows of the tail follow */
 };
 
 /* Reads everything with full attention, then keeps what the question's last rows attend to. */
@@ -69,6 +80,8 @@ struct Session {
     struct PlanInfo plan;
     struct Result *out;
     double begun;
+    struct Store *store; /* the chunks were read before and lie there; NULL: they are read now */
+    bool indexes; /* chunks go to a store: there is no question yet, and nothing is evicted */
 
     struct DeviceLimits limits;
     struct ChunkInput cut; /* how the context is cut */
@@ -93,7 +106,10 @@ struct Session {
 
     struct KvCache kv;
     struct HeadTable prefix, merged;
-    struct Slot *slots; /* [n_slots] */
+    struct HeadTable *staged; /* [wave] chunks from a store, behind the prefix, or to it; or NULL */
+    uint32_t stage_page;      /* pages of the first one; those of the others follow */
+    size_t stage_pages;       /* of each */
+    struct Slot *slots;       /* [n_slots] */
     struct ChunkQueue queue;
     double *gathered;       /* [team size, n_chunks] scores, of more than one rank; or NULL */
     struct KvParcel parcel; /* the same */
@@ -178,7 +194,36 @@ void offer_chunk(struct Session *s, int chunk, int *loser);
 double best_score(const struct Session *s, const int *kept, int n);
 float chunk_bias(const struct Session *s, int chunk, double best); /* on its tokens' logits */
 
+/* session_store.c: what index and ask do in place of a run's reading. */
+/* Tokens by which is decided whether the text is one chunk, and which heads stream; of an indexed text, as then. */
+int64_t stored_tokens_all(const struct Session *s);
+/* The question's own parts, and the text's from the store. PC_ECONFIG names what the store was made with otherwise. */
+int stored_prompt(struct Engine *e, const struct Request *req, struct Prompt *out);
+/* The room that indexing leaves a question in the window, tokens. */
+int question_room(const struct Session *s);
+/* The stored cuts take the place of the plan's. PC_ERANGE when question and answer have no room behind them. */
+int stored_chunks(struct Session *s);
+void stored_shapes(struct Session *s);        /* of batches, slots and pages */
+size_t stored_bytes(const struct Session *s); /* of main memory beside what a run takes */
+int staged_open(struct Session *s); /* after the cache was opened, before any page is given out */
+void staged_close(struct Session *s);
+int recall_wave(struct Session *s, int first, int n); /* as prefill_wave */
+int recall_kept(struct Session *s);                   /* the kept chunks' tokens into their slots */
+
 /* prefill.c: a wave is the chunks todo[first .. first + n). */
+void batch_rows_fill(struct Session *s, const int *ids, int n, int at, int pos0);
+int wave_slots(struct Session *s, struct Wave *w);                  /* each chunk takes one */
+int wave_len(const struct Session *s, const struct Wave *w, int i); /* context tokens */
+int64_t wave_tokens_before(const struct Session *s,
+                           int n); /* context tokens of the first n chunks */
+/* The context tokens that every head of the wave keeps in this layer: into keep on the device and, unless the device
+ * chose, into the slots. */
+bool wave_chooses_on_device(const struct Session *s);
+int wave_choose(struct Session *s, struct Wave *w, int layer, const struct AttnArgs *args);
+/* Mean NLL of the question under each chunk of the wave (method.md section 2), and what is known of its words. */
+int wave_score(struct Session *s, const struct Wave *w);
+/* The queue keeps the k most relevant chunks seen so far; a loser's pages are free at once. */
+int wave_evict(struct Session *s, const struct Wave *w);
 int prefill_prefix(struct Session *s);
 int prefill_wave(struct Session *s, int first, int n);
 int prefill_plain(struct Session *s);

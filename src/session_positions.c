@@ -30,6 +30,8 @@ int rope_plan(struct Session *s)
                        m->rope_scaling);
     if (s->set.rope_factor > 0)
         p->rope_factor = s->set.rope_factor;
+    else if (s->store)
+        p->rope_factor = s->store->info.rope_factor;
     else if (p->n_positions > m->train_len)
         p->rope_factor = (double)p->n_positions / m->train_len;
     return PC_OK;

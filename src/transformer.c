@@ -81,6 +81,7 @@ int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_
         .layer = layer,
         .pool = b->pool,
         .past = b->past,
+        .own_pasts = b->own_pasts,
         .last_rows = last_rows,
         .far = b->far,
         .masks = b->masks,

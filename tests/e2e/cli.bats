@@ -58,10 +58,10 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     run --separate-stderr "$PCOMP" --help
     [ "$status" -eq 0 ]
     local command
-    for command in run summarize demo plan bench inspect perplexity calibrate settings completion help; do
+    for command in run summarize index ask demo plan bench inspect perplexity calibrate settings completion help; do
         [[ "$output" == *"  $command "* ]]
     done
-    for command in run summarize demo plan bench inspect perplexity calibrate settings completion help; do
+    for command in run summarize index ask demo plan bench inspect perplexity calibrate settings completion help; do
         run --separate-stderr "$PCOMP" help "$command"
         [ "$status" -eq 0 ]
         [[ "$output" == *"usage: pcomp $command"* && "$output" == *"Example: "*"pcomp $command"* ]]
@@ -673,6 +673,88 @@ has_results() {
     has_results 8
     run --separate-stderr "$PCOMP" summarize -m "$TINY" -o /dev/full -n 4 texts
     is 1 "No space left on device"
+}
+
+# ==== Stores ====
+
+# kept ARGS: what a run or an answer from the store kept and said, as one line.
+kept() {
+    "$PCOMP" "$@" -q 'To whom?' -n 4 --json --quiet |
+        jq -c '[.text, [.chunks[] | [.begin, .end, .kept]], .plan.keep, .plan.kv_cap]'
+}
+
+@test "ask answers from a store what run answers from the text" {
+    need_model
+    run --separate-stderr "$PCOMP" index -m "$TINY" text.txt -o s.pcstore --chunk 200 --json
+    [ "$status" -eq 0 ]
+    echo "$output" | jq -e '.schema == "pcomp.index.v1" and .chunks_done == .plan.n_chunks and .bytes > 0'
+    local with
+    for with in '--keep 3' '--kv-cap 60' '--chunk-score published' '--chunk-score bm25' '--wave 5'; do
+        # shellcheck disable=SC2086 # words
+        [ "$(kept ask -m "$TINY" s.pcstore $with)" = "$(kept run -m "$TINY" -f text.txt --chunk 200 $with)" ]
+    done
+    run --separate-stderr "$PCOMP" ask -m "$TINY" s.pcstore -q one -q two -n 4 --explain page.html
+    [ "$status" -eq 0 ]
+    [[ "$output" == *"## one"*"## two"* ]]
+    grep -q 'letter 7' page.html
+}
+
+@test "a store is refused by name for another model, setting, file or damage" {
+    need_model
+    "$PCOMP" index -m "$TINY" text.txt -o s.pcstore --chunk 300 --quiet
+    run --separate-stderr "$PCOMP" ask -m "$TINY" s.pcstore -q x --chunk 200
+    is 2 'made with setting {"chunk":300}, and this is {"chunk":200}'
+    run --separate-stderr "$PCOMP" ask -m "$TINY" s.pcstore -q x --precision f32
+    is 2 "made with pages of cpu f16, int16"
+    run --separate-stderr "$PCOMP" ask --geometry tiny s.pcstore -q x
+    is 2 "made with another model"
+    run --separate-stderr "$PCOMP" ask -m "$TINY" text.txt -q x
+    is 3 "text.txt: is no document store"
+    run --separate-stderr "$PCOMP" ask -m "$TINY" -q x
+    is 2 "name one store"
+    run --separate-stderr "$PCOMP" index -m "$TINY" text.txt -o text.txt
+    is 2 "text.txt: is there and is no document store"
+    run --separate-stderr "$PCOMP" index -m "$TINY" text.txt
+    is 2 "-o STORE"
+    run --separate-stderr "$PCOMP" index -m "$TINY" text.txt -o s.pcstore --chunk 200
+    is 2 "--fresh to replace"
+    "$PCOMP" index -m "$TINY" text.txt -o s.pcstore --chunk 200 --fresh --quiet
+    printf 'x' | dd of=s.pcstore bs=1 seek=30000 conv=notrunc status=none
+    run --separate-stderr "$PCOMP" ask -m "$TINY" s.pcstore -q x
+    is 3 "s.pcstore: the store is damaged"
+    head -c 20000 s.pcstore > cut.pcstore
+    run --separate-stderr "$PCOMP" ask -m "$TINY" cut.pcstore -q x
+    is 3 "damaged"
+}
+
+@test "index on a full disk, stopped or alone at work goes on later" {
+    need_model
+    run --separate-stderr bash -c 'ulimit -f 1400; exec "$PCOMP" index -m "$TINY" text.txt -o s.pcstore --chunk 300'
+    is 1 "repeat the command to go on"
+    [ -e s.pcstore.part ] && [ ! -e s.pcstore ]
+    exec 9>> s.pcstore.part
+    flock 9
+    run --separate-stderr "$PCOMP" index -m "$TINY" text.txt -o s.pcstore --chunk 300
+    is 2 "another pcomp is writing this store"
+    exec 9>&-
+    run --separate-stderr "$PCOMP" index -m "$TINY" text.txt -o s.pcstore --chunk 300 --json
+    [ "$status" -eq 0 ]
+    echo "$output" | jq -e '.chunks_before > 0 and .chunks_before < .chunks_done'
+    [ ! -e s.pcstore.part ]
+    run --separate-stderr "$PCOMP" index -m "$TINY" text.txt -o s.pcstore --chunk 300
+    is 0 "holds this text already"
+}
+
+@test "--store keeps a text for the next command" {
+    need_model
+    local first
+    first=$(kept run -m "$TINY" -f text.txt --store kept --chunk 150)
+    [ "$(ls kept | wc -l)" -eq 1 ]
+    [ "$(kept run -m "$TINY" -f text.txt --store kept --chunk 150)" = "$first" ]
+    [ "$(kept run -m "$TINY" -f text.txt --chunk 150)" = "$first" ]
+    [ "$(ls kept | wc -l)" -eq 1 ]
+    kept run -m "$TINY" -f text.txt --store kept --chunk 200
+    [ "$(ls kept | wc -l)" -eq 2 ]
 }
 
 @test "two processes do not write one file" {

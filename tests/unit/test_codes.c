@@ -122,6 +122,36 @@ static void test_move(void **state)
     }
 }
 
+/* Tokens read together are those read one by one, of numbers and of codes. */
+static void test_rows(void **state)
+{
+    const struct Kernels *k = kernels_of(state);
+    for (int i = 0; i < N_DIMS * 4; i++) {
+        int dim = DIMS[i / 4];
+        enum PageFormat format = (enum PageFormat)(i % 4);
+        size_t n = (size_t)dim;
+        void *page = block(page_bytes(format, dim));
+        float *x = floats(2 * n), *keys = floats(QBLOCK * n), *values = floats(QBLOCK * n);
+        for (int at = 0; at < QBLOCK; at++) {
+            fill(x, 2 * n, 2);
+            k->page_write(page, at, dim, x, x + n, format);
+        }
+        for (int at = 0; at < QBLOCK; at += 7) {
+            int count = 1 + (at * 5 + dim) % (QBLOCK - at);
+            k->page_rows(page, at, count, dim, keys, values, format);
+            for (int t = 0; t < count; t++) {
+                k->page_read(page, at + t, dim, x, x + n, format);
+                assert_memory_equal(keys + (size_t)t * n, x, n * sizeof *x);
+                assert_memory_equal(values + (size_t)t * n, x + n, n * sizeof *x);
+            }
+        }
+        free(page);
+        free(x);
+        free(keys);
+        free(values);
+    }
+}
+
 /* ==== Attention ==== */
 
 enum { RUNS = 5 };
@@ -362,9 +392,9 @@ static void test_balance(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        EACH(test_round_trip),          EACH(test_odd_numbers), EACH(test_move),
-        EACH(test_attention),           EACH(test_broken),      EACH(test_spread),
-        cmocka_unit_test(test_balance),
+        EACH(test_round_trip), EACH(test_odd_numbers),         EACH(test_move),
+        EACH(test_rows),       EACH(test_attention),           EACH(test_broken),
+        EACH(test_spread),     cmocka_unit_test(test_balance),
     };
     return cmocka_run_group_tests_name("codes", tests, NULL, NULL) != 0;
 }

@@ -297,13 +297,28 @@ static void do_slide(struct World *w)
     }
 }
 
+/* Tokens of one head copied behind those of another, all or picked; the source stays. */
+static void do_gather(struct World *w)
+{
+    int src = rng(TABLES), dst = rng(TABLES), layer = rng(LAYERS), kv = rng(KV_HEADS), n = 0,
+        head = layer * KV_HEADS + kv, index[TOKENS_MAX];
+    const struct List *l = &w->list[src][head];
+    if (src == dst || l->n == 0) return;
+    int first = rng(l->n), step = 1 + rng(3);
+    for (int i = 0; first + i < l->n; i += 1 + rng(step)) index[n++] = i;
+    if (n > room_of(w, &w->table[dst], head)) return;
+    struct KvTokens tokens = {&w->table[src], head, first, step == 1 ? NULL : index, n};
+    assert_int_equal(kv_gather(&w->kv, &w->table[dst], layer, kv, &tokens), PC_OK);
+    for (int i = 0; i < n; i++) list_add(&w->list[dst][head], l->id[first + index[i]], 0);
+}
+
 static void run_random(bool exact, enum KvType kv_type)
 {
     struct World w;
     size_t before = mem_in_use();
     world_open(&w, exact, kv_type, N_PAGES);
     for (int step = 0; step < 1500; step++) {
-        switch (rng(10)) {
+        switch (rng(11)) {
         case 0:
         case 1:
             do_append_all(&w);
@@ -320,6 +335,9 @@ static void run_random(bool exact, enum KvType kv_type)
         case 5:
         case 6:
             do_filter(&w);
+            break;
+        case 7:
+            do_gather(&w);
             break;
         default:
             do_append(&w);
@@ -359,6 +377,60 @@ static void test_random_q4(void **state)
 {
     (void)state;
     run_random(true, KV_Q4);
+}
+
+/* ==== Pages in a row ==== */
+
+/* Tokens of all heads in pages that follow each other, written piece by piece; what lies before them in a table stays. */
+static void run_row(struct World *w)
+{
+    int n[HEADS], behind = rng(60);
+    uint32_t first, page;
+    make_rows(w);
+    struct KvRows some = {w->k, w->v, 0, NULL, behind};
+    assert_int_equal(kv_run(&w->kv, HEADS * 3, &first), PC_OK);
+    page = first;
+    for (int h = 0; h < HEADS; h++) {
+        assert_int_equal(
+            kv_append(&w->kv, &w->table[0], h / KV_HEADS, h % KV_HEADS, &some, &w->writes), PC_OK);
+        for (int i = 0; i < behind; i++) list_add(&w->list[0][h], w->ids[i], 0);
+    }
+    assert_int_equal(kv_flush(&w->kv, &w->writes), PC_OK);
+    for (int h = 0; h < HEADS; h++) {
+        n[h] = rng(3 * PAGE_TOKENS + 1);
+        int used = kv_lay(&w->table[0], h, page, n[h]);
+        assert_int_equal(used, (n[h] + PAGE_TOKENS - 1) / PAGE_TOKENS);
+        page += (uint32_t)used;
+    }
+    for (int h = 0; h < HEADS; h++) {
+        make_rows(w);
+        for (int at = 0, take; at < n[h]; at += take) {
+            take = 1 + rng(n[h] - at);
+            struct KvRows rows = {w->k, w->v, at, NULL, take};
+            assert_int_equal(kv_put(&w->kv, &w->table[0], h / KV_HEADS, h % KV_HEADS, behind + at,
+                                    &rows, &w->writes),
+                             PC_OK);
+        }
+        assert_int_equal(kv_flush(&w->kv, &w->writes), PC_OK);
+        for (int i = 0; i < n[h]; i++) list_add(&w->list[0][h], w->ids[i], 0);
+    }
+    for (int h = 0; h < HEADS; h++) check_head(w, 0, h);
+    assert_true(page <= first + HEADS * 3);
+    assert_int_equal(kv_run(&w->kv, w->kv.pool.n_free + 1, &first), PC_EINTERNAL);
+    while (kv_lay(&w->table[0], 0, 0, PAGE_TOKENS) == 1) {
+    }
+    assert_int_equal(w->table[0].n_refs[0], STRIDE); /* no further */
+}
+
+static void test_row(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 40; i++) {
+        struct World w;
+        world_open(&w, i % 2, (enum KvType)(i % 3), N_PAGES);
+        run_row(&w);
+        world_close(&w);
+    }
 }
 
 /* ==== Limits ==== */
@@ -442,7 +514,7 @@ int main(void)
         cmocka_unit_test(test_random_f16),    cmocka_unit_test(test_random_f32),
         cmocka_unit_test(test_random_q8),     cmocka_unit_test(test_random_q4),
         cmocka_unit_test(test_pool_runs_out), cmocka_unit_test(test_table_runs_out),
-        cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_sizes),         cmocka_unit_test(test_row),
     };
     return cmocka_run_group_tests_name("kv_cache", tests, NULL, NULL) != 0;
 }

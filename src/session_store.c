@@ -1,0 +1,602 @@
+/* session_store.c - reading a text once (index) and answering from what was kept (ask).
+ *
+ * By causality a chunk's keys and values do not depend on the question behind it (method.md 9.3, item 2). So index runs
+ * the chunks without any, all tokens of every chunk go to a store, and ask runs the question's rows alone: the prefix
+ * and a stored chunk are their past. From there on all is as in a run: the same importance of the tokens, the same score
+ * of the chunk, the same queue. Only chunks that stay are then loaded again and give their chosen tokens to the merged
+ * cache. What differs from a run is rounding: question rows see the text's keys and values as pages hold them, and where
+ * a block of 64 values shares a scale (int16), the text's last block has one of its own, without the question's.
+ *
+ * A wave's chunks lie in pages that follow each other, as in the file, so that each moves in one piece.
+ */
+#include "session.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* Settings that shape a chunk's keys and values. A head map is known by what it does, not by its file's name. */
+static const char *const SHAPING[] = {"heads",        "window",      "chunk",         "overlap",
+                                      "heads_ratio",  "head_sinks",  "head_recent",   "heads_by",
+                                      "rope_scaling", "rope_factor", "chat_template", "instruction",
+                                      "system",       NULL};
+
+/* ==== What fits a store ==== */
+
+/* Of a session, what decides which tokens a head keeps. */
+static struct StoreInfo layout_of(const struct Session *s)
+{
+    return (struct StoreInfo){.n_layers = s->e->model.cfg.n_layers,
+                              .n_kv_heads = s->e->model.cfg.n_kv_heads,
+                              .streams = s->heads.streams,
+                              .sinks = s->heads.streams ? s->heads.sinks : 0,
+                              .recent = s->heads.streams ? s->heads.recent : 0,
+                              .n_prefix = s->plan.n_prefix};
+}
+
+static uint64_t heads_hash(const struct Session *s)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    const struct HeadRun *h = &s->heads;
+    if (!h->streams) return 0;
+    int keeps[2] = {h->sinks, h->recent};
+    uint64_t hash = hash64(h->streams, (size_t)m->n_layers * m->n_kv_heads, 1);
+    hash = hash64(h->read_window, sizeof(int) * (size_t)m->n_layers * m->n_heads, hash);
+    return hash64(keeps, sizeof keeps, hash);
+}
+
+static int foreign(const struct Store *store, const char *what, const char *have, const char *want)
+{
+    return err_set(PC_ECONFIG,
+                   "%s: the store was made with %s %s, and this is %s; use the same, or run `pcomp "
+                   "index` again",
+                   store->path, what, have, want);
+}
+
+/* Settings are compared as JSON, one by one, so that the first that differs has a name. */
+static int check_settings(const struct Store *store, const struct Settings *set)
+{
+    struct Settings stored = *set;
+    const struct Slice *json = &store->info.settings;
+    TRY(settings_parse(&stored, json->data, json->len, store->path));
+    for (int i = 1; SHAPING[i]; i++) {
+        const char *const one[] = {SHAPING[i], NULL};
+        struct Str have = {0}, want = {0};
+        int status = settings_json_some(&stored, one, &have);
+        if (status == PC_OK) status = settings_json_some(set, one, &want);
+        if (status == PC_OK && strcmp(have.data, want.data))
+            status = foreign(store, "setting", have.data, want.data);
+        str_free(&have);
+        str_free(&want);
+        TRY(status);
+    }
+    return PC_OK;
+}
+
+/* What pages hold and how they are made: the backend's word, and the setting that makes codes of them. */
+static void pages_text(const struct Engine *e, char out[48])
+{
+    const char *made = e->be->page_format(e->dev);
+    enum KvType type = e->settings.kv_type;
+    if (type == KV_AUTO)
+        snprintf(out, 48, "%s", made);
+    else
+        snprintf(out, 48, "%s, kv_type %s", made, setting_word("kv_type", (int)type));
+}
+
+static int check_method(const struct Engine *e)
+{
+    if (e->settings.method == METHOD_PARALLELCOMP) return PC_OK;
+    return err_set(PC_ECONFIG,
+                   "a store holds chunks, which method %s has none of; use parallelcomp",
+                   setting_word("method", (int)e->settings.method));
+}
+
+static int check_engine(const struct Engine *e, const struct Store *store)
+{
+    const struct StoreInfo *i = &store->info;
+    const struct ModelConfig *m = &e->model.cfg;
+    TRY(check_method(e));
+    if (i->model_hash != e->model.hash || i->n_layers != m->n_layers ||
+        i->n_kv_heads != m->n_kv_heads || i->dim != m->dim)
+        return err_set(PC_ECONFIG,
+                       "%s: the store was made with another model than %s; name that one with -m, "
+                       "or run `pcomp index` again",
+                       store->path, m->name);
+    char pages[48];
+    pages_text(e, pages);
+    if (strcmp(i->page_format, pages) || i->page_bytes != e->be->page_bytes(e->dev))
+        return foreign(store, "pages of", i->page_format, pages);
+    return check_settings(store, &e->settings);
+}
+
+/* Behind heads_plan: what is left that may differ. */
+static int check_session(const struct Session *s)
+{
+    const struct StoreInfo *i = &s->store->info;
+    const struct Tokens *p = &s->prompt.prefix;
+    if (i->heads_hash != heads_hash(s))
+        return foreign(s->store, "another head map than", s->set.heads, "the one given");
+    if (i->n_prefix != p->n || memcmp(i->prefix, p->ids, sizeof *p->ids * (size_t)p->n))
+        return foreign(s->store, "another", "prompt before the text", "not the same");
+    return PC_OK;
+}
+
+/* ==== Prompt and plan ==== */
+
+int stored_prompt(struct Engine *e, const struct Request *req, struct Prompt *out)
+{
+    const struct StoreInfo *i = &req->store->info;
+    const struct Settings *set = &e->settings;
+    struct PromptText text = {.context = "",
+                              .question = req->question,
+                              .instruction = set->instruction,
+                              .answer_prefix = set->answer_prefix,
+                              .system = set->system,
+                              .chat = &e->chat,
+                              .frame = req->frame};
+    TRY(check_engine(e, req->store));
+    TRY(prompt_make(e->tok, &text, out));
+    mem_free(out->context_offset);
+    out->context_offset = mem_alloc((size_t)i->n_context + 1, sizeof *out->context_offset);
+    out->context.ids = mem_alloc((size_t)i->n_context, sizeof *out->context.ids);
+    if (!out->context_offset || !out->context.ids) return PC_ENOMEM;
+    out->context.n = out->context.cap = i->n_context;
+    memcpy(out->context_offset, i->offset, sizeof *i->offset * ((size_t)i->n_context + 1));
+    memcpy(out->context.ids, i->context, sizeof *i->context * (size_t)i->n_context);
+    return PC_OK;
+}
+
+int question_room(const struct Session *s)
+{
+    enum { ROOM = 256 };
+    int window = s->set.window == AUTO ? s->e->model.cfg.train_len : s->set.window;
+    return window / 8 < ROOM ? window / 8 : ROOM;
+}
+
+int stored_chunks(struct Session *s)
+{
+    const struct StoreInfo *i = &s->store->info;
+    struct PlanInfo *p = &s->plan;
+    TRY(check_session(s));
+    int64_t room = (int64_t)p->window - p->n_prefix - p->n_question - p->max_tokens;
+    if (room < i->chunk_tokens)
+        return err_set(PC_ERANGE,
+                       "%s: its chunks of %d tokens leave %lld positions of the window of %d to "
+                       "question and answer, which need %d; shorten the question, lower "
+                       "--max-tokens, or run `pcomp index` with a smaller --chunk",
+                       s->store->path, i->chunk_tokens,
+                       (long long)p->window - p->n_prefix - i->chunk_tokens, p->window,
+                       p->n_question + p->max_tokens);
+    p->n_chunks = i->n_chunks;
+    p->chunk_tokens = i->chunk_tokens;
+    return PC_OK;
+}
+
+static int max_int(int a, int b)
+{
+    return a > b ? a : b;
+}
+
+static int pages_for(int tokens)
+{
+    return (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS;
+}
+
+static void index_shapes(struct Session *s)
+{
+    struct PlanInfo *p = &s->plan;
+    int rows = p->wave * p->chunk_tokens;
+    s->batch_rows = max_int(rows, p->n_prefix);
+    s->wave_shape = s->answer_shape = (struct BatchShape){.rows = s->batch_rows,
+                                                          .seqs = p->wave,
+                                                          .keys = p->n_prefix + p->chunk_tokens,
+                                                          .head_rows = 1};
+    s->n_slots = 0;
+    s->mass_stride = 0;
+    s->n_pages = (size_t)(p->heads_full + p->heads_streaming) * pages_for(p->n_prefix);
+}
+
+/* Question rows with stored chunks as their past; slots hold what was chosen, pages come once all chunks were scored. */
+static void recall_shapes(struct Session *s)
+{
+    struct PlanInfo *p = &s->plan;
+    int rows = max_int(p->wave * (p->n_question + 1), p->n_prefix);
+    s->batch_rows = s->wave_shape.rows = rows;
+    s->wave_shape.seqs = p->wave;
+    int winners = (s->n_slots < p->keep ? s->n_slots : p->keep) * pages_for(s->cap),
+        ends = pages_for(p->n_prefix) + pages_for(p->n_question + p->max_tokens) + 1;
+    s->n_pages = (size_t)p->heads_full * (size_t)(winners + ends) +
+                 (size_t)p->heads_streaming * (size_t)(heads_ring(s) + ends);
+}
+
+void stored_shapes(struct Session *s)
+{
+    struct StoreInfo layout = layout_of(s);
+    s->store ? recall_shapes(s) : index_shapes(s);
+    s->stage_pages = store_pages(&layout, s->plan.chunk_tokens);
+    s->n_pages += s->stage_pages * (size_t)s->plan.wave;
+}
+
+/* ==== Chunks in pages that follow each other ==== */
+
+/* Pages of a head in a staged table. */
+static int staged_refs(const struct Session *s)
+{
+    return pages_for(s->plan.n_prefix) + heads_ring(s) + pages_for(s->plan.chunk_tokens) + 2;
+}
+
+size_t stored_bytes(const struct Session *s)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    size_t tables = kv_table_bytes(m, staged_refs(s)) * (size_t)s->plan.wave,
+           section =
+               s->stage_pages * s->e->be->page_bytes(s->e->dev) + sizeof(float) * (size_t)m->dim,
+           front = s->req->context_len + (size_t)s->plan.n_context * (sizeof(int) + sizeof(size_t));
+    return tables + (s->indexes ? section + front : 0);
+}
+
+int staged_open(struct Session *s)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    int stride = staged_refs(s);
+    TRY(kv_run(&s->kv, s->stage_pages * (size_t)s->plan.wave, &s->stage_page));
+    s->staged = mem_alloc((size_t)s->plan.wave, sizeof *s->staged);
+    if (!s->staged) return PC_ENOMEM;
+    for (int i = 0; i < s->plan.wave; i++) TRY(kv_table_open(&s->staged[i], m, stride));
+    return PC_OK;
+}
+
+void staged_close(struct Session *s)
+{
+    for (int i = 0; s->staged && i < s->plan.wave; i++) kv_table_close(&s->staged[i]);
+    mem_free(s->staged);
+    s->staged = NULL;
+}
+
+static uint8_t *stage_bytes(const struct Session *s, int i)
+{
+    size_t page = s->stage_page + s->stage_pages * (size_t)i;
+    return s->kv.pool.data + page * s->kv.pool.page_bytes;
+}
+
+/* Lays a chunk of n context tokens out in its place, behind what `past` holds, or as the first. */
+static int lay_chunk(struct Session *s, int i, int n, const struct HeadTable *past)
+{
+    struct StoreInfo layout = layout_of(s);
+    struct HeadTable *t = &s->staged[i];
+    uint32_t page = s->stage_page + (uint32_t)(s->stage_pages * (size_t)i);
+    for (int h = 0; h < t->n_heads; h++) {
+        struct StoreTokens keep = store_tokens(&layout, h, n);
+        t->n_refs[h] = past ? past->n_refs[h] : 0;
+        t->n_tokens[h] = past ? past->n_tokens[h] : 0;
+        if (past)
+            memcpy(t->refs + (size_t)h * t->stride, past->refs + (size_t)h * past->stride,
+                   sizeof *t->refs * (size_t)past->n_refs[h]);
+        int used = kv_lay(t, h, page, keep.first + keep.last);
+        TRY(used);
+        page += (uint32_t)used;
+    }
+    return PC_OK;
+}
+
+/* ==== Index ==== */
+
+static int index_begin(struct Session *s, struct Wave *w)
+{
+    int row = 0;
+    for (int i = 0; i < w->n; i++) {
+        int n = wave_len(s, w, i);
+        TRY(lay_chunk(s, i, n, NULL));
+        s->seq_begin[i] = row;
+        batch_rows_fill(s, s->prompt.context.ids + s->chunks[w->chunk[i]].begin, n, row,
+                        s->plan.n_prefix);
+        row += n;
+    }
+    s->seq_begin[w->n] = row;
+    w->batch = (struct Batch){.tokens = s->tokens,
+                              .pos = s->pos,
+                              .seq_begin = s->seq_begin,
+                              .n_seqs = w->n,
+                              .pool = &s->kv.pool,
+                              .past = &s->prefix,
+                              .masks = heads_reading(s)};
+    return tf_begin(&s->tf, &w->batch);
+}
+
+/* The layer's rows of all chunks to their places. */
+static int index_layer(struct Session *s, const struct Wave *w, int layer)
+{
+    struct StoreInfo layout = layout_of(s);
+    int heads = s->e->model.cfg.n_kv_heads;
+    for (int i = 0; i < w->n; i++)
+        for (int h = 0; h < heads; h++) {
+            int n = wave_len(s, w, i), row = s->seq_begin[i];
+            struct StoreTokens keep = store_tokens(&layout, layer * heads + h, n);
+            struct KvRows first = {s->tf.k, s->tf.v, row, NULL, keep.first},
+                          last = {s->tf.k, s->tf.v, row + n - keep.last, NULL, keep.last};
+            TRY(kv_put(&s->kv, &s->staged[i], layer, h, 0, &first, &s->writes));
+            TRY(kv_put(&s->kv, &s->staged[i], layer, h, keep.first, &last, &s->writes));
+        }
+    return kv_flush(&s->kv, &s->writes);
+}
+
+/* The last context row of each chunk to the front of x and out. */
+static int compact_last(struct Session *s, const struct Wave *w)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    size_t out_bytes = (size_t)m->n_heads * m->head_dim * s->tf.be->act_bytes;
+    for (int i = 0; i < w->n; i++) s->rows[i] = s->seq_begin[i + 1] - 1;
+    TRY(s->tf.be->compact(s->tf.dev, s->tf.x, sizeof(float) * (size_t)m->dim, s->rows, w->n));
+    return s->tf.be->compact(s->tf.dev, s->tf.out, out_bytes, s->rows, w->n);
+}
+
+static int store_wave(struct Session *s, const struct Wave *w, struct StoreWriter *out)
+{
+    struct StoreInfo layout = layout_of(s);
+    size_t dim = (size_t)s->e->model.cfg.dim;
+    for (int i = 0; i < w->n; i++) {
+        size_t bytes = store_pages(&layout, wave_len(s, w, i)) * s->kv.pool.page_bytes;
+        float *last;
+        uint8_t *pages;
+        store_section(out, &last, &pages);
+        TRY(s->tf.be->download(s->tf.dev, last, s->tf.x + dim * (size_t)i, dim * sizeof *last));
+        TRY(s->tf.be->download(s->tf.dev, pages, stage_bytes(s, i), bytes));
+        TRY(store_write(out));
+    }
+    return PC_OK;
+}
+
+static int index_wave(struct Session *s, int first, int n, struct StoreWriter *out)
+{
+    struct Wave w = {.chunk = s->todo + first, .n = n};
+    int n_layers = s->e->model.cfg.n_layers;
+    int64_t before = wave_tokens_before(s, first),
+            tokens = wave_tokens_before(s, first + n) - before;
+    TRY(index_begin(s, &w));
+    for (int l = 0; l < n_layers; l++) {
+        struct AttnArgs args;
+        bool last = l == n_layers - 1;
+        TRY(session_stop(s));
+        TRY(tf_attend(&s->tf, &w.batch, l, last ? 1 : 0, &args));
+        TRY(index_layer(s, &w, l));
+        if (last) TRY(compact_last(s, &w));
+        TRY(tf_ffn(&s->tf, l, last ? n : s->seq_begin[n]));
+        session_progress(s, STAGE_PREFILL, first, before + tokens * (l + 1) / n_layers);
+    }
+    TRY(store_wave(s, &w, out));
+    session_progress(s, STAGE_PREFILL, first + n, before + tokens);
+    return PC_OK;
+}
+
+static int index_stages(struct Session *s, struct StoreWriter *out)
+{
+    TRY(prefill_prefix(s));
+    for (int c = out->n_done, n; c < s->plan.n_chunks; c += n) {
+        n = s->plan.n_chunks - c < s->plan.wave ? s->plan.n_chunks - c : s->plan.wave;
+        TRY(index_wave(s, c, n, out));
+    }
+    return store_finish(out);
+}
+
+static void fill_info(const struct Session *s, const struct Str *settings, struct StoreInfo *out)
+{
+    const struct Engine *e = s->e;
+    *out = layout_of(s);
+    out->model_hash = e->model.hash;
+    out->heads_hash = heads_hash(s);
+    pages_text(e, out->page_format);
+    out->page_bytes = e->be->page_bytes(e->dev);
+    out->dim = e->model.cfg.dim;
+    out->n_context = s->plan.n_context;
+    out->n_chunks = s->plan.n_chunks;
+    out->chunk_tokens = s->plan.chunk_tokens;
+    out->n_all = stored_tokens_all(s);
+    out->rope_factor = s->plan.rope_factor;
+    out->prefix = s->prompt.prefix.ids;
+    out->context = s->prompt.context.ids;
+    out->chunks = s->chunks;
+    out->offset = s->prompt.context_offset;
+    out->settings = (struct Slice){settings->data, settings->len};
+    out->text = (struct Slice){s->req->context, s->req->context_len};
+}
+
+int64_t stored_tokens_all(const struct Session *s)
+{
+    if (s->store) return s->store->info.n_all;
+    int question = s->indexes ? question_room(s) : s->prompt.tail.n;
+    return (int64_t)s->prompt.prefix.n + s->prompt.context.n + question + s->set.max_tokens;
+}
+
+int session_index(struct Engine *e, const struct Request *req, const char *path, bool fresh,
+                  struct IndexInfo *out)
+{
+    struct Session s = {.indexes = true};
+    struct Result made = {0};
+    struct StoreWriter writer = {.fd = -1};
+    struct Request text = *req;
+    struct Prompt prompt = {0};
+    struct StoreInfo info;
+    struct Str settings = {0};
+    struct Team *team = e->team;
+    int status;
+    memset(out, 0, sizeof *out);
+    e->team = &e->alone; /* a file has one writer */
+    text.question = "?"; /* so that the tail takes no token from the text */
+    e->be->peak(e->dev, true);
+    s.begun = clock_seconds();
+    TRY_GOTO(check_method(e));
+    TRY_GOTO(session_prompt(e, &text, &prompt));
+    TRY_GOTO(session_open(&s, e, &text, &prompt, &made));
+    TRY_GOTO(settings_json_some(&e->settings, SHAPING, &settings));
+    fill_info(&s, &settings, &info);
+    TRY_GOTO(store_bytes(&info, &out->bytes));
+    TRY_GOTO(store_create(path, &info, fresh, &writer));
+    out->n_before = writer.n_done;
+    if (writer.fd >= 0) status = index_stages(&s, &writer);
+fail:
+    out->plan = s.plan;
+    out->n_done = writer.n_done;
+    out->seconds = clock_seconds() - s.begun;
+    out->peak_bytes = e->be->peak(e->dev, false);
+    store_writer_close(&writer);
+    str_free(&settings);
+    prompt_free(&prompt);
+    session_close(&s);
+    result_free(&made);
+    e->team = team;
+    return status;
+}
+
+int session_store_key(struct Engine *e, const struct Request *req, uint64_t *key)
+{
+    struct Str settings = {0};
+    char pages[48];
+    pages_text(e, pages);
+    uint64_t hash = hash64(req->context, req->context_len, e->model.hash);
+    int status = settings_json_some(&e->settings, SHAPING, &settings);
+    if (status == PC_OK)
+        *key = hash64(settings.data, settings.len, hash64(pages, strlen(pages), hash));
+    str_free(&settings);
+    return status;
+}
+
+/* ==== Ask ==== */
+
+/* A stored chunk into the i-th place of the wave. */
+static int load_chunk(struct Session *s, int chunk, int i)
+{
+    struct StoreInfo layout = layout_of(s);
+    struct StoreChunk c;
+    const struct Chunk *cut = &s->chunks[chunk];
+    TRY(store_chunk(s->store, chunk, &c));
+    if (c.n_pages != store_pages(&layout, cut->end - cut->begin) || c.n_pages > s->stage_pages)
+        return err_set(PC_EFORMAT, "%s: chunk %d has other pages than its head map says",
+                       s->store->path, chunk + 1);
+    TRY(lay_chunk(s, i, cut->end - cut->begin, &s->prefix));
+    return s->tf.be->upload(s->tf.dev, stage_bytes(s, i), c.pages,
+                            c.n_pages * s->kv.pool.page_bytes);
+}
+
+static int recall_begin(struct Session *s, struct Wave *w)
+{
+    int q = s->prompt.tail.n;
+    store_check(s->store, w->chunk, w->n, s->e->settings.threads);
+    for (int i = 0; i < w->n; i++) {
+        int n = wave_len(s, w, i);
+        TRY(load_chunk(s, w->chunk[i], i));
+        s->seq_begin[i] = i * q;
+        batch_rows_fill(s, s->prompt.tail.ids, q, i * q, s->plan.n_prefix + n);
+        w->row[i] = i * q;
+        w->before[i] = w->n * q + i;
+    }
+    s->seq_begin[w->n] = w->n * q;
+    w->batch = (struct Batch){.tokens = s->tokens,
+                              .pos = s->pos,
+                              .seq_begin = s->seq_begin,
+                              .n_seqs = w->n,
+                              .pool = &s->kv.pool,
+                              .past = s->staged,
+                              .own_pasts = s->limits.own_pasts,
+                              .masks = heads_reading(s)};
+    return tf_begin(&s->tf, &w->batch);
+}
+
+/* What the device chose, into the slots, since pages come later. */
+static int note_choice(struct Session *s, const struct Wave *w, int layer)
+{
+    int heads = s->e->model.cfg.n_kv_heads;
+    size_t stride = (size_t)s->mass_stride, n = (size_t)(w->n * heads) * stride;
+    TRY(s->tf.be->download(s->tf.dev, s->keep, s->keep_dev, n * sizeof *s->keep));
+    for (int i = 0; i < w->n; i++)
+        for (int h = 0; h < heads; h++) {
+            int head = layer * heads + h;
+            memcpy(w->slot[i]->index + (size_t)head * (size_t)s->cap,
+                   s->keep + (size_t)(i * heads + h) * stride,
+                   sizeof(int) * (size_t)w->slot[i]->kept[head]);
+        }
+    return PC_OK;
+}
+
+/* The rows that stood before the question's go behind them: they predict its first token. */
+static int put_last_rows(struct Session *s, const struct Wave *w)
+{
+    size_t dim = (size_t)s->e->model.cfg.dim;
+    for (int i = 0; i < w->n; i++) {
+        struct StoreChunk c;
+        TRY(store_chunk(s->store, w->chunk[i], &c));
+        TRY(s->tf.be->upload(s->tf.dev, s->tf.x + dim * (size_t)w->before[i], c.last,
+                             dim * sizeof(float)));
+    }
+    return PC_OK;
+}
+
+int recall_wave(struct Session *s, int first, int n)
+{
+    struct Wave w = {.chunk = s->todo + first, .n = n};
+    bool scored = !ranks_ahead(&s->set);
+    TRY(wave_slots(s, &w));
+    for (int i = first + n; i < first + 2 * n && i < s->n_mine; i++)
+        store_expect(s->store, s->todo[i]);
+    if (scored || s->mass) TRY(recall_begin(s, &w));
+    for (int l = 0; (scored || s->mass) && l < s->e->model.cfg.n_layers; l++) {
+        struct AttnArgs args;
+        TRY(session_stop(s));
+        TRY(tf_attend(&s->tf, &w.batch, l, 0, &args));
+        if (s->mass) TRY(wave_choose(s, &w, l, &args));
+        if (s->mass && wave_chooses_on_device(s)) TRY(note_choice(s, &w, l));
+        TRY(tf_ffn(&s->tf, l, s->seq_begin[n]));
+    }
+    if (scored) {
+        TRY(put_last_rows(s, &w));
+        TRY(wave_score(s, &w));
+        TRY(wave_evict(s, &w));
+    }
+    session_progress(s, STAGE_PREFILL, first + n, wave_tokens_before(s, first + n));
+    return PC_OK;
+}
+
+/* What a full head keeps of a staged chunk, into its slot's table. */
+static int gather_full(struct Session *s, struct Slot *slot, int n, int head)
+{
+    int heads = s->e->model.cfg.n_kv_heads;
+    struct KvTokens t = {&s->staged[0], head, s->prefix.n_tokens[head],
+                         slot->index ? slot->index + (size_t)head * (size_t)s->cap : NULL,
+                         slot->index ? slot->kept[head] : n};
+    return kv_gather(&s->kv, &slot->table, head / heads, head % heads, &t);
+}
+
+/* What streaming heads see of the last chunk that was read goes behind the prefix, whether it won or not. */
+static int gather_streaming(struct Session *s, int head, int past)
+{
+    const struct HeadTable *t = &s->staged[0];
+    int heads = s->e->model.cfg.n_kv_heads, n = t->n_tokens[head] - past,
+        sinks = s->heads.sinks - past, last = s->heads.recent - 1;
+    sinks = sinks < 0 ? 0 : sinks < n ? sinks : n;
+    struct KvTokens tokens = {t, head, past, NULL, n};
+    kv_slide(&s->kv, &s->prefix, head, s->heads.sinks, last - (n - sinks));
+    return kv_gather(&s->kv, &s->prefix, head / heads, head % heads, &tokens);
+}
+
+static int recall_streaming(struct Session *s, int chunk)
+{
+    if (!s->heads.streams) return PC_OK;
+    TRY(load_chunk(s, chunk, 0));
+    for (int h = 0; h < s->prefix.n_heads; h++)
+        if (s->heads.streams[h]) TRY(gather_streaming(s, h, s->prefix.n_tokens[h]));
+    return PC_OK;
+}
+
+int recall_kept(struct Session *s)
+{
+    int n = chunk_queue_kept(&s->queue, s->rows);
+    for (int i = 0; i < n; i++) {
+        int chunk = s->rows[i], len = s->chunks[chunk].end - s->chunks[chunk].begin;
+        struct Slot *slot = session_slot(s, chunk);
+        if (!slot) return err_set(PC_EINTERNAL, "kept chunk %d has no slot", chunk);
+        TRY(session_stop(s));
+        TRY(load_chunk(s, chunk, 0));
+        for (int h = 0; h < s->prefix.n_heads; h++)
+            if (!s->heads.streams || !s->heads.streams[h]) TRY(gather_full(s, slot, len, h));
+    }
+    return recall_streaming(s, s->todo[s->n_mine - 1]); /* the last of all: session_team.c */
+}

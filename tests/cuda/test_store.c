@@ -1,0 +1,131 @@
+/* test_store.c - a text indexed and asked on the GPU: the chunks, tokens and answer of a run that reads it, scores within a
+ * thousandth of a nat; whether tokens are chosen on the device, on the host or not at all. A store of another backend is
+ * refused.
+ */
+#include "src/session.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { BYTES = 3000 };
+
+static int passed, failed;
+static char text[BYTES + 1], path[] = "/tmp/pcomp_gpu_store_XXXXXX";
+
+static void check(bool ok, const char *what, const char *with)
+{
+    ok ? passed++ : failed++;
+    if (!ok) printf("FAIL %s, %s: %s\n", what, with, err_text());
+}
+
+static int ask(struct Engine *e, struct Store *store, struct Result *r)
+{
+    struct Request req = {
+        .context = text, .context_len = BYTES, .store = store, .question = "Which one?"};
+    return session_run(e, &req, r);
+}
+
+static void compare(const struct Engine *e, const struct Result *cold, const struct Result *asked,
+                    const char *with)
+{
+    const struct ModelConfig *m = &e->model.cfg;
+    bool kept = true, tokens = true, scores = true;
+    for (int c = 0; c < cold->plan.n_chunks; c++) {
+        const struct ChunkInfo *a = &cold->chunks[c], *b = &asked->chunks[c];
+        kept &= a->kept == b->kept;
+        scores &= isnan(a->score) ? isnan(b->score) : fabs(a->score - b->score) <= 1e-3;
+    }
+    for (int h = 0; h < m->n_layers * m->n_kv_heads; h++)
+        tokens &= cold->kv_kept[h] == asked->kv_kept[h];
+    check(cold->plan.n_chunks > 5 && cold->plan.n_chunks == asked->plan.n_chunks, "chunks", with);
+    check(kept, "the same chunks stay", with);
+    check(tokens, "as many tokens stay", with);
+    check(scores, "the same scores", with);
+    check(cold->n_ids == asked->n_ids &&
+              !memcmp(cold->ids, asked->ids, sizeof(int) * (size_t)cold->n_ids),
+          "the same answer", with);
+}
+
+static void test_with(struct Engine *e, struct Store *store, const char *name, const char *value)
+{
+    struct Settings before = e->settings, set = before;
+    struct Result cold = {0}, asked = {0};
+    settings_set(&set, name, value);
+    check(engine_configure(e, &set) == PC_OK, "settings", value);
+    check(ask(e, NULL, &cold) == PC_OK, "cold", value);
+    check(ask(e, store, &asked) == PC_OK, "asked", value);
+    if (cold.chunks && asked.chunks) compare(e, &cold, &asked, value);
+    result_free(&cold);
+    result_free(&asked);
+    engine_configure(e, &before);
+}
+
+static void test_all(struct Engine *e)
+{
+    static const char *const with[][2] = {
+        {"kv_cap", "off"},
+        {"kv_cap", "60"},
+        {"chunk_score", "published"},
+        {"chunk_score", "bm25"},
+        {"keep", "all"},
+        {"wave", "3"},
+        {"calib", "[{\"class\":\"middle\",\"layers\":[0,1],\"lambda\":0.02,\"stage\":1}]"}};
+    struct IndexInfo made;
+    struct Store store = {0};
+    struct Request req = {.context = text, .context_len = BYTES, .question = ""};
+    check(session_index(e, &req, path, true, &made) == PC_OK, "index", path);
+    check(store_open(path, &store) == PC_OK, "open", path);
+    for (size_t i = 0; store.checked && i < sizeof with / sizeof *with; i++)
+        test_with(e, &store, with[i][0], with[i][1]);
+    store_close(&store);
+}
+
+static struct Engine *open_engine(const char *backend)
+{
+    struct Settings set;
+    struct Engine *e = NULL;
+    settings_default(&set);
+    settings_set(&set, "backend", backend);
+    settings_set(&set, "window", "512");
+    settings_set(&set, "chunk", "150");
+    settings_set(&set, "kv_cap", "60");
+    settings_set(&set, "max_tokens", "6");
+    if (engine_open("geometry:tiny", &set, &e) < 0) printf("FAIL %s\n", err_text());
+    return e;
+}
+
+static void test_foreign(struct Engine *cpu)
+{
+    struct Store store;
+    struct Result r;
+    check(store_open(path, &store) == PC_OK, "open", path);
+    check(ask(cpu, &store, &r) == PC_ECONFIG && strstr(err_text(), "cuda bf16"),
+          "pages of another backend", "cpu");
+    result_free(&r);
+    store_close(&store);
+}
+
+int main(void)
+{
+    if (!&backend_cuda || !backend_cuda.available()) {
+        puts("SKIP: no GPU");
+        return 0;
+    }
+    int fd = mkstemp(path);
+    if (fd < 0) return 1;
+    close(fd);
+    unlink(path);
+    for (int i = 0; i < BYTES; i++) text[i] = i % 50 == 49 ? '\n' : (char)('a' + i * i / 7 % 26);
+    struct Engine *e = open_engine("cuda"), *cpu = open_engine("cpu");
+    if (!e || !cpu) return 1;
+    test_all(e);
+    test_foreign(cpu);
+    engine_close(e);
+    engine_close(cpu);
+    unlink(path);
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed != 0;
+}
