@@ -159,7 +159,7 @@ static double step_ms(const Step &t, const Memory<bf16> &pool)
     fill(k.p, k.n);
     fill(v.p, v.n);
     struct CudaPaged a = {};
-    a.n_splits = cuda_paged_splits(KV_HEADS, t.n_pages, n_sm);
+    a.n_splits = cuda_paged_splits(CUDA_PAGE_BF16, DIM, KV_HEADS, t.n_pages, n_sm);
     size_t bytes = cuda_paged_scratch(1, HEADS, DIM, a.n_splits);
     Memory<float> part(bytes / 4);
     cudaMemset(part.p, 0, bytes);
