@@ -23,6 +23,21 @@ __device__ __forceinline__ uint32_t add_bf16(uint32_t a, uint32_t b)
     return r;
 }
 
+/* (a & b) | c and (a & b) ^ c in one instruction, which two constants would make two. */
+__device__ __forceinline__ uint32_t and_or(uint32_t a, uint32_t b, uint32_t c)
+{
+    uint32_t r;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
+
+__device__ __forceinline__ uint32_t and_xor(uint32_t a, uint32_t b, uint32_t c)
+{
+    uint32_t r;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+    return r;
+}
+
 /* Pair i of a word, the codes BITS * i from the right in either half, as bf16. */
 template <int BITS> struct CodePairs;
 
@@ -31,9 +46,8 @@ template <> struct CodePairs<8> {
     static constexpr float KEY_CENTRE = 128, VALUE_CENTRE = 128;
     __device__ __forceinline__ static uint32_t value(uint32_t word, int i)
     {
-        uint32_t low = (word >> 8 * i & 0x007f007fu) | 0x43004300u;
-        uint32_t high = (word >> 8 * i & 0x00800080u) ^ 0xc380c380u;
-        return add_bf16(low, high);
+        return add_bf16(and_or(word >> 8 * i, 0x007f007fu, 0x43004300u),
+                        and_xor(word >> 8 * i, 0x00800080u, 0xc380c380u));
     }
     __device__ __forceinline__ static uint32_t key(uint32_t word, int i) { return value(word, i); }
 };
@@ -43,7 +57,7 @@ template <> struct CodePairs<4> {
     static constexpr float KEY_CENTRE = -128, VALUE_CENTRE = 8;
     __device__ __forceinline__ static uint32_t key(uint32_t word, int i)
     {
-        return (word >> 4 * i & 0x000f000fu) | 0x43004300u;
+        return and_or(word >> 4 * i, 0x000f000fu, 0x43004300u);
     }
     __device__ __forceinline__ static uint32_t value(uint32_t word, int i)
     {

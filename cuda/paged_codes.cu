@@ -48,8 +48,8 @@ __device__ __forceinline__ void page_load(const struct CudaPaged &a, uint2 ref, 
     for (int i = 0; i < 2 * CUDA_PAGE_TOKENS; i += STEP)
 #pragma unroll
         for (int c = 0; c < C::CHUNKS; c += LANES)
-            if ((row + i) % CUDA_PAGE_TOKENS < len)
-                copy_async(to_line + i * C::ROW + c * 16, line + i * C::ROW + c * 16, true);
+            copy_async(to_line + i * C::ROW + c * 16, line + i * C::ROW + c * 16,
+                       (row + i) % CUDA_PAGE_TOKENS < len);
     static_assert(T::THREADS == 2 * CUDA_PAGE_TOKENS, "a thread brings a scale and a zero");
     bool wanted = thread % CUDA_PAGE_TOKENS < len;
     copy_async4(to + C::GRIDS_AT + thread * 4, from + C::GRIDS_AT + thread * 4, wanted);
