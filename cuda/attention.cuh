@@ -48,6 +48,17 @@ template <class T> struct Sums {
     float o[T::RM][T::D / 8][4];
     float point[T::RM][2]; /* the reference points */
     float sum[T::RM][2];   /* this lane's share */
+
+    /* Those of one row, against a reference point that has moved. */
+    __device__ __forceinline__ void shrink(int m, int h, float by)
+    {
+        sum[m][h] *= by;
+#pragma unroll
+        for (int n = 0; n < T::D / 8; n++) {
+            o[m][n][2 * h] *= by;
+            o[m][n][2 * h + 1] *= by;
+        }
+    }
 };
 
 template <class T> __device__ __forceinline__ void sums_clear(Sums<T> &r)
@@ -108,9 +119,9 @@ __device__ __forceinline__ void products_qk(Logits<T> &s, const Q &q, uint32_t k
     }
 }
 
-/* Moves the reference points to the rows' maxima when one is passed by too much. */
-template <class T>
-__device__ __forceinline__ void raise(Sums<T> &r, const Logits<T> &s, float scale2)
+/* Moves the reference points to the rows' maxima when one is passed by too much. r: Sums<T>, or what has more sums. */
+template <class T, class S>
+__device__ __forceinline__ void raise(S &r, const Logits<T> &s, float scale2)
 {
     float most[T::RM][2];
     bool far = false;
@@ -130,13 +141,8 @@ __device__ __forceinline__ void raise(Sums<T> &r, const Logits<T> &s, float scal
     for (int m = 0; m < T::RM; m++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            float shrink = T::Reference::move(r.point[m][h], quad_max(most[m][h]), scale2);
-            r.sum[m][h] *= shrink;
-#pragma unroll
-            for (int n = 0; n < T::D / 8; n++) {
-                r.o[m][n][2 * h] *= shrink;
-                r.o[m][n][2 * h + 1] *= shrink;
-            }
+            float by = T::Reference::move(r.point[m][h], quad_max(most[m][h]), scale2);
+            r.shrink(m, h, by);
         }
 }
 

@@ -57,7 +57,7 @@ __device__ __forceinline__ void askers_load(AskerTile<T::D> &tile, const struct 
                    first + row < ask.n);
         if (chunk == 0)
             copy_async4(shared_address(&tile.lse[row]),
-                        a.lse + (int64_t)ask.head(at) * a.n_rows + ask.begin + ask.row(at));
+                        a.lse + (int64_t)ask.head(at) * a.n_rows + ask.begin + ask.row(at), true);
     }
 }
 

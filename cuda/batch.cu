@@ -100,7 +100,7 @@ static void cut_attention(struct Cut *c, const struct Device *d, const struct Ba
     s->pooled = (float *)cut(c, seqs * kv_heads * b->mass_keys * sizeof(float));
     s->lens = (int *)cut(c, seqs * sizeof(int));
     size_t refs = (size_t)b->keys / CUDA_PAGE_TOKENS + 8;
-    s->n_splits = cuda_paged_splits(m->n_kv_heads, (int)refs, d->n_sm);
+    s->n_splits = cuda_paged_splits(d->format, m->head_dim, m->n_kv_heads, (int)refs, d->n_sm);
     s->part_bytes = cuda_paged_scratch(few ? few : 1, m->n_heads, m->head_dim, s->n_splits);
     s->part = (float *)cut(c, s->part_bytes);
     s->table.stride = (int)refs;

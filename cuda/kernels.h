@@ -165,7 +165,8 @@ struct CudaPaged {
     const struct CudaSeen *seen; /* [n_kv_heads] likewise */
     bool chosen; /* a kernel queued just before wrote refs and n_refs: they are waited for */
 };
-int cuda_paged_splits(int n_kv_heads, int max_refs, int n_sm);
+int cuda_paged_splits(enum CudaPageFormat format, int head_dim, int n_kv_heads, int max_refs,
+                      int n_sm);
 size_t cuda_paged_scratch(int n_rows, int n_heads, int head_dim, int n_splits);
 /* n_rows * (n_heads / n_kv_heads) at most 64; head_dim 64, 96, 128, 256. Partial results merge in split order. */
 cudaError_t cuda_paged_attention(const struct CudaPaged *a, cudaStream_t s);

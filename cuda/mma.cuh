@@ -38,9 +38,12 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool w
                  : "memory");
 }
 
-__device__ __forceinline__ void copy_async4(uint32_t to, const void *from)
+/* The same with 4 bytes. */
+__device__ __forceinline__ void copy_async4(uint32_t to, const void *from, bool wanted)
 {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+    int bytes = wanted ? 4 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes)
+                 : "memory");
 }
 
 __device__ __forceinline__ void copy_commit()

@@ -1,12 +1,15 @@
-/* bench_heads.cu - what windows and sinks save, head by head: attention of a prompt, and of a step of decoding over pages.
+/* bench_heads.cu - what windows and sinks save, head by head, and what pages of codes do: attention of a prompt, and of a step
+ * of decoding over pages.
  *
- * bench_heads [prefill | decode] [most tokens]        (default: both, 1,048,576)
+ * bench_heads [prefill | decode | codes] [most tokens]        (default: all, 1,048,576)
  *
  * prefill: 32 query heads over 8 KV heads of 128; of 20 query heads 3 see all (of 5 layers four have 5 such heads and one has
  * 4), the others 4 sinks and a window of 8,192. The speed-up is over the same kernel with full heads; its bound is what the
  * visible pairs of rows and keys allow, 1 / (0.15 + 0.85 * window's pairs / all pairs).
  * decode: one row of 32 such layers, all heads full beside every second one with 128 sinks and a window of 256, its table a
  * ring of 7 pages or still whole. All layers read the same pages, which are too many for the L2 cache to keep.
+ * codes: the same row, all heads full, over pages of bf16 and of codes, which layers take turns to read from as many sets of
+ * pages as the room for bf16 holds; the rate is of the bytes that they have.
  */
 #include "cuda/seen.cuh"
 
@@ -111,6 +114,13 @@ static void time_prompt(int n)
 enum { STEP_SINKS = 128, STEP_WINDOW = 256 };
 enum Tables { ALL_FULL, RINGS, WHOLE };
 
+/* Of a page. */
+static size_t page_bytes(enum CudaPageFormat format)
+{
+    const int bits[] = {16, 8, 4};
+    return 2 * 64 * (DIM * bits[format] / 8 + (format == CUDA_PAGE_BF16 ? 0 : 4));
+}
+
 struct Step {
     int n_pages;
     vector<struct CudaPageRef> refs;
@@ -145,7 +155,7 @@ struct Step {
 };
 
 /* Milliseconds of a layer's launch, in a graph of all layers as a step of decoding is. */
-static double step_ms(const Step &t, const Memory<bf16> &pool)
+static double step_ms(const Step &t, const Memory<bf16> &pool, enum CudaPageFormat format)
 {
     Memory<bf16> q(HEADS * DIM), k(KV_HEADS * DIM), v(k.n), out(q.n);
     Memory<struct CudaPageRef> refs(t.refs);
@@ -159,7 +169,7 @@ static double step_ms(const Step &t, const Memory<bf16> &pool)
     fill(k.p, k.n);
     fill(v.p, v.n);
     struct CudaPaged a = {};
-    a.n_splits = cuda_paged_splits(KV_HEADS, t.n_pages, n_sm);
+    a.n_splits = cuda_paged_splits(format, DIM, KV_HEADS, t.n_pages, n_sm);
     size_t bytes = cuda_paged_scratch(1, HEADS, DIM, a.n_splits);
     Memory<float> part(bytes / 4);
     cudaMemset(part.p, 0, bytes);
@@ -167,8 +177,8 @@ static double step_ms(const Step &t, const Memory<bf16> &pool)
     a.k = k.p;
     a.v = v.p;
     a.out = out.p;
-    a.pool = (uint8_t *)pool.p;
-    a.page_bytes = 2 * 64 * DIM * sizeof(bf16);
+    a.page_bytes = page_bytes(format);
+    a.format = format;
     a.refs = refs.p;
     a.n_refs = n_refs.p;
     a.ref_stride = a.max_refs = t.n_pages;
@@ -187,12 +197,16 @@ static double step_ms(const Step &t, const Memory<bf16> &pool)
         a.n_tokens = n_tokens.p;
         a.seen = seen.p;
     }
+    size_t set = (t.n_pages + 1) * KV_HEADS * a.page_bytes, sets = pool.bytes() / set;
     cudaStream_t s;
     cudaGraph_t graph;
     cudaGraphExec_t exec;
     cudaStreamCreate(&s);
     check_cuda(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal), "capture");
-    for (int l = 0; l < LAYERS; l++) check_cuda(cuda_paged_attention(&a, s), "decode");
+    for (int l = 0; l < LAYERS; l++) {
+        a.pool = (uint8_t *)pool.p + l % sets * set;
+        check_cuda(cuda_paged_attention(&a, s), "decode");
+    }
     check_cuda(cudaStreamEndCapture(s, &graph), "capture");
     check_cuda(cudaGraphInstantiate(&exec, graph, 0), "graph");
     double ms = median_ms(11, [&] { cudaGraphLaunch(exec, 0); }) / LAYERS;
@@ -202,23 +216,46 @@ static double step_ms(const Step &t, const Memory<bf16> &pool)
     return ms;
 }
 
+/* Pages for `tokens` of each KV head, and one more. */
+static size_t pool_values(int tokens)
+{
+    return (size_t)(tokens / 64 + 1) * KV_HEADS * 2 * 64 * DIM;
+}
+
 static void time_step(int tokens)
 {
     int n_pages = tokens / 64;
-    Memory<bf16> pool((size_t)(n_pages + 1) * KV_HEADS * 2 * 64 * DIM);
+    Memory<bf16> pool(pool_values(tokens));
     fill(pool.p, pool.n);
     const char *const names[] = {"all heads full", "half of them rings",
                                  "half with windows over whole tables"};
     double full = 0, pages = 0;
     for (int kind = ALL_FULL; kind <= WHOLE; kind++) {
         Step t(n_pages, (enum Tables)kind);
-        double ms = step_ms(t, pool);
+        double ms = step_ms(t, pool, CUDA_PAGE_BF16);
         if (kind == ALL_FULL) full = ms, pages = t.visible();
         printf("decode %7d tokens, %-36s %8.4f ms a layer, %7.3f ms of %d, %4.0f GB/s, %.2fx, by "
                "bytes %.2fx\n",
                tokens, names[kind], ms, ms * LAYERS, (int)LAYERS,
-               t.visible() * 2 * 64 * DIM * sizeof(bf16) / ms * 1e-6, full / ms,
+               t.visible() * page_bytes(CUDA_PAGE_BF16) / ms * 1e-6, full / ms,
                pages / t.visible());
+        fflush(stdout);
+    }
+}
+
+static void time_codes(int tokens)
+{
+    Memory<bf16> pool(pool_values(tokens));
+    fill(pool.p, pool.n);
+    const char *const names[] = {"bf16", "q8", "q4"};
+    double whole = 0;
+    for (auto format : {CUDA_PAGE_BF16, CUDA_PAGE_Q8, CUDA_PAGE_Q4}) {
+        Step t(tokens / 64, ALL_FULL);
+        double ms = step_ms(t, pool, format);
+        if (format == CUDA_PAGE_BF16) whole = ms;
+        printf("codes %7d tokens, %-4s %8.4f ms a layer, %7.3f ms of %d, %4.0f GB/s, %.2fx\n",
+               tokens, names[format], ms, ms * LAYERS, (int)LAYERS,
+               t.visible() * page_bytes(format) / ms * 1e-6, whole / ms);
         fflush(stdout);
     }
 }
@@ -234,12 +271,13 @@ int main(int argc, char **argv)
     check_cuda(cudaGetDeviceProperties(&prop, 0), "device");
     n_sm = prop.multiProcessorCount;
     hopper = prop.major == 9 && prop.minor == 0;
-    bool prefill = argc < 2 || strcmp(argv[1], "decode"),
-         decode = argc < 2 || strcmp(argv[1], "prefill");
+    auto wanted = [&](const char *part) { return argc < 2 || !strcmp(argv[1], part); };
     if (argc > 2) most = atoi(argv[2]);
     printf("%s\n", prop.name);
-    for (int tokens = 32768; prefill && tokens <= most; tokens *= 2) time_prompt(tokens);
+    for (int tokens = 32768; wanted("prefill") && tokens <= most; tokens *= 2) time_prompt(tokens);
     for (int tokens : {102400, 1 << 20})
-        if (decode && tokens <= most) time_step(tokens);
+        if (wanted("decode") && tokens <= most) time_step(tokens);
+    for (int tokens : {65536, 200000})
+        if (wanted("codes") && tokens <= most) time_codes(tokens);
     return 0;
 }

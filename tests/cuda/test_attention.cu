@@ -229,7 +229,8 @@ struct Paged {
     vector<struct CudaPageRef> refs;
     vector<int> n_refs, window, n_tokens;
     vector<struct CudaSeen> seen;
-    vector<uint8_t> codes; /* the pool's pages where they hold codes: `pool` has what these stand for */
+    vector<uint8_t>
+        codes; /* the pool's pages where they hold codes: `pool` has what these stand for */
     explicit Paged(const PagedCase &the) : c(the)
     {
         max_refs = 0;
@@ -545,7 +546,7 @@ static void time_paged(int dim, int heads, int kv_heads, int rows, int tokens,
     int n_sm;
     cudaDeviceGetAttribute(&n_sm, cudaDevAttrMultiProcessorCount, 0);
     struct CudaPaged a = {};
-    a.n_splits = cuda_paged_splits(kv_heads, n_pages, n_sm);
+    a.n_splits = cuda_paged_splits(format, dim, kv_heads, n_pages, n_sm);
     size_t bytes = cuda_paged_scratch(rows, heads, dim, a.n_splits);
     Memory<float> part(bytes / 4);
     cudaMemset(part.p, 0, bytes);
