@@ -129,6 +129,8 @@ struct AttnArgs {
     const struct HeadTable *past; /* seen whole by every row, before its own sequence; or NULL */
     bool own_pasts; /* past[n_seqs]: one of each sequence, all without biases; else one of all */
     int last_rows;  /* only the last so many rows of each sequence ask; 0: all */
+    int tail_rows; /* the last so many rows of each sequence change nothing that the others see, not even by rounding; 0: all
+                     * may share scales. Never with far keys */
     const struct FarKeys *far; /* NULL: every key is seen where it stands */
     const struct HeadMasks *
         masks; /* NULL: every head sees all before the row; else the batch's; never with far keys */
@@ -172,6 +174,7 @@ struct Batch {
     const struct PagePool *pool;
     const struct HeadTable *past;
     bool own_pasts; /* as in AttnArgs */
+    int tail_rows;  /* as in AttnArgs */
     const struct FarKeys *far;
     const struct HeadMasks *masks;
     const struct PageSelect *select;

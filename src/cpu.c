@@ -204,6 +204,8 @@ static size_t cut_scratch(struct Device *d, const struct BatchShape *s, uint8_t 
     d->pack.v = cut(&c, many ? heads * key_blocks * block : 0);
     d->pack.k_scale = cut(&c, many ? heads * key_blocks * k_scales * sizeof(float) : 0);
     d->pack.v_scale = cut(&c, many ? heads * key_blocks * k_scales * sizeof(float) : 0);
+    d->pack.tail_v = cut(&c, many ? heads * block : 0);
+    d->pack.tail_scale = cut(&c, many ? heads * k_scales * sizeof(float) : 0);
     d->key_bias = cut(&c, many ? sizeof(float) * m->n_kv_heads * key_blocks * QBLOCK : 0);
     d->turned_blocks = (s->turned_keys + QBLOCK - 1) / QBLOCK;
     d->turned_k = cut(&c, turned * block);

@@ -60,18 +60,30 @@ static void spread_biases(struct Device *d, const struct AttnArgs *a)
     }
 }
 
-static struct KvPack pack_of(const struct Device *d, int seq, int kv_head)
+/* The key with which the tail of a sequence begins; 0: it has none. */
+static int tail_of(const struct Device *d, const struct AttnArgs *a, int seq, int kv_head)
+{
+    int rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
+    if (!a->tail_rows) return 0;
+    return past_tokens(a, seq, kv_head, d->model->cfg.n_kv_heads) + rows - a->tail_rows;
+}
+
+static struct KvPack pack_of(const struct Device *d, const struct AttnArgs *a, int seq, int kv_head)
 {
     const struct ModelConfig *m = &d->model->cfg;
     size_t scales, bytes = d->kern->kv_pack_bytes(m->head_dim, d->exact, &scales);
-    size_t first = ((size_t)seq * m->n_kv_heads + kv_head) * d->pack_blocks;
+    size_t head = (size_t)seq * m->n_kv_heads + kv_head, first = head * d->pack_blocks;
     return (struct KvPack){
-        d->exact,
-        m->head_dim,
-        (uint8_t *)d->pack.k + first * bytes,
-        (uint8_t *)d->pack.v + first * bytes,
-        d->pack.k_scale + first * scales,
-        d->pack.v_scale + first * scales,
+        .exact = d->exact,
+        .halves = d->format == PAGE_F16,
+        .head_dim = m->head_dim,
+        .k = (uint8_t *)d->pack.k + first * bytes,
+        .v = (uint8_t *)d->pack.v + first * bytes,
+        .k_scale = d->pack.k_scale + first * scales,
+        .v_scale = d->pack.v_scale + first * scales,
+        .tail = tail_of(d, a, seq, kv_head),
+        .tail_v = (uint8_t *)d->pack.tail_v + head * bytes,
+        .tail_scale = d->pack.tail_scale + head * scales,
     };
 }
 
@@ -120,7 +132,7 @@ static void pack_both(struct Device *d, const struct AttnArgs *a, int seq, int k
                       int n, float *k, float *v)
 {
     const struct ModelConfig *m = &d->model->cfg;
-    struct KvPack near = pack_of(d, seq, kv_head), turned = turned_pack(d, &near, seq, kv_head);
+    struct KvPack near = pack_of(d, a, seq, kv_head), turned = turned_pack(d, &near, seq, kv_head);
     d->kern->kv_pack(k, v, m->head_dim, n, block, &near);
     for (int i = 0; i < n; i++)
         d->kern->rope(k + (size_t)i * m->head_dim,
@@ -143,7 +155,7 @@ static void pack_keys(struct Device *d, const struct AttnArgs *a)
             int at = b * QBLOCK, n = past + rows - at;
             if (n <= 0) continue;
             bool turned = a->far && a->far->k_turn;
-            struct KvPack out = pack_of(d, seq, kv);
+            struct KvPack out = pack_of(d, a, seq, kv);
             if (at >= past && !turned) { /* rows lie ready */
                 size_t src =
                     ((size_t)(a->seq_begin[seq] + at - past) * m->n_kv_heads + kv) * m->head_dim;
@@ -175,7 +187,7 @@ static struct AttnTile tile_of(const struct Device *d, const struct AttnArgs *a,
         .ld_q = width,
         .n_rows = n,
         .first_visible = past_tokens(a, seq, kv, m->n_kv_heads) + row + 1,
-        .kv = pack_of(d, seq, kv),
+        .kv = pack_of(d, a, seq, kv),
         .scale = 1.0f / sqrtf((float)m->head_dim),
         .bias = biases_of(d, kv),
         .n_biased = n_biased(a, kv, m->n_kv_heads),

@@ -77,10 +77,23 @@ struct MatmulArgs {
 /* Keys and values of one (sequence, KV head), packed for the tile product. */
 struct KvPack {
     bool exact;
+    bool
+        halves; /* numbers are rounded as pages of f16 hold them, so that it is the same whether a row reads those or these */
     int head_dim;
     void *k, *v; /* key panels [n_blocks][head_dim padded x 64 keys], value panels likewise */
     float *k_scale, *v_scale;
+    /* Values of the keys from `tail` on share no scale with those before them: in the block where both stand they have panels of
+     * their own. 0: there is no such block. */
+    int tail;
+    void *tail_v; /* [head_dim padded x 64 keys] */
+    float *tail_scale;
 };
+
+/* Whether both stand in this block. */
+static inline bool kv_apart(const struct KvPack *p, int block)
+{
+    return p->tail % QBLOCK && p->tail / QBLOCK == block;
+}
 
 /* Rows of one query head of one sequence against packed keys. */
 struct AttnTile {

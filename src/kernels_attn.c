@@ -30,15 +30,25 @@ size_t KERNEL(kv_pack_bytes)(int head_dim, bool exact, size_t *scale_floats)
     return (size_t)dim_blocks(head_dim) * PANEL_VALUES * value_bytes(exact);
 }
 
-/* Keys of 64 tokens in up to 64 dims: inputs are the dims, outputs the tokens. */
-static void key_panel(const float *k, int ld, int n, int dims, bool exact, void *panel,
-                      float *scale)
+/* To what f16 can hold. */
+static void round_f16(float x[QBLOCK])
 {
+    uint16_t halves[QBLOCK];
+    for (int i = 0; i < QBLOCK; i += VL) vf_store_f16(halves + i, vf_load(x + i));
+    for (int i = 0; i < QBLOCK; i += VL) vf_store(x + i, vf_load_f16(halves + i));
+}
+
+/* Keys of 64 tokens in up to 64 dims: inputs are the dims, outputs the tokens. */
+static void key_panel(const float *k, int ld, int n, int dims, const struct KvPack *out,
+                      void *panel, float *scale)
+{
+    bool exact = out->exact;
     _Alignas(64) int32_t words[VL * QBLOCK];
     for (int t0 = 0; t0 < QBLOCK; t0 += VL) {
         for (int t = 0; t < VL; t++) {
             float x[QBLOCK] = {0};
             if (t0 + t < n) memcpy(x, k + (size_t)(t0 + t) * ld, sizeof(float) * (size_t)dims);
+            if (out->halves) round_f16(x);
             if (exact)
                 memcpy(words + t * QBLOCK, x, sizeof x);
             else
@@ -48,13 +58,22 @@ static void key_panel(const float *k, int ld, int n, int dims, bool exact, void 
     }
 }
 
+/* Tokens of a block that share scales; those before and behind them count as zero. */
+struct Span {
+    int from, to;
+};
+
 /* Values of 64 tokens for up to 64 dims: inputs are the tokens, outputs the dims. */
-static void value_panel(const float *v, int ld, int n, int dims, bool exact, void *panel,
-                        float *scale)
+static void value_panel(const float *v, int ld, struct Span span, int dims,
+                        const struct KvPack *out, void *panel, float *scale)
 {
+    bool exact = out->exact;
     _Alignas(64) float rows[QBLOCK][PANEL_COLS];
     memset(rows, 0, sizeof rows);
-    for (int t = 0; t < n; t++) memcpy(rows[t], v + (size_t)t * ld, sizeof(float) * (size_t)dims);
+    for (int t = span.from; t < span.to; t++) {
+        memcpy(rows[t], v + (size_t)t * ld, sizeof(float) * (size_t)dims);
+        if (out->halves) round_f16(rows[t]);
+    }
     for (int d = 0; d < PANEL_COLS; d += VL) {
         int sub = d / SUB_COLS, at = d % SUB_COLS;
         if (exact) {
@@ -63,7 +82,7 @@ static void value_panel(const float *v, int ld, int n, int dims, bool exact, voi
             continue;
         }
         vf top = vf_zero();
-        for (int t = 0; t < n; t++) top = vf_max(top, vf_abs(vf_load(&rows[t][d])));
+        for (int t = span.from; t < span.to; t++) top = vf_max(top, vf_abs(vf_load(&rows[t][d])));
         top = vf_max(top, vf_set1(1e-30f));
         vf inv = vf_div(vf_set1(LIMIT_VALUE), top);
         vf_store(scale + d, vf_mul(top, vf_set1(1.0f / LIMIT_VALUE)));
@@ -82,17 +101,20 @@ static void value_panel(const float *v, int ld, int n, int dims, bool exact, voi
 
 void KERNEL(kv_pack)(const float *k, const float *v, int ld, int n, int block, struct KvPack *out)
 {
-    bool exact = out->exact;
     int head_dim = out->head_dim, blocks = dim_blocks(head_dim);
-    size_t bytes = PANEL_VALUES * value_bytes(exact), first = (size_t)block * blocks;
+    size_t bytes = PANEL_VALUES * value_bytes(out->exact), first = (size_t)block * blocks;
+    int apart = kv_apart(out, block) ? out->tail % QBLOCK : n;
     for (int b = 0; b < blocks; b++) {
         int dims = head_dim - b * QBLOCK < QBLOCK ? head_dim - b * QBLOCK : QBLOCK;
         uint8_t *kp = (uint8_t *)out->k + (first + b) * bytes,
                 *vp = (uint8_t *)out->v + (first + b) * bytes;
         float *ks = out->k_scale + (first + b) * PANEL_COLS,
               *vs = out->v_scale + (first + b) * PANEL_COLS;
-        key_panel(k + b * QBLOCK, ld, n, dims, exact, kp, ks);
-        value_panel(v + b * QBLOCK, ld, n, dims, exact, vp, vs);
+        key_panel(k + b * QBLOCK, ld, n, dims, out, kp, ks);
+        value_panel(v + b * QBLOCK, ld, (struct Span){0, apart}, dims, out, vp, vs);
+        if (apart < n)
+            value_panel(v + b * QBLOCK, ld, (struct Span){apart, n}, dims, out,
+                        (uint8_t *)out->tail_v + b * bytes, out->tail_scale + b * PANEL_COLS);
     }
 }
 
@@ -259,17 +281,23 @@ static void scale_output(const struct AttnTile *t, struct Scratch *s)
         }
 }
 
+/* Adds the products with one block's panels of values. */
+static void add_panels(const struct AttnTile *t, struct Scratch *s, const uint8_t *v,
+                       const float *scale, bool begun)
+{
+    size_t bytes = PANEL_VALUES * value_bytes(t->exact);
+    struct TileRows rows = {s->p, s->p_scale, t->n_rows, 1, !begun};
+    for (int b = 0; b < dim_blocks(t->head_dim); b++)
+        tile_product(&rows, v + (size_t)b * bytes, scale + b * PANEL_COLS, t->exact,
+                     s->o + (size_t)b * TILE_ROWS * PANEL_COLS);
+}
+
 static void add_values(const struct AttnTile *t, struct Scratch *s, int kb, bool begun)
 {
-    int blocks = dim_blocks(t->head_dim);
-    size_t vb = value_bytes(t->exact);
-    struct TileRows rows = {s->p, s->p_scale, t->n_rows, 1, !begun};
-    for (int b = 0; b < blocks; b++) {
-        size_t panel = (size_t)kb * blocks + b;
-        tile_product(&rows, (const uint8_t *)t->kv.v + panel * PANEL_VALUES * vb,
-                     t->kv.v_scale + panel * PANEL_COLS, t->exact,
-                     s->o + (size_t)b * TILE_ROWS * PANEL_COLS);
-    }
+    size_t first = (size_t)kb * dim_blocks(t->head_dim);
+    add_panels(t, s, (const uint8_t *)t->kv.v + first * PANEL_VALUES * value_bytes(t->exact),
+               t->kv.v_scale + first * PANEL_COLS, begun);
+    if (kv_apart(&t->kv, kb)) add_panels(t, s, t->kv.tail_v, t->kv.tail_scale, true);
 }
 
 /* All key blocks that some row of the tile sees. A block that a row does not see counts for nothing once the row has

@@ -125,6 +125,7 @@ static int wave_begin(struct Session *s, struct Wave *w)
                               .n_seqs = w->n,
                               .pool = &s->kv.pool,
                               .past = &s->prefix,
+                              .tail_rows = q,
                               .masks = heads_reading(s)};
     return tf_begin(&s->tf, &w->batch);
 }

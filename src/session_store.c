@@ -4,8 +4,10 @@
  * the chunks without any, all tokens of every chunk go to a store, and ask runs the question's rows alone: the prefix
  * and a stored chunk are their past. From there on all is as in a run: the same importance of the tokens, the same score
  * of the chunk, the same queue. Only chunks that stay are then loaded again and give their chosen tokens to the merged
- * cache. What differs from a run is rounding: question rows see the text's keys and values as pages hold them, and where
- * a block of 64 values shares a scale (int16), the text's last block has one of its own, without the question's.
+ * cache. On the CPU the outcome is a run's to the bit, as its rows read keys and values as pages of f16 or f32 hold them, and
+ * the question's share no scale with the text's (AttnArgs.tail_rows). What differs elsewhere is rounding: with pages of
+ * codes the question sees codes where a run still has the numbers; keys that streaming heads left out stand in no block; and
+ * a GPU sums in another order.
  *
  * A wave's chunks lie in pages that follow each other, as in the file, so that each moves in one piece.
  */
@@ -497,6 +499,7 @@ static int recall_begin(struct Session *s, struct Wave *w)
                               .pool = &s->kv.pool,
                               .past = s->staged,
                               .own_pasts = s->limits.own_pasts,
+                              .tail_rows = q,
                               .masks = heads_reading(s)};
     return tf_begin(&s->tf, &w->batch);
 }

@@ -82,6 +82,7 @@ int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_
         .pool = b->pool,
         .past = b->past,
         .own_pasts = b->own_pasts,
+        .tail_rows = b->tail_rows,
         .last_rows = last_rows,
         .far = b->far,
         .masks = b->masks,

@@ -15,6 +15,8 @@ struct Attn {
     float bias, spread;       /* spread of the queries: 0 flat, large peaked */
     float *q, *keys, *values; /* [rows, n_heads * dim], [n_keys, n_kv_heads * dim] */
     float biases[160];        /* runs of keys with `bias`, half of it, and none */
+    int tail;                 /* as in KvPack */
+    bool halves;
     struct AttnTile tile;
 };
 
@@ -38,12 +40,16 @@ static void attn_pack(struct Attn *a)
     struct KvPack *kv = &a->tile.kv;
     kv->exact = a->exact;
     kv->head_dim = a->dim;
+    kv->tail = a->tail;
+    kv->halves = a->halves;
     size_t scales, bytes = a->k->kv_pack_bytes(a->dim, a->exact, &scales);
     int blocks = (n_keys(a) + QBLOCK - 1) / QBLOCK;
     kv->k = block(bytes * (size_t)blocks);
     kv->v = block(bytes * (size_t)blocks);
     kv->k_scale = floats(scales * (size_t)blocks);
     kv->v_scale = floats(scales * (size_t)blocks);
+    kv->tail_v = block(bytes);
+    kv->tail_scale = floats(scales);
     for (int b = 0; b < blocks; b++)
         a->k->kv_pack(key_row(a, a->keys, b * QBLOCK), key_row(a, a->values, b * QBLOCK),
                       a->n_kv_heads * a->dim, min_int(QBLOCK, n_keys(a) - b * QBLOCK), b, kv);
@@ -81,7 +87,9 @@ static void attn_close(struct Attn *a)
                       a->tile.kv.k,
                       a->tile.kv.v,
                       a->tile.kv.k_scale,
-                      a->tile.kv.v_scale};
+                      a->tile.kv.v_scale,
+                      a->tile.kv.tail_v,
+                      a->tile.kv.tail_scale};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) free(blocks[i]);
 }
 
@@ -222,11 +230,99 @@ static void test_attention(void **state)
                                  .n_biased = attn_cases[c].n_biased,
                                  .bias = attn_cases[c].bias,
                                  .spread = attn_cases[c].spread};
+                a.tail = c % 2 ? n_keys(&a) * (int)c / 10 : 0;
                 attn_open(&a);
                 check_attn_tile(&a);
                 check_attn_mass(&a);
                 attn_close(&a);
             }
+}
+
+/* Rows before a tail do not depend on it, however large its values are; and the tail's own rows see all. */
+static void test_attention_tail(void **state)
+{
+    static const int tails[] = {1, 30, 64, 65, 100, 127};
+    const struct Kernels *k = kernels_of(state);
+    for (int i = 0; i < 24; i++) {
+        struct Attn a = {.k = k,
+                         .exact = i % 2,
+                         .dim = i % 4 < 2 ? 64 : 100,
+                         .n_heads = 2,
+                         .n_kv_heads = 1,
+                         .rows = 40,
+                         .first_visible = tails[i / 4] < 20 ? 1 : tails[i / 4] - 19,
+                         .spread = 1};
+        int width = a.n_heads * a.dim;
+        size_t n = (size_t)a.rows * (size_t)width;
+        float *out[2] = {floats(n), floats(n)};
+        void *scratch = block(k->attn_scratch_bytes(a.dim, 0, a.exact));
+        a.tail = tails[i / 4];
+        attn_open(&a);
+        for (int turn = 0; turn < 2; turn++) {
+            a.tile.out = out[turn];
+            k->attn_tile(&a.tile, scratch);
+            struct KvPack old = a.tile.kv;
+            for (int j = a.tail * a.dim; turn == 0 && j < n_keys(&a) * a.dim; j++)
+                a.values[j] *= 1000;
+            if (turn == 0) attn_pack(&a);
+            void *first[] = {old.k, old.v, old.k_scale, old.v_scale, old.tail_v, old.tail_scale};
+            for (int f = 0; turn == 0 && f < 6; f++) free(first[f]);
+        }
+        int differ = 0;
+        for (int x = 0; x < a.rows * a.dim; x++) {
+            size_t at = (size_t)(x / a.dim) * (size_t)width + (size_t)(x % a.dim);
+            bool other =
+                fabsf(out[0][at] - out[1][at]) > 1e-30f; /* what blocks that are not seen leave */
+            if (other && a.first_visible + x / a.dim <= a.tail)
+                fail_msg("%s exact %d dim %d tail %d: %g and %g in row %d", k->isa, a.exact, a.dim,
+                         a.tail, out[0][at], out[1][at], x / a.dim);
+            differ += other;
+        }
+        assert_true(differ > 0);
+        check_attn_tile(&a);
+        free(out[0]);
+        free(out[1]);
+        free(scratch);
+        attn_close(&a);
+    }
+}
+
+/* What is rounded on the way is what was rounded before. */
+static void test_attention_halves(void **state)
+{
+    const struct Kernels *k = kernels_of(state);
+    for (int i = 0; i < 12; i++) {
+        struct Attn a = {.k = k,
+                         .halves = true,
+                         .dim = i % 3 == 0   ? 64
+                                : i % 3 == 1 ? 100
+                                             : 16,
+                         .n_heads = 2,
+                         .n_kv_heads = 2,
+                         .rows = 20 + i,
+                         .first_visible = 30 * i + 1,
+                         .tail = i % 2 ? 20 * i : 0,
+                         .spread = 1};
+        attn_open(&a);
+        struct KvPack old = a.tile.kv;
+        size_t n = (size_t)n_keys(&a) * (size_t)(a.n_kv_heads * a.dim), scales,
+               bytes = k->kv_pack_bytes(a.dim, false, &scales),
+               blocks = (size_t)(n_keys(&a) + QBLOCK - 1) / QBLOCK;
+        for (size_t j = 0; j < n; j++) {
+            a.keys[j] = f16_to_f32(f32_to_f16(a.keys[j]));
+            a.values[j] = f16_to_f32(f32_to_f16(a.values[j]));
+        }
+        a.halves = false;
+        attn_pack(&a);
+        assert_memory_equal(a.tile.kv.k, old.k, bytes * blocks);
+        assert_memory_equal(a.tile.kv.v, old.v, bytes * blocks);
+        assert_memory_equal(a.tile.kv.k_scale, old.k_scale, scales * blocks * sizeof(float));
+        assert_memory_equal(a.tile.kv.v_scale, old.v_scale, scales * blocks * sizeof(float));
+        if (a.tail % QBLOCK) assert_memory_equal(a.tile.kv.tail_v, old.tail_v, bytes);
+        void *first[] = {old.k, old.v, old.k_scale, old.v_scale, old.tail_v, old.tail_scale};
+        for (int f = 0; f < 6; f++) free(first[f]);
+        attn_close(&a);
+    }
 }
 
 /* One key matches the query far better than all others: the output is its value, within the value's own step. */
@@ -264,8 +360,8 @@ static void test_attention_one_hot(void **state)
             }
         free(out);
         free(scratch);
-        void *first[] = {old.k, old.v, old.k_scale, old.v_scale};
-        for (int i = 0; i < 4; i++) free(first[i]);
+        void *first[] = {old.k, old.v, old.k_scale, old.v_scale, old.tail_v, old.tail_scale};
+        for (int i = 0; i < 6; i++) free(first[i]);
         attn_close(&a);
     }
 }
@@ -312,8 +408,8 @@ static void test_attention_limit(void **state)
         free(scratch);
         free(prob);
         free(want);
-        void *first[] = {old.k, old.v, old.k_scale, old.v_scale};
-        for (int i = 0; i < 4; i++) free(first[i]);
+        void *first[] = {old.k, old.v, old.k_scale, old.v_scale, old.tail_v, old.tail_scale};
+        for (int i = 0; i < 6; i++) free(first[i]);
         attn_close(&a);
     }
 }
@@ -579,8 +675,10 @@ static void test_index(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        EACH(test_attention),        EACH(test_attention_one_hot), EACH(test_attention_limit),
-        EACH(test_pages_round_trip), EACH(test_attn_pages),        EACH(test_index),
+        EACH(test_attention),        EACH(test_attention_one_hot),
+        EACH(test_attention_limit),  EACH(test_attention_tail),
+        EACH(test_attention_halves), EACH(test_pages_round_trip),
+        EACH(test_attn_pages),       EACH(test_index),
     };
     return cmocka_run_group_tests_name("kernels_attn", tests, NULL, NULL) != 0;
 }

@@ -56,13 +56,14 @@ static void ask(struct Engine *e, struct Store *store, const char *question, str
 
 /* ==== Cold against ask ==== */
 
-/* Pages of f16 round keys and values to a 2000th. */
-static double score_tolerance(const struct Engine *e, double score)
+/* What streams holds fewer keys before the question than there were: other ones share a block and its scales. */
+static double score_tolerance(const struct Engine *e)
 {
-    return e->settings.precision == PRECISION_F32 ? 1e-5 : 5e-4 * fabs(score);
+    if (!e->heads.scores) return 0;
+    return e->settings.precision == PRECISION_F32 ? 1e-5 : 5e-3;
 }
 
-/* How many tokens a head keeps is a matter of the cap, which ones of attention: pages may turn a near tie. */
+/* Without a head map to the bit: pages hold what the cold run's rows read, and the question changes nothing that the text's rows see. */
 static void same_answer(const struct Engine *e, const struct Result *cold,
                         const struct Result *asked, const char *what)
 {
@@ -75,23 +76,18 @@ static void same_answer(const struct Engine *e, const struct Result *cold,
         assert_int_equal(a->begin, b->begin);
         assert_int_equal(a->byte_end, b->byte_end);
         if (a->kept != b->kept) fail_msg("%s %s: chunk %d", m->arch, what, c);
-        if (isnan(a->score) ? !isnan(b->score)
-                            : !(fabs(a->score - b->score) <= score_tolerance(e, a->score)))
+        if (isnan(a->score) ? !isnan(b->score) : !(fabs(a->score - b->score) <= score_tolerance(e)))
             fail_msg("%s %s: score %g of chunk %d is %g cold", m->arch, what, b->score, c,
                      a->score);
     }
     for (int h = 0; h < m->n_layers * m->n_kv_heads; h++) {
         assert_int_equal(asked->kv_in[h], cold->kv_in[h]);
-        int64_t off = asked->kv_kept[h] - cold->kv_kept[h];
-        bool ruled = e->settings.n_calib && e->settings.precision != PRECISION_F32;
-        if (ruled ? off < -2 || off > 2 : off != 0)
+        if (asked->kv_kept[h] != cold->kv_kept[h])
             fail_msg("%s %s: head %d keeps %lld, cold %lld", m->arch, what, h,
                      (long long)asked->kv_kept[h], (long long)cold->kv_kept[h]);
     }
-    /* int16 may turn near ties of a random model's tokens and logits: there only the first row's are compared */
-    if (e->settings.precision == PRECISION_F32 &&
-        (asked->n_ids != cold->n_ids ||
-         memcmp(asked->ids, cold->ids, sizeof(int) * (size_t)cold->n_ids)))
+    if (asked->n_ids != cold->n_ids ||
+        memcmp(asked->ids, cold->ids, sizeof(int) * (size_t)cold->n_ids))
         fail_msg("%s %s: another answer", m->arch, what);
 }
 
@@ -126,8 +122,8 @@ static void check_questions(struct Engine *e, int first, int end, const char *wh
         answer(e, &store, questions[q], &asked, have);
         assert_true(cold.plan.n_chunks > 5 || e->settings.chunk > 300);
         same_answer(e, &cold, &asked, what);
-        if (e->settings.kv_cap == CAP_OFF || e->settings.precision == PRECISION_F32)
-            same_logits(e, have, want, what);
+        if (!e->heads.scores && memcmp(have, want, sizeof *have * (size_t)e->model.cfg.vocab_size))
+            fail_msg("%s %s: other logits", e->model.cfg.arch, what);
         result_free(&cold);
         result_free(&asked);
     }
