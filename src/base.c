@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#define XXH_STATIC_LINKING_ONLY /* the size of a running hash */
 #include <xxhash.h>
 
 /* ==== Status ==== */

@@ -35,6 +35,7 @@ struct TextList {
 };
 
 struct Cli;
+struct TextStream;
 
 struct Command {
     const char *name;
@@ -104,6 +105,8 @@ int cli_open(struct Cli *cli, struct Engine **out);
 
 /* Appends the text of all files, with a blank line between two; standard input when it is piped. */
 int cli_context(struct Cli *cli, struct Str *out);
+/* The same text as a stream, on every rank of the team (cli_text.c). text_stream_close frees, also after an error. */
+int cli_stream(struct Cli *cli, struct TextStream *out);
 /* Appends made-up sentences, the same each time, until out has `bytes` or a few more. */
 int prose_make(struct Str *out, size_t bytes);
 /* Gathers -q and -Q into cli->questions and checks them. */

@@ -8,6 +8,7 @@
 #include "geometry.h"
 #include "progress.h"
 #include "provenance.h"
+#include "text_stream.h"
 #include "tokenizer.h"
 
 #include <errno.h>
@@ -23,8 +24,10 @@ struct Run {
     struct Cli *cli;
     struct Engine *engine;
     struct ProgressView view;
-    struct Str context;
-    const char *source; /* name of the text, for the page */
+    struct TextStream text; /* run */
+    struct Str context;     /* demo */
+    bool streams;           /* the text is the stream */
+    const char *source;     /* name of the text, for the page */
     int index, n_questions;
     int out_status;       /* first failure to write the answer */
     struct Progress last; /* how far the present run came */
@@ -48,7 +51,8 @@ static void on_progress(void *user, const struct Progress *p)
     struct Run *run = user;
     run->last = *p;
     progress_show(&run->view, p);
-    if (!run->cli->jsonl || run->out_status < 0) return;
+    /* the first event of all is the start, which tells the plan */
+    if (!run->cli->jsonl || run->out_status < 0 || p->stage == STAGE_TOKENIZE) return;
     char text[512];
     progress_json(&run->view, p, text, sizeof text - 1);
     size_t len = strlen(text);
@@ -168,6 +172,7 @@ static int write_page(const struct Run *run, const struct Request *req, const st
         .result = r,
         .context = req->context,
         .context_len = req->context_len,
+        .stream = req->stream,
         .question = req->question,
         .model = model->cfg.name,
         .device = engine_device(run->engine),
@@ -281,6 +286,7 @@ static int answer(struct Run *run, const char *question, struct Result *r)
     struct Request req = {
         .context = run->context.data,
         .context_len = run->context.len,
+        .stream = run->streams ? &run->text : NULL,
         .question = question,
         .user = run,
         .on_progress = on_progress,
@@ -298,6 +304,7 @@ static int answer(struct Run *run, const char *question, struct Result *r)
 
 static void run_close(struct Run *run)
 {
+    text_stream_close(&run->text);
     str_free(&run->context);
     engine_close(run->engine);
 }
@@ -311,8 +318,8 @@ int cmd_run(struct Cli *cli)
     if (cli->questions.n == 0)
         TRY_GOTO(err_set(PC_ECONFIG, "no question; give -q QUESTION (or use `pcomp summarize`)"));
     TRY_GOTO(cli_open(cli, &run.engine));
-    if (cli->team.rank == 0) TRY_GOTO(cli_context(cli, &run.context));
-    TRY_GOTO(team_text(&cli->team, &run.context));
+    run.streams = true;
+    TRY_GOTO(cli_stream(cli, &run.text));
     run.n_questions = cli->questions.n;
     run.source = cli->files.n ? cli->files.items[0] : cli->args.n ? cli->args.items[0] : "";
     for (; run.index < run.n_questions; run.index++) {

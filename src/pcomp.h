@@ -16,6 +16,7 @@ struct Engine;
 struct Team; /* team.h */
 struct Tokenizer;
 struct PromptFrame; /* prompt.h */
+struct TextStream;  /* text_stream.h */
 
 /* Opens the model at path (or a geometry, see model_open) with these settings. *out is the caller's: engine_close. */
 int engine_open(const char *model_path, const struct Settings *settings, struct Engine **out);
@@ -39,7 +40,8 @@ struct Progress {
     enum Stage stage;
     int chunks_done, n_chunks; /* prefill */
     int64_t tokens_done,
-        n_tokens;   /* prefill: context tokens; decode: tokens made and the most there may be */
+        n_tokens;   /* prefill: context tokens; decode: tokens made and the most there may be;
+                       tokenize: those of a stream, n_tokens by its bytes, 0 while these are not known */
     double seconds; /* since this run began */
     size_t memory;  /* bytes held */
 };
@@ -47,6 +49,9 @@ struct Progress {
 struct Request {
     const char *context; /* UTF-8, borrowed */
     size_t context_len;
+    /* A text that need not fit memory, in place of context: read a stretch at a time, and scanned by the first plan or run.
+     * One at a time may use it. NULL: context is the text. */
+    struct TextStream *stream;
     const char *question; /* the user's words; "" for none */
     /* A whole prompt around the context, in place of the settings' instruction and the question; the
      * question is then for the records only. May be NULL. */

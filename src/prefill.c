@@ -110,11 +110,13 @@ static int wave_begin(struct Session *s, struct Wave *w)
     for (int i = 0; i < w->n; i++) {
         const struct Chunk *c = &s->chunks[w->chunk[i]];
         int n = context_len(s, w, i);
+        const int *ids;
+        TRY(chunk_ids(s, c, &ids));
         w->slot[i] = free_slot(s);
         if (!w->slot[i]) return err_set(PC_EINTERNAL, "no free slot for chunk %d", w->chunk[i]);
         w->slot[i]->chunk = w->chunk[i];
         s->seq_begin[i] = row;
-        fill_rows(s, s->prompt.context.ids + c->begin, n, row, p);
+        fill_rows(s, ids, n, row, p);
         fill_rows(s, s->prompt.tail.ids, q, row + n, p + n);
         row += n + q;
     }

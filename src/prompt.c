@@ -119,20 +119,27 @@ static int context_make(const struct Tokenizer *t, const struct PromptText *text
     struct PartList list = {0};
     part_put(&list, text->context, text->context_len, false);
     bool begins = !chat->system.len && !chat->open.len && !*text->frame->before;
+    if (text->stream) {
+        TRY(text_stream_scan(text->stream, t, begins, text->seen, text->user));
+        out->context.n = text->stream->n_tokens;
+        return PC_OK;
+    }
     TRY(tokenizer_encode_parts(t, list.parts, list.n, begins, &out->context));
     return offsets_fill(t, (struct Slice){text->context, text->context_len}, out);
 }
 
 /* The answer is read off the tail's last row, so a tail without tokens takes the context's last
  * one. */
-static int tail_fill(struct Prompt *p)
+static int tail_fill(struct Prompt *p, struct TextStream *stream)
 {
     if (p->tail.n) return PC_OK;
     if (!p->context.n) {
         return err_set(PC_ECONFIG,
                        "nothing to answer: give a text, a question or an answer prefix");
     }
-    return tokens_push(&p->tail, p->context.ids[--p->context.n]);
+    int last = --p->context.n;
+    if (stream) TRY(text_stream_load(stream, last, last + 1));
+    return tokens_push(&p->tail, stream ? *text_stream_ids(stream, last) : p->context.ids[last]);
 }
 
 static int parts_make(const struct Tokenizer *t, const struct PromptText *text, struct Prompt *out)
@@ -142,7 +149,7 @@ static int parts_make(const struct Tokenizer *t, const struct PromptText *text, 
     if (status == PC_OK) status = prefix_make(t, text, &chat, out);
     if (status == PC_OK) status = context_make(t, text, &chat, out);
     if (status == PC_OK) status = tail_make(t, text, &chat, out);
-    if (status == PC_OK) status = tail_fill(out);
+    if (status == PC_OK) status = tail_fill(out, text->stream);
     chat_text_free(&chat);
     return status;
 }

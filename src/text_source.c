@@ -95,21 +95,22 @@ static int cannot(const char *what, const char *name)
     return err_set(PC_EIO, "%s: cannot %s: %s", name, what, strerror(errno));
 }
 
+static void part_close(struct TextSource *s)
+{
+    if (s->is_open && s->fd != STDIN_FILENO) close(s->fd);
+    s->is_open = false;
+}
+
 static int part_open(struct TextSource *s, int part)
 {
     const char *path = s->parts[part].path;
     bool standard = strcmp(path, "-") == 0;
-    if (s->fd >= 0 && s->fd_part == part) return PC_OK;
-    if (s->fd > STDIN_FILENO) close(s->fd);
+    if (s->is_open && s->fd_part == part) return PC_OK;
+    part_close(s);
     s->fd = standard ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
     s->fd_part = part;
-    return s->fd < 0 ? cannot("open", path) : PC_OK;
-}
-
-static void part_close(struct TextSource *s)
-{
-    if (s->fd > STDIN_FILENO) close(s->fd);
-    s->fd = -1;
+    s->is_open = s->fd >= 0;
+    return s->is_open ? PC_OK : cannot("open", path);
 }
 
 /* A regular file of known length can be read where it lies; opening anything else for a look would take from it. */
@@ -132,7 +133,7 @@ static int part_look(struct TextSource *s, int part, bool *plain)
 
 int source_open_spool(struct TextSource *s)
 {
-    *s = (struct TextSource){.fd = -1, .spool = -1, .spooled = true};
+    *s = (struct TextSource){.spooled = true};
     return PC_OK;
 }
 
@@ -165,10 +166,10 @@ int source_open(struct TextSource *s, const char *const *paths, int n)
 void source_close(struct TextSource *s)
 {
     part_close(s);
-    if (s->spool >= 0) close(s->spool);
+    if (s->on_disk) close(s->spool);
     str_free(&s->held);
     mem_free(s->parts);
-    *s = (struct TextSource){.fd = -1, .spool = -1};
+    *s = (struct TextSource){0};
 }
 
 /* ==== The spool ==== */
@@ -206,7 +207,8 @@ static int spool_open(struct TextSource *s)
     int status = str_appendf(&path, "%s/pcomp-text-XXXXXX", spool_folder());
     if (status == PC_OK) s->spool = mkostemp(path.data, O_CLOEXEC);
     if (status == PC_OK && s->spool < 0) status = spool_error(spool_folder());
-    if (s->spool >= 0) unlink(path.data);
+    s->on_disk = status == PC_OK;
+    if (s->on_disk) unlink(path.data);
     str_free(&path);
     if (status == PC_OK && s->held.len) status = spool_write(s, s->held.data, s->held.len);
     str_free(&s->held);
@@ -215,10 +217,10 @@ static int spool_open(struct TextSource *s)
 
 int source_put(struct TextSource *s, const char *data, size_t len)
 {
-    if (s->spool < 0 && s->held.len + len <= HELD_MOST) {
+    if (!s->on_disk && s->held.len + len <= HELD_MOST) {
         TRY(str_append(&s->held, data, len));
     } else {
-        if (s->spool < 0) TRY(spool_open(s));
+        if (!s->on_disk) TRY(spool_open(s));
         TRY(spool_write(s, data, len));
     }
     s->size += len;
@@ -258,11 +260,11 @@ static int part_end(struct TextSource *s)
 static int pull(struct TextSource *s)
 {
     char block[BLOCK];
-    if (s->fd < 0 && s->n_begun == s->n_parts) {
+    if (!s->is_open && s->n_begun == s->n_parts) {
         s->whole = true;
         return PC_OK;
     }
-    if (s->fd < 0) TRY(part_begin(s, s->n_begun));
+    if (!s->is_open) TRY(part_begin(s, s->n_begun));
     TRY(wait_input(s));
     ssize_t got = read(s->fd, block, sizeof block);
     if (got < 0 && errno == EINTR) return PC_OK;
@@ -307,7 +309,7 @@ int source_read(struct TextSource *s, size_t at, size_t len, char *out, size_t *
 {
     while (!s->whole && s->size - least(s->size, at) < len) TRY(pull(s));
     *got = at < s->size ? least(len, s->size - at) : 0;
-    if (s->spool >= 0) return read_at(s, s->spool, at, *got, out);
+    if (s->on_disk) return read_at(s, s->spool, at, *got, out);
     if (s->spooled) {
         if (*got) memcpy(out, s->held.data + at, *got);
         return PC_OK;

@@ -14,15 +14,17 @@ struct SourcePart {
     size_t begin, len;
 };
 
-struct TextSource {
+struct TextSource {           /* all zero: closed */
     struct SourcePart *parts; /* [n_parts] two of them stand a blank line apart */
-    int n_parts, n_begun; /* n_begun: of which is known where they begin */
-    int fd, fd_part;      /* the part that is open; fd -1: none */
-    size_t size;          /* bytes; of a pipe, those that have come */
-    bool whole;           /* size is final */
-    bool spooled;         /* read from the spool, not from the parts */
-    int spool;            /* the spool's file; -1: none yet */
-    struct Str held;      /* the spool before that */
+    int n_parts, n_begun;     /* n_begun: of which is known where they begin */
+    int fd, fd_part;          /* the part that is open */
+    bool is_open;
+    size_t size;  /* bytes; of a pipe, those that have come */
+    bool whole;   /* size is final */
+    bool spooled; /* read from the spool, not from the parts */
+    bool on_disk; /* the spool is a file: */
+    int spool;
+    struct Str held; /* and before that */
     bool (*stop)(
         void *user); /* asked while waiting for a pipe: true ends it with PC_EINTR; may be NULL */
     void *user;

@@ -36,7 +36,7 @@ void text_stream_close(struct TextStream *st)
     str_free(&st->text);
     tokens_free(&st->ids);
     mem_free(st->place);
-    *st = (struct TextStream){.source = {.fd = -1, .spool = -1}};
+    *st = (struct TextStream){0};
 }
 
 /* ==== Room ==== */

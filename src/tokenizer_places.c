@@ -58,7 +58,8 @@ size_t token_span(const struct Tokenizer *t, int id, struct Slice text, size_t *
     return begin;
 }
 
-void token_places(const struct Tokenizer *t, const int *ids, int n, struct Slice text, size_t *place)
+void token_places(const struct Tokenizer *t, const int *ids, int n, struct Slice text,
+                  size_t *place)
 {
     size_t at = 0;
     for (int i = 0; i < n; i++) place[i] = token_span(t, ids[i], text, &at);
