@@ -5,6 +5,7 @@
 
 #include "model.h"
 #include "parts.h"
+#include "pretokenize.h"
 #include "tests/tiny_vocab.h"
 #include "text_stream.h"
 #include "tokenizer_places.h"
@@ -50,6 +51,50 @@ static void same_ids(const struct Tokens *want, const int *ids, int n, const cha
 }
 
 /* ==== Certain cuts ==== */
+
+/* Ends of the words of text[from, to), as bytes of the text. */
+static size_t word_ends(const struct Pretokenizer *pre, const struct Str *text, size_t from,
+                        size_t to, size_t *ends)
+{
+    struct PreScan scan = prescan_begin(pre);
+    size_t n = 0;
+    prescan_text(&scan, text->data + from, to - from);
+    for (size_t at = 0; at < to - from; n++) {
+        fine(prescan_next(&scan, at, &at));
+        ends[n] = from + at;
+    }
+    prescan_end(&scan);
+    return n;
+}
+
+/* Words of hostile texts with a cut wherever one is certain: whether they merge or not, they are those of the whole. */
+static void test_words(void **state)
+{
+    (void)state;
+    static const char *const pres[] = {"gpt-2", "smollm", "llama-bpe", "qwen2"};
+    size_t whole[512], parts[512];
+    for (int kind = 0; kind < BPE_KINDS; kind++) {
+        struct Pretokenizer pre = {0};
+        int cuts = 0;
+        fine(pretokenizer_open(&pre, pres[kind]));
+        for (uint64_t i = 0; i < 6000; i++) {
+            struct Str text = {0};
+            hostile_text(&text, 2 + i % 50, 7 * i);
+            size_t n = word_ends(&pre, &text, 0, text.len, whole);
+            for (size_t at = 1; at < text.len; at++) {
+                if (!precut_certain(text.data, text.len, at)) continue;
+                size_t left = word_ends(&pre, &text, 0, at, parts),
+                       all = left + word_ends(&pre, &text, at, text.len, parts + left);
+                if (all != n || memcmp(whole, parts, n * sizeof *whole) != 0)
+                    fail_msg("%s: cut at %zu of '%s'", pres[kind], at, text.data);
+                cuts++;
+            }
+            str_free(&text);
+        }
+        assert_true(cuts > 10000);
+        pretokenizer_close(&pre);
+    }
+}
 
 /* The text's ids with a cut at byte `at`. */
 static void check_cut(const struct Tokenizer *t, const struct Tokens *whole, const struct Str *text,
@@ -537,17 +582,12 @@ static void test_failing_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cuts),
-        cmocka_unit_test(test_cuts_golden),
-        cmocka_unit_test(test_where),
-        cmocka_unit_test(test_streams),
-        cmocka_unit_test(test_long_words),
-        cmocka_unit_test(test_files),
-        cmocka_unit_test(test_models),
-        cmocka_unit_test(test_changes),
-        cmocka_unit_test(test_scan_ends),
-        cmocka_unit_test(test_bad_text),
-        cmocka_unit_test(test_failing_allocations),
+        cmocka_unit_test(test_words),       cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_cuts_golden), cmocka_unit_test(test_where),
+        cmocka_unit_test(test_streams),     cmocka_unit_test(test_long_words),
+        cmocka_unit_test(test_files),       cmocka_unit_test(test_models),
+        cmocka_unit_test(test_changes),     cmocka_unit_test(test_scan_ends),
+        cmocka_unit_test(test_bad_text),    cmocka_unit_test(test_failing_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
