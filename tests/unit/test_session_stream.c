@@ -195,6 +195,31 @@ static void test_long_runs(void **state)
     engine_close(e);
 }
 
+static void repeat(struct Str *text, const char *what, size_t n)
+{
+    while (n-- > 0) must(str_append(text, what, strlen(what)));
+}
+
+/* A sentence that ends in front of brackets and blanks, which fill more than a segment: the cuts near their end are the
+ * sentence's. */
+static void test_far_stop(void **state)
+{
+    (void)state;
+    struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
+    for (size_t words = 0; words < 150; words += 7) {
+        struct Text t = {0};
+        repeat(&t.str, "word ", 100 + words);
+        must(str_appendf(&t.str, "end."));
+        repeat(&t.str, ")", 300);
+        repeat(&t.str, " ", 9000 + 2 * words);
+        repeat(&t.str, "w x ", 1000);
+        text_open(&t);
+        assert_true(same_cuts(e, &t, "Where?") > 3);
+        text_close(&t);
+    }
+    engine_close(e);
+}
+
 /* ==== Runs ==== */
 
 static void test_runs(void **state)
