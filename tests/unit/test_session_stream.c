@@ -159,7 +159,7 @@ static void test_sizes(void **state)
     size_t before = mem_in_use();
     int most = 0;
     for (int chunk = 0; chunk < 3; chunk++)
-        for (size_t bytes = 1; bytes < 9000; bytes += bytes < 40 ? 1 : 61 + bytes / 9) {
+        for (size_t bytes = 1; bytes < 9000; bytes += bytes < 30 ? 1 : 97 + bytes / 5) {
             struct Text h = hostile(bytes, bytes), p = prose(bytes, bytes);
             e->settings.chunk = chunk == 2 ? AUTO : 128;
             e->settings.overlap = chunk == 1 ? 37 : 0;
@@ -491,7 +491,7 @@ static int read_together(int size, struct Paths *paths, struct Answer *out)
 static void test_ranks(void **state)
 {
     (void)state;
-    for (uint64_t seed = 0; seed < 3; seed++) {
+    for (uint64_t seed = 0; seed < 2; seed++) {
         struct Text p = prose(2500 + 900 * seed, seed), q = prose(2500 + 900 * seed, seed + 9);
         struct Paths same = {p.path, p.path}, others = {p.path, q.path};
         struct Answer one, many;
@@ -553,7 +553,7 @@ static void test_failing_allocations(void **state)
     struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
     e->settings.max_tokens = 2;
     const struct BatchShape least = {.rows = 1, .seqs = 1, .keys = 1, .head_rows = 1};
-    struct Text p = prose(1500, 2);
+    struct Text p = prose(500, 2);
     const char *path = p.path;
     must(e->be->reserve(e->dev, &least));
     size_t before = mem_in_use();
@@ -580,12 +580,19 @@ static void test_failing_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sizes),      cmocka_unit_test(test_long_runs),
-        cmocka_unit_test(test_runs),       cmocka_unit_test(test_scores),
-        cmocka_unit_test(test_methods),    cmocka_unit_test(test_no_tail),
-        cmocka_unit_test(test_scans_once), cmocka_unit_test(test_progress),
-        cmocka_unit_test(test_memory),     cmocka_unit_test(test_ranks),
-        cmocka_unit_test(test_changes),    cmocka_unit_test(test_failing_allocations),
+        cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_long_runs),
+        cmocka_unit_test(test_far_stop),
+        cmocka_unit_test(test_runs),
+        cmocka_unit_test(test_scores),
+        cmocka_unit_test(test_methods),
+        cmocka_unit_test(test_no_tail),
+        cmocka_unit_test(test_scans_once),
+        cmocka_unit_test(test_progress),
+        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_ranks),
+        cmocka_unit_test(test_changes),
+        cmocka_unit_test(test_failing_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
