@@ -97,10 +97,10 @@ enum Boundary boundary_at(const char *text, size_t len, size_t at)
     return blank_before || blank_after ? BOUNDARY_SPACE : BOUNDARY_NONE;
 }
 
-size_t boundary_reach(const char *text, size_t at)
+size_t boundary_reach(const char *text, size_t at, size_t known)
 {
     enum { CHAR_MOST = 4 }; /* a stop that ends with what is passed over here, and one before it */
-    for (;;) {
+    while (at != known) {
         size_t closer = ends_with(text, at, closers);
         if (closer)
             at -= closer;
@@ -109,6 +109,7 @@ size_t boundary_reach(const char *text, size_t at)
         else
             break;
     }
+    if (at == known) return at;
     return at > CHAR_MOST ? at - CHAR_MOST : 0;
 }
 

@@ -43,8 +43,9 @@ enum Boundary {
 
 /* Judges a cut of the UTF-8 text before byte `at`. */
 enum Boundary boundary_at(const char *text, size_t len, size_t at);
-/* From which byte on boundary_at() may look at a text; what lies before makes no difference. */
-size_t boundary_reach(const char *text, size_t at);
+/* From which byte on boundary_at() may look at a text; what lies before makes no difference. Where its way back leads over
+ * byte `known`, that is returned. */
+size_t boundary_reach(const char *text, size_t at, size_t known);
 /* boundary[i] (enum Boundary): the cut after token i, which ends at byte offset[i + 1]. */
 void boundary_classify(const char *text, size_t len, const size_t *offset, int n_tokens,
                        uint8_t *boundary);

@@ -72,11 +72,15 @@ static void place_cut(const struct CutSearch *c)
     c->s->places[2 * c->cut] = c->begin[at];
 }
 
-/* Whether boundaries at bytes [lo, hi] of the loaded stretch are those of the whole text. */
+/* Whether boundaries at n places of the loaded stretch are those of the whole text. */
 static bool sees_enough(const struct TextStream *st, const size_t *place, int n)
 {
-    for (int i = 0; i < n; i++)
-        if (boundary_reach(st->text.data, place[i] - st->text_at) == 0) return st->text_at == 0;
+    size_t known = 0; /* the last place for which that is so */
+    for (int i = 0; i < n && st->text_at; i++) {
+        size_t at = place[i] - st->text_at;
+        if (boundary_reach(st->text.data, at, known) == 0) return false;
+        known = at;
+    }
     return true;
 }
 

@@ -25,7 +25,7 @@ static void scan_forget(struct TextStream *st)
     st->segments = NULL;
     st->n_segments = st->cap = st->n_tokens = 0;
     st->tok = NULL;
-    st->ids.n = 0;
+    st->ids.n = st->segment_end = 0;
     str_clear(&st->text);
 }
 
@@ -95,6 +95,7 @@ int text_stream_reserve(struct TextStream *st, int n)
 {
     size_t bytes;
     int tokens;
+    st->segment_end = 0;
     longest_stretch(st, n, &bytes, &tokens);
     TRY(text_room(st, bytes));
     TRY(ids_room(st, tokens));
@@ -237,7 +238,7 @@ static int segment_again(struct TextStream *st, int segment, const char *text)
 
 int text_stream_bytes(struct TextStream *st, size_t begin, size_t end)
 {
-    st->ids.n = 0;
+    st->ids.n = st->segment_end = 0;
     TRY(text_room(st, end - begin));
     TRY(source_again(&st->source, begin, end - begin, st->text.data));
     st->text.len = end - begin;
@@ -248,6 +249,7 @@ int text_stream_bytes(struct TextStream *st, size_t begin, size_t end)
 static int load_segments(struct TextStream *st, int first, int end)
 {
     const struct TextSegment *s = st->segments;
+    if (first >= st->segment && end <= st->segment_end) return PC_OK; /* still there */
     TRY(text_stream_bytes(st, s[first].byte, s[end].byte));
     TRY(ids_room(st, s[end].token - s[first].token));
     st->ids.n = 0;
@@ -255,6 +257,7 @@ static int load_segments(struct TextStream *st, int first, int end)
     st->segment = first;
     for (int i = first; i < end; i++)
         TRY(segment_again(st, i, st->text.data + (s[i].byte - s[first].byte)));
+    st->segment_end = end;
     return PC_OK;
 }
 
@@ -288,7 +291,8 @@ int text_stream_all(struct TextStream *st, int *ids)
 {
     for (int i = 0; i < st->n_segments; i++) {
         TRY(load_segments(st, i, i + 1));
-        if (st->ids.n) memcpy(ids + st->first, st->ids.ids, sizeof *ids * (size_t)st->ids.n);
+        int first = st->segments[i].token, n = st->segments[i + 1].token - first;
+        if (n) memcpy(ids + first, text_stream_ids(st, first), sizeof *ids * (size_t)n);
     }
     return PC_OK;
 }

@@ -38,10 +38,10 @@ struct TextStream {
     double seconds; /* that the scan took, until somebody counts them */
     /* What text_stream_load() put here: */
     struct Str text;   /* bytes of the text from text_at on */
-    struct Tokens ids; /* its tokens, the first being number first */
+    struct Tokens ids; /* its tokens */
     size_t text_at;
-    int first, segment; /* segment: the first one loaded */
-    size_t *place;      /* [place_cap] by text_stream_places() */
+    int first, segment, segment_end; /* token number of ids[0]; the segments */
+    size_t *place;                   /* [place_cap] by text_stream_places() */
     size_t place_cap;
 };
 
