@@ -219,7 +219,7 @@ int chunk_plan_read(const struct ChunkInput *in, int n_chunks, struct Chunk *chu
 
 static int copy_near(void *user, int lo, int hi, uint8_t *boundary)
 {
-    memcpy(boundary, (const uint8_t *)user + lo - 1, (size_t)(hi - lo + 1));
+    memcpy(boundary, (const uint8_t *)user + lo - 1, (size_t)hi - (size_t)lo + 1);
     return PC_OK;
 }
 

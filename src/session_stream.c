@@ -53,7 +53,10 @@ double stream_spent(const struct Request *req)
 
 /* ==== Cuts ==== */
 
-enum { NEAR_MOST = 2 * SNAP_MAX + 1 };
+enum {
+    NEAR_MOST = 2 * SNAP_MAX + 1,
+    BEFORE = 16, /* tokens before those that mostly decide about boundaries */
+};
 
 /* Where the tokens around the cut at hand stand in the text. */
 struct CutSearch {
@@ -87,12 +90,9 @@ static bool sees_enough(const struct TextStream *st, const size_t *place, int n)
 /* Loads tokens [lo - overlap, hi] with what before lo decides about boundaries; *first is lo's number in st->place. */
 static int load_near(struct CutSearch *c, int lo, int hi, int *first)
 {
-    enum { BEFORE = 16 };
     struct TextStream *st = c->s->req->stream;
-    int n = c->s->plan.n_context;
-    for (int before = c->s->cut.overlap + BEFORE;; before *= 4) {
-        int from = before < lo ? lo - before : 0, to = hi + 2 < n ? hi + 2 : n;
-        TRY(text_stream_load(st, from, to));
+    for (int before = c->s->cut.overlap + BEFORE;; before = before < lo / 4 ? 4 * before : lo) {
+        TRY(text_stream_load(st, before < lo ? lo - before : 0, hi + 1));
         TRY(text_stream_places(st));
         *first = lo - st->first;
         if (sees_enough(st, st->place + *first, hi - lo + 1)) return PC_OK;
@@ -197,8 +197,7 @@ uint64_t hash_text(const struct Request *req)
 /* Tokens that are loaded at once, at most. */
 int stream_tokens(const struct Session *s)
 {
-    enum { CUT = NEAR_MOST + 18 };
-    int near = s->cut.overlap + CUT;
+    int near = s->cut.overlap + BEFORE + NEAR_MOST;
     bool plain = s->set.method != METHOD_PARALLELCOMP;
     int most = plain || s->plan.chunk_tokens < near ? near : s->plan.chunk_tokens;
     return most < s->plan.n_context ? most : s->plan.n_context;
