@@ -158,20 +158,56 @@ static double bm25(const struct Term *terms, int n_terms, int n_chunks, double r
     return sum;
 }
 
+/* What is known of the collection once every chunk was seen. */
+struct Collection {
+    struct Term *terms;
+    int n_terms, n_chunks;
+    int64_t words;
+};
+
+static int count_chunks(struct Collection *all, const struct LexReader *chunks)
+{
+    struct LexText text;
+    for (int c = 0; c < all->n_chunks; c++) {
+        TRY(chunks->text(chunks->user, c, &text));
+        all->words += count_terms(text, all->terms, all->n_terms);
+        for (int i = 0; i < all->n_terms; i++) all->terms[i].chunks += all->terms[i].here > 0;
+    }
+    return PC_OK;
+}
+
+static int score_chunks(const struct Collection *all, const struct LexReader *chunks, double *score)
+{
+    struct LexText text;
+    int n = all->n_chunks;
+    for (int c = 0; c < n; c++) {
+        TRY(chunks->text(chunks->user, c, &text));
+        double length = (double)count_terms(text, all->terms, all->n_terms);
+        score[c] =
+            bm25(all->terms, all->n_terms, n, all->words ? length * n / (double)all->words : 1);
+    }
+    return PC_OK;
+}
+
+int bm25_read(struct LexText question, const struct LexReader *chunks, int n, double *score)
+{
+    struct Collection all = {.n_chunks = n};
+    all.terms = mem_alloc(question.len + 1, sizeof *all.terms);
+    if (!all.terms) return PC_ENOMEM;
+    all.n_terms = question_terms(question, all.terms);
+    int status = count_chunks(&all, chunks);
+    if (status == PC_OK) status = score_chunks(&all, chunks, score);
+    mem_free(all.terms);
+    return status;
+}
+
+static int text_of(void *user, int chunk, struct LexText *out)
+{
+    *out = ((const struct LexText *)user)[chunk];
+    return PC_OK;
+}
+
 int bm25_scores(struct LexText question, const struct LexText *chunks, int n, double *score)
 {
-    struct Term *terms = mem_alloc(question.len + 1, sizeof *terms);
-    if (!terms) return PC_ENOMEM;
-    int n_terms = question_terms(question, terms);
-    int64_t words = 0;
-    for (int c = 0; c < n; c++) {
-        words += count_terms(chunks[c], terms, n_terms);
-        for (int i = 0; i < n_terms; i++) terms[i].chunks += terms[i].here > 0;
-    }
-    for (int c = 0; c < n; c++) {
-        double length = (double)count_terms(chunks[c], terms, n_terms);
-        score[c] = bm25(terms, n_terms, n, words ? length * n / (double)words : 1);
-    }
-    mem_free(terms);
-    return PC_OK;
+    return bm25_read(question, &(struct LexReader){text_of, (void *)chunks}, n, score);
 }

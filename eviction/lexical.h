@@ -13,6 +13,14 @@ struct LexText {
  * chunk without any of them gets 0. Errors: PC_ENOMEM. */
 int bm25_scores(struct LexText question, const struct LexText *chunks, int n, double *score);
 
+/* The same of chunks that are not in memory together: text(user, c, &out) gives chunk c until the next call. All are
+ * asked for twice, in order. Errors: those of text, PC_ENOMEM. */
+struct LexReader {
+    int (*text)(void *user, int chunk, struct LexText *out);
+    void *user;
+};
+int bm25_read(struct LexText question, const struct LexReader *chunks, int n, double *score);
+
 /* Moves *at behind the next word of text, writing the word, folded to lower case, to word[room].
  * Returns its length, cut to what fits; 0 when there is none left. */
 size_t lex_word(struct LexText text, size_t *at, char *word, size_t room);

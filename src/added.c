@@ -57,6 +57,7 @@ int added_open(struct Added *added, const struct VocabSpec *spec, const struct S
         uint8_t type = spec->types[id];
         if ((type == TOKEN_CONTROL || type == TOKEN_USER) && pieces[id].len > 0)
             TRY(added_insert(added, pieces[id], id, type));
+        if (type == TOKEN_USER && pieces[id].len > added->longest) added->longest = pieces[id].len;
     }
     return PC_OK;
 }
@@ -87,4 +88,18 @@ struct AddedHit added_find(const struct Added *added, const char *text, size_t l
     }
     hit.end = hit.begin;
     return hit;
+}
+
+bool added_touches(const struct Added *added, const char *text, size_t len, size_t at)
+{
+    for (size_t begin = at > added->longest ? at - added->longest : 0; begin < at; begin++) {
+        int node = 0;
+        for (size_t i = begin; i < len; i++) {
+            node = node_child(added, node, (uint8_t)text[i]);
+            if (node < 0) break;
+            const struct AddedNode *found = &added->nodes[node];
+            if (i + 1 >= at && found->id >= 0 && found->type == TOKEN_USER) return true;
+        }
+    }
+    return false;
 }

@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
+#define XXH_STATIC_LINKING_ONLY /* the size of a running hash */
 #include <xxhash.h>
 
 /* ==== Status ==== */
@@ -633,4 +634,28 @@ void log_msg(enum LogLevel level, const char *fmt, ...)
 uint64_t hash64(const void *data, size_t len, uint64_t seed)
 {
     return XXH3_64bits_withSeed(data, len, seed);
+}
+
+struct Hash64 {
+    XXH3_state_t state;
+};
+
+int hash64_begin(uint64_t seed, struct Hash64 **out)
+{
+    *out = mem_alloc(1, sizeof **out);
+    if (!*out) return PC_ENOMEM;
+    XXH3_64bits_reset_withSeed(&(*out)->state, seed);
+    return PC_OK;
+}
+
+void hash64_add(struct Hash64 *hash, const void *data, size_t len)
+{
+    XXH3_64bits_update(&hash->state, data, len);
+}
+
+uint64_t hash64_end(struct Hash64 *hash)
+{
+    uint64_t value = hash ? XXH3_64bits_digest(&hash->state) : 0;
+    mem_free(hash);
+    return value;
 }

@@ -130,6 +130,11 @@ void log_msg(enum LogLevel level, const char *fmt, ...) __attribute__((format(pr
 
 /* XXH3-64 of the bytes, seeded. */
 uint64_t hash64(const void *data, size_t len, uint64_t seed);
+/* The same of bytes that come one piece after the other. *out is the caller's until hash64_end frees it. */
+struct Hash64;
+int hash64_begin(uint64_t seed, struct Hash64 **out);
+void hash64_add(struct Hash64 *hash, const void *data, size_t len);
+uint64_t hash64_end(struct Hash64 *hash); /* NULL: 0 */
 
 #ifdef __cplusplus
 }

@@ -70,13 +70,13 @@ static size_t ends_with(const char *text, size_t end, const char *const *endings
     return 0;
 }
 
+static const char *const closers[] = {"\"", "'", ")", "]", "”", "’", "»", "」", "』", "）", NULL};
+static const char *const stops[] = {".", "!", "?", "…", NULL};
+static const char *const wide_stops[] = {"。", "！", "？", NULL}; /* no blank follows these */
+
 /* Whether a sentence ends before `end`, where no blank stands before `end`. */
 static bool ends_sentence(const char *text, size_t end, bool blank_follows)
 {
-    static const char *const closers[] = {"\"", "'",  ")",  "]",  "”", "’",
-                                          "»",  "」", "』", "）", NULL};
-    static const char *const stops[] = {".", "!", "?", "…", NULL};
-    static const char *const wide_stops[] = {"。", "！", "？", NULL}; /* no blank follows these */
     for (size_t len; (len = ends_with(text, end, closers)) > 0;) end -= len;
     return ends_with(text, end, wide_stops) || (blank_follows && ends_with(text, end, stops));
 }
@@ -95,6 +95,22 @@ enum Boundary boundary_at(const char *text, size_t len, size_t at)
     bool blank_before = end < at, blank_after = is_blank(text[at]) || text[at] == '\n';
     if (ends_sentence(text, end, blank_before || blank_after)) return BOUNDARY_SENTENCE;
     return blank_before || blank_after ? BOUNDARY_SPACE : BOUNDARY_NONE;
+}
+
+size_t boundary_reach(const char *text, size_t at, size_t known)
+{
+    enum { CHAR_MOST = 4 }; /* a stop that ends with what is passed over here, and one before it */
+    while (at != known) {
+        size_t closer = ends_with(text, at, closers);
+        if (closer)
+            at -= closer;
+        else if (at > 0 && (is_blank(text[at - 1]) || text[at - 1] == '\n'))
+            at--;
+        else
+            break;
+    }
+    if (at == known) return at;
+    return at > CHAR_MOST ? at - CHAR_MOST : 0;
 }
 
 void boundary_classify(const char *text, size_t len, const size_t *offset, int n_tokens,
@@ -131,12 +147,12 @@ static int at_most(int x, int most)
     return x < most ? x : most;
 }
 
-/* The best cut among [lo, hi]. */
-static int best_cut(const uint8_t *boundary, int lo, int hi, int ideal)
+/* The best cut among [lo, hi]; near[0] is the boundary at lo. */
+static int best_cut(const uint8_t *near, int lo, int hi, int ideal)
 {
     int best = lo;
     for (int cut = lo + 1; cut <= hi; cut++) {
-        int gain = boundary[cut - 1] - boundary[best - 1];
+        int gain = near[cut - lo] - near[best - lo];
         int far = cut > ideal ? cut - ideal : ideal - cut;
         int best_far = best > ideal ? best - ideal : ideal - best;
         if (gain > 0 || (gain == 0 && far < best_far)) best = cut;
@@ -145,7 +161,8 @@ static int best_cut(const uint8_t *boundary, int lo, int hi, int ideal)
 }
 
 /* Moves the cuts from their ideal places (chunks[i].end) to boundaries. */
-static void snap_cuts(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks)
+static int snap_cuts(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks,
+                     const struct BoundaryReader *reader)
 {
     /* Cuts may move by less than half of the shortest stretch between two, so that they never
      * meet. */
@@ -163,15 +180,18 @@ static void snap_cuts(const struct ChunkInput *in, int n_chunks, struct Chunk *c
     }
     int hi = in->payload;
     for (int i = 0; i < n_chunks - 1; i++) {
-        int ideal = chunks[i].end;
-        chunks[i].end = best_cut(in->boundary, chunks[i].begin, at_most(ideal + reach, hi), ideal);
+        uint8_t near[2 * SNAP_MAX + 1];
+        int ideal = chunks[i].end, lo = chunks[i].begin, last = at_most(ideal + reach, hi);
+        TRY(reader->near(reader->user, lo, last, near));
+        chunks[i].end = best_cut(near, lo, last, ideal);
         hi = chunks[i].end + fresh;
     }
+    return PC_OK;
 }
 
-void chunk_plan_make(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks)
+/* Ends at equal lengths, as far as they go. */
+static void equal_cuts(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks)
 {
-    if (n_chunks < 1) return;
     int64_t total = in->n_tokens + (int64_t)(n_chunks - 1) * in->overlap;
     int end = 0;
     for (int i = 0; i < n_chunks; i++) {
@@ -179,7 +199,35 @@ void chunk_plan_make(const struct ChunkInput *in, int n_chunks, struct Chunk *ch
         end += i == 0 ? len : len - in->overlap;
         chunks[i].end = end;
     }
-    if (in->boundary) snap_cuts(in, n_chunks, chunks);
+}
+
+static void begin_chunks(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks)
+{
     for (int i = 0; i < n_chunks; i++)
         chunks[i].begin = i == 0 ? 0 : chunks[i - 1].end - in->overlap;
+}
+
+int chunk_plan_read(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks,
+                    const struct BoundaryReader *reader)
+{
+    if (n_chunks < 1) return PC_OK;
+    equal_cuts(in, n_chunks, chunks);
+    TRY(snap_cuts(in, n_chunks, chunks, reader));
+    begin_chunks(in, n_chunks, chunks);
+    return PC_OK;
+}
+
+static int copy_near(void *user, int lo, int hi, uint8_t *boundary)
+{
+    memcpy(boundary, (const uint8_t *)user + lo - 1, (size_t)hi - (size_t)lo + 1);
+    return PC_OK;
+}
+
+void chunk_plan_make(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks)
+{
+    struct BoundaryReader reader = {copy_near, (void *)in->boundary};
+    if (n_chunks < 1) return;
+    equal_cuts(in, n_chunks, chunks);
+    if (in->boundary) snap_cuts(in, n_chunks, chunks, &reader); /* copy_near cannot fail */
+    begin_chunks(in, n_chunks, chunks);
 }

@@ -43,6 +43,9 @@ enum Boundary {
 
 /* Judges a cut of the UTF-8 text before byte `at`. */
 enum Boundary boundary_at(const char *text, size_t len, size_t at);
+/* From which byte on boundary_at() may look at a text; what lies before makes no difference. Where its way back leads over
+ * byte `known`, that is returned. */
+size_t boundary_reach(const char *text, size_t at, size_t known);
 /* boundary[i] (enum Boundary): the cut after token i, which ends at byte offset[i + 1]. */
 void boundary_classify(const char *text, size_t len, const size_t *offset, int n_tokens,
                        uint8_t *boundary);
@@ -70,5 +73,15 @@ int chunk_count(const struct ChunkInput *in, int *n_chunks);
  * differ by 1 at most. Each cut in turn, from the front, moves to the strongest boundary in
  * reach, of equal ones to the nearest, then to the earlier. */
 void chunk_plan_make(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks);
+
+/* Boundaries of a text that is not in memory: near(user, lo, hi, boundary) writes those of the cuts before tokens
+ * [lo, hi], at most 2 * SNAP_MAX + 1, to boundary[0 .. hi - lo]. Calls come in document order, one for each cut. */
+struct BoundaryReader {
+    int (*near)(void *user, int lo, int hi, uint8_t *boundary);
+    void *user;
+};
+/* The same cuts as chunk_plan_make with all boundaries; in->boundary is not looked at. Errors: those of near. */
+int chunk_plan_read(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks,
+                    const struct BoundaryReader *reader);
 
 #endif

@@ -298,24 +298,6 @@ int cli_open(struct Cli *cli, struct Engine **out)
 
 /* ==== Text in ==== */
 
-int text_check(const char *what, const char *data, size_t len)
-{
-    if (len == 0) return err_set(PC_EFORMAT, "%s is empty; give it a text", what);
-    const char *nul = memchr(data, '\0', len);
-    if (nul)
-        return err_set(PC_EFORMAT,
-                       "%s: NUL at byte %zu: this is binary data, not text; convert it to "
-                       "plain text first",
-                       what, (size_t)(nul - data));
-    size_t bad = utf8_invalid_at(data, len);
-    if (bad < len)
-        return err_set(PC_EFORMAT,
-                       "%s: byte %zu (0x%02x) is not UTF-8; convert the text first, for "
-                       "example with `iconv -f latin1 -t utf-8`",
-                       what, bad, (unsigned char)data[bad]);
-    return PC_OK;
-}
-
 static int add_file(struct Str *out, const char *path)
 {
     const char *what = strcmp(path, "-") == 0 ? "standard input" : path;

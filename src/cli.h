@@ -9,6 +9,7 @@
 
 #include "pcomp.h"
 #include "team.h"
+#include "text_source.h"
 
 #include <stdio.h>
 
@@ -34,6 +35,7 @@ struct TextList {
 };
 
 struct Cli;
+struct TextStream;
 
 struct Command {
     const char *name;
@@ -102,10 +104,10 @@ void cli_share_machine(const struct Launch *launch, struct Settings *settings);
 /* Finds the model, settles the settings and opens the engine, for the team if there is one. */
 int cli_open(struct Cli *cli, struct Engine **out);
 
-/* Checks that bytes are usable text: not empty, no NUL, UTF-8; names `what` and the byte. */
-int text_check(const char *what, const char *data, size_t len);
 /* Appends the text of all files, with a blank line between two; standard input when it is piped. */
 int cli_context(struct Cli *cli, struct Str *out);
+/* The same text as a stream, on every rank of the team (cli_text.c). text_stream_close frees, also after an error. */
+int cli_stream(struct Cli *cli, struct TextStream *out);
 /* Appends made-up sentences, the same each time, until out has `bytes` or a few more. */
 int prose_make(struct Str *out, size_t bytes);
 /* Gathers -q and -Q into cli->questions and checks them. */

@@ -3,6 +3,7 @@
 #include "geometry.h"
 #include "progress.h"
 #include "provenance.h"
+#include "text_stream.h"
 
 #include <math.h>
 #include <string.h>
@@ -151,19 +152,19 @@ int plan_show(struct Cli *cli, struct Engine *engine, const struct Request *req)
 int cmd_plan(struct Cli *cli)
 {
     struct Engine *engine = NULL;
-    struct Str context = {0};
+    struct TextStream text = {0};
     int status;
     if (cli->questions.n > 1)
         return err_set(PC_ECONFIG, "a plan is for one question; %d are given", cli->questions.n);
     TRY_GOTO(cli_questions(cli));
     TRY_GOTO(cli_open(cli, &engine));
-    TRY_GOTO(cli_context(cli, &context));
-    struct Request req = {.context = context.data,
-                          .context_len = context.len,
+    TRY_GOTO(cli_stream(cli, &text));
+    struct Request req = {.stream = &text,
+                          .stop = signals_stop,
                           .question = cli->questions.n ? cli->questions.items[0] : ""};
     status = plan_show(cli, engine, &req);
 fail:
-    str_free(&context);
+    text_stream_close(&text);
     engine_close(engine);
     return status;
 }

@@ -10,6 +10,7 @@
 #include "progress.h"
 #include "provenance.h"
 #include "store.h"
+#include "text_stream.h"
 #include "tokenizer.h"
 
 #include <errno.h>
@@ -25,9 +26,11 @@ struct Run {
     struct Cli *cli;
     struct Engine *engine;
     struct ProgressView view;
-    struct Str context;
-    struct Store store; /* path "": the text is read now */
-    const char *source; /* name of the text, for the page */
+    struct TextStream text; /* run */
+    struct Str context;     /* demo, and run with --store */
+    bool streams;           /* the text is the stream */
+    struct Store store;     /* path "": the text is read now */
+    const char *source;     /* name of the text, for the page */
     int index, n_questions;
     int out_status;       /* first failure to write the answer */
     struct Progress last; /* how far the present run came */
@@ -51,7 +54,8 @@ static void on_progress(void *user, const struct Progress *p)
     struct Run *run = user;
     run->last = *p;
     progress_show(&run->view, p);
-    if (!run->cli->jsonl || run->out_status < 0) return;
+    /* the first event of all is the start, which tells the plan */
+    if (!run->cli->jsonl || run->out_status < 0 || p->stage == STAGE_TOKENIZE) return;
     char text[512];
     progress_json(&run->view, p, text, sizeof text - 1);
     size_t len = strlen(text);
@@ -171,6 +175,7 @@ static int write_page(const struct Run *run, const struct Request *req, const st
         .result = r,
         .context = req->context,
         .context_len = req->context_len,
+        .stream = req->stream,
         .question = req->question,
         .model = model->cfg.name,
         .device = engine_device(run->engine),
@@ -284,6 +289,7 @@ static int answer(struct Run *run, const char *question, struct Result *r)
     struct Request req = {
         .context = run->context.data,
         .context_len = run->context.len,
+        .stream = run->streams ? &run->text : NULL,
         .question = question,
         .user = run,
         .on_progress = on_progress,
@@ -306,6 +312,7 @@ static int answer(struct Run *run, const char *question, struct Result *r)
 
 static void run_close(struct Run *run)
 {
+    text_stream_close(&run->text);
     str_free(&run->context);
     engine_close(run->engine);
     store_close(&run->store);
@@ -338,6 +345,19 @@ static int find_store(struct Run *run)
     return status;
 }
 
+/* A store is found by the whole text and may have to be made from it; else the text comes a stretch at a time. */
+static int open_text(struct Run *run)
+{
+    struct Cli *cli = run->cli;
+    if (cli->store_dir && !cli->plan) {
+        if (cli->team.rank == 0) TRY(cli_context(cli, &run->context));
+        TRY(team_text(&cli->team, &run->context));
+        return find_store(run);
+    }
+    run->streams = true;
+    return cli_stream(cli, &run->text);
+}
+
 int cmd_run(struct Cli *cli)
 {
     struct Run run = {.cli = cli};
@@ -347,10 +367,8 @@ int cmd_run(struct Cli *cli)
     if (cli->questions.n == 0)
         TRY_GOTO(err_set(PC_ECONFIG, "no question; give -q QUESTION (or use `pcomp summarize`)"));
     TRY_GOTO(cli_open(cli, &run.engine));
-    if (cli->team.rank == 0) TRY_GOTO(cli_context(cli, &run.context));
-    TRY_GOTO(team_text(&cli->team, &run.context));
+    TRY_GOTO(open_text(&run));
     run.source = cli->files.n ? cli->files.items[0] : cli->args.n ? cli->args.items[0] : "";
-    if (cli->store_dir && !cli->plan) TRY_GOTO(find_store(&run));
     status = answer_all(&run);
 fail:
     run_close(&run);

@@ -7,6 +7,7 @@
 #include "explain.h"
 
 #include "html.h"
+#include "text_stream.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -21,15 +22,35 @@ static int fact(struct Str *out, const char *name, const char *value)
     return str_appendf(out, "</dd></div>\n");
 }
 
+/* Bytes [at, end) of the text, or the first of them; *got is how many. */
+static int text_bytes(const struct Explain *e, size_t at, size_t end, const char **data,
+                      size_t *got)
+{
+    enum { STRETCH = 256 };
+    *got = end - at;
+    if (!e->stream) {
+        *data = e->context + at;
+        return PC_OK;
+    }
+    if (*got > STRETCH) *got = STRETCH;
+    TRY(text_stream_bytes(e->stream, at, at + *got));
+    *data = e->stream->text.data;
+    return PC_OK;
+}
+
 /* The first words of a chunk on one line. */
 static int first_words(struct Str *out, const struct Explain *e, const struct ChunkInfo *chunk)
 {
     char words[96] = "";
-    size_t n = 0, end = chunk->byte_end < e->context_len ? chunk->byte_end : e->context_len, i;
+    const char *text;
+    size_t len = e->stream ? e->stream->source.size : e->context_len, n = 0, i, got = 0;
+    size_t end = chunk->byte_end < len ? chunk->byte_end : len;
     bool space = true;
     for (i = chunk->byte_begin; i < end && n < 80; i++) {
-        char c = e->context[i];
+        if (got == 0) TRY(text_bytes(e, i, end, &text, &got));
+        char c = *text++;
         bool white = c == ' ' || c == '\n' || c == '\t' || c == '\r';
+        got--;
         if (white && space) continue;
         words[n++] = white ? ' ' : c;
         space = white;

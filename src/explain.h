@@ -8,6 +8,7 @@ struct Explain {
     const struct Result *result;
     const char *context; /* the text that was read; for the first words of each chunk */
     size_t context_len;
+    struct TextStream *stream;                      /* in the context's place; or NULL */
     const char *question, *model, *device, *source; /* source: the file's name, or "" */
     const char *stop;                               /* why the answer ended */
     int n_layers, n_kv_heads;

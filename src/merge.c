@@ -262,6 +262,13 @@ void merge_work_free(struct MergeWork *work)
     *work = (struct MergeWork){0};
 }
 
+size_t merge_work_bytes(const struct MergeWork *work)
+{
+    size_t words = work->words.words ? sizeof *work->words.words << (64 - work->words.shift) : 0;
+    return words + work->ids_cap * sizeof *work->ids +
+           work->n_cap * (sizeof *work->symbols + 2 * sizeof *work->heap);
+}
+
 int merge_work_ids(struct MergeWork *work, size_t n)
 {
     if (n <= work->ids_cap) return PC_OK;

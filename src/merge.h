@@ -59,6 +59,7 @@ struct MergeWork {
 /* text_len: how much text the call is about, for the size of the cache. */
 int merge_work_init(struct MergeWork *work, size_t text_len);
 void merge_work_free(struct MergeWork *work);
+size_t merge_work_bytes(const struct MergeWork *work); /* of memory, now */
 /* Room for n ids in work->ids; what was there may be lost. */
 int merge_work_ids(struct MergeWork *work, size_t n);
 /* Merges ids[0, n) in place; *n becomes what is left. Negative ids never merge and stay. */

@@ -17,6 +17,7 @@ struct Team; /* team.h */
 struct Tokenizer;
 struct PromptFrame; /* prompt.h */
 struct Store;       /* store.h */
+struct TextStream;  /* text_stream.h */
 
 /* Opens the model at path (or a geometry, see model_open) with these settings. *out is the caller's: engine_close. */
 int engine_open(const char *model_path, const struct Settings *settings, struct Engine **out);
@@ -40,7 +41,8 @@ struct Progress {
     enum Stage stage;
     int chunks_done, n_chunks; /* prefill */
     int64_t tokens_done,
-        n_tokens;   /* prefill: context tokens; decode: tokens made and the most there may be */
+        n_tokens;   /* prefill: context tokens; decode: tokens made and the most there may be;
+                       tokenize: those of a stream, n_tokens by its bytes, 0 while these are not known */
     double seconds; /* since this run began */
     size_t memory;  /* bytes held */
 };
@@ -50,6 +52,9 @@ struct Request {
     size_t context_len;
     /* The text was indexed: its chunks come from here, and context is left alone. May be NULL. */
     struct Store *store;
+    /* A text that need not fit memory, in place of context: read a stretch at a time, and scanned by the first plan or run.
+     * One at a time may use it. NULL: context is the text. */
+    struct TextStream *stream;
     const char *question; /* the user's words; "" for none */
     /* A whole prompt around the context, in place of the settings' instruction and the question; the
      * question is then for the records only. May be NULL. */

@@ -1,7 +1,8 @@
 /* plan.c - everything about a run that is known before it: chunks, positions, waves, memory.
  *
  * The plan is made from token counts alone. Memory is (kept chunks + wave) x cap pages, one wave's
- * activations and the device's scratch: it does not grow with the input, but for the input's own token ids.
+ * activations and the device's scratch: it does not grow with the input, but for what is held of its text
+ * (session_stream.c).
  */
 #include "session.h"
 
@@ -96,7 +97,7 @@ static int plan_budget(struct Session *s)
 /* Whether cuts can look for the text's boundaries; token ids alone are cut where they are. */
 static bool has_text(const struct Session *s)
 {
-    return s->req->context && s->prompt.context_offset;
+    return s->req->stream || (s->req->context && s->prompt.context_offset);
 }
 
 static int count_chunks(struct Session *s)
@@ -130,12 +131,13 @@ static int cut_chunks(struct Session *s)
     if (!s->chunks) return PC_ENOMEM;
     if (is_plain(s)) {
         s->chunks[0] = (struct Chunk){0, n};
-        return PC_OK;
+        return s->req->stream ? stream_cut(s) : PC_OK;
     }
     if (s->store) {
         memcpy(s->chunks, s->store->info.chunks, sizeof *s->chunks * (size_t)s->plan.n_chunks);
         return PC_OK;
     }
+    if (s->req->stream) return stream_cut(s);
     if (has_text(s)) {
         s->boundary = mem_alloc((size_t)max_int(n, 1), 1);
         if (!s->boundary) return PC_ENOMEM;
@@ -242,16 +244,14 @@ static size_t plan_bytes(const struct Session *s)
     size_t turns = s->far.window ? sizeof(float) * (size_t)m->rope_dim *
                                        (rows + (size_t)s->answer_shape.turned_keys)
                                  : 0;
-    size_t text = s->req->context_len + (size_t)s->prompt.context.cap * sizeof(int) +
-                  (size_t)s->plan.n_context * (sizeof(size_t) + 1);
     size_t device = (wave > answer ? wave : answer) + tf_bytes(e->be, m, s->batch_rows) +
                     kv_pool_bytes(e->be, e->dev, s->n_pages) + index_bytes(s) + keep + turns;
     size_t team = (size_t)s->e->team->size;
     size_t sent = team > 1 ? kv_parcel_bytes(e->be->page_bytes(e->dev)) +
                                  team * sizeof(double) * (size_t)s->plan.n_chunks
                            : 0;
-    size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text + sent +
-                  (size_t)m->vocab_size * sizeof(float);
+    size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text_bytes(s) +
+                  sent + (size_t)m->vocab_size * sizeof(float);
     if (s->store || s->indexes) host += stored_bytes(s);
     return s->limits.own_memory ? device : device + host + s->plan.made_bytes;
 }

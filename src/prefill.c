@@ -113,8 +113,10 @@ static int wave_begin(struct Session *s, struct Wave *w)
     for (int i = 0; i < w->n; i++) {
         const struct Chunk *c = &s->chunks[w->chunk[i]];
         int n = wave_len(s, w, i);
+        const int *ids;
+        TRY(chunk_ids(s, c, &ids));
         s->seq_begin[i] = row;
-        batch_rows_fill(s, s->prompt.context.ids + c->begin, n, row, p);
+        batch_rows_fill(s, ids, n, row, p);
         batch_rows_fill(s, s->prompt.tail.ids, q, row + n, p + n);
         row += n + q;
     }

@@ -220,3 +220,69 @@ int prescan_next(struct PreScan *scan, size_t at, size_t *end)
     *end = prescan_ascii(scan, at);
     return *end ? PC_OK : prescan_regex(scan, at, end);
 }
+
+/* ==== Certain cuts ==== */
+
+/* The character that begins at `at`; 0 when it is cut off. */
+static uint32_t char_at(const unsigned char *text, size_t len, size_t at)
+{
+    uint32_t c = text[at];
+    int more = c < 0x80 ? 0 : c < 0xe0 ? 1 : c < 0xf0 ? 2 : 3;
+    if ((size_t)more >= len - at) return 0;
+    c = more ? c & (0x3fu >> more) : c;
+    for (int i = 1; i <= more; i++) c = c << 6 | (text[at + (size_t)i] & 0x3f);
+    return c;
+}
+
+static uint32_t char_before(const unsigned char *text, size_t at)
+{
+    size_t begin = at - 1;
+    while (begin > 0 && at - begin < 4 && (text[begin] & 0xc0) == 0x80) begin--;
+    return char_at(text, at, begin);
+}
+
+static bool any_range(uint32_t c, const uint32_t (*ranges)[2], size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (c >= ranges[i][0] && c <= ranges[i][1]) return true;
+    return false;
+}
+
+/* Letters of scripts that are written without blanks, and of ASCII: every pre-type knows them as such. */
+static bool surely_letter(uint32_t c)
+{
+    static const uint32_t ranges[][2] = {{'A', 'Z'},       {'a', 'z'},       {0x3041, 0x3096},
+                                         {0x30a1, 0x30fa}, {0x4e00, 0x9fa5}, {0xac00, 0xd7a3}};
+    return any_range(c, ranges, sizeof ranges / sizeof *ranges);
+}
+
+/* Neither a letter nor a mark on one: ASCII, and the stops and brackets of those scripts. */
+static bool surely_no_letter(uint32_t c)
+{
+    static const uint32_t ranges[][2] = {
+        {0x3000, 0x3002}, {0x3008, 0x3011}, {0xff01, 0xff0f}, {0xff1a, 0xff20}};
+    if (c < 0x80) return c && !surely_letter(c);
+    return any_range(c, ranges, sizeof ranges / sizeof *ranges);
+}
+
+static bool is_white(uint32_t c)
+{
+    static const uint32_t ranges[][2] = {
+        {0x09, 0x0d},     {0x20, 0x20},     {0x85, 0x85},     {0xa0, 0xa0},     {0x1680, 0x1680},
+        {0x2000, 0x200a}, {0x2028, 0x2029}, {0x202f, 0x202f}, {0x205f, 0x205f}, {0x3000, 0x3000}};
+    return any_range(c, ranges, sizeof ranges / sizeof *ranges);
+}
+
+/* No expression looks back, and none looks ahead but from white space. So a cut is certain behind a character that
+ * is none, where no word holds both it and the next one: a blank only begins words; letters are followed by letters only, and
+ * digits by digits. */
+bool precut_certain(const char *text, size_t len, size_t at)
+{
+    const unsigned char *bytes = (const unsigned char *)text;
+    if ((bytes[at] & 0xc0) == 0x80) return false;
+    uint32_t before = char_before(bytes, at), after = char_at(bytes, len, at);
+    if (!before || !after || is_white(before)) return false;
+    if (after == ' ' || after == '\t') return true;
+    if (before >= '0' && before <= '9') return after < 0x80 && (after < '0' || after > '9');
+    return surely_letter(before) && surely_no_letter(after);
+}

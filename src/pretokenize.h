@@ -39,4 +39,8 @@ int prescan_next(struct PreScan *scan, size_t at, size_t *end);
 size_t prescan_ascii(const struct PreScan *scan, size_t at);
 int prescan_regex(struct PreScan *scan, size_t at, size_t *end);
 
+/* Whether the words of valid text, 0 < at < len, are those of text[0, at) and those of the rest, each by itself, whatever
+ * the pre-type and whatever follows. It may say no where that is so. */
+bool precut_certain(const char *text, size_t len, size_t at);
+
 #endif

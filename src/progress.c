@@ -78,6 +78,16 @@ static void memory_text(const struct ProgressView *view, const struct Progress *
         snprintf(text, room, "mem %.1f GiB", (double)p->memory / gib);
 }
 
+/* A text that is being counted; how much there is of it may not be known. */
+static void count_text(const struct Progress *p, int percent, const char *rate, const char *eta,
+                       const char *memory, char *text, size_t room)
+{
+    char share[16] = "";
+    if (p->n_tokens) snprintf(share, sizeof share, " %d%%", percent);
+    snprintf(text, room, "reading %lld tokens%s%s%s · %s", (long long)p->tokens_done, share, rate,
+             eta, memory);
+}
+
 void progress_text(const struct ProgressView *view, const struct Progress *p, char *text,
                    size_t room)
 {
@@ -88,7 +98,7 @@ void progress_text(const struct ProgressView *view, const struct Progress *p, ch
     if (rate > 0) {
         snprintf(rate_text, sizeof rate_text, rate < 1000 ? " %.0f tok/s" : " %.1fk tok/s",
                  rate < 1000 ? rate : rate / 1000);
-        if (left > 0 && p->stage == STAGE_PREFILL) {
+        if (left > 0 && (p->stage == STAGE_PREFILL || p->stage == STAGE_TOKENIZE)) {
             char when[32];
             clock_text((double)left / rate, when, sizeof when);
             snprintf(eta, sizeof eta, " ETA %s", when);
@@ -98,6 +108,8 @@ void progress_text(const struct ProgressView *view, const struct Progress *p, ch
     if (p->stage == STAGE_PREFILL)
         snprintf(text, room, "prefill %d/%d chunks %d%%%s%s · %s", p->chunks_done, p->n_chunks,
                  percent, rate_text, eta, memory);
+    else if (p->stage == STAGE_TOKENIZE && p->tokens_done)
+        count_text(p, percent, rate_text, eta, memory, text, room);
     else if (p->stage == STAGE_DECODE)
         snprintf(text, room, "answer %lld/%lld tokens%s · %s", (long long)p->tokens_done,
                  (long long)p->n_tokens, rate_text, memory);

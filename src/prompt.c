@@ -4,6 +4,7 @@
 #include "prompt.h"
 
 #include "parts.h"
+#include "tokenizer_places.h"
 
 #include <string.h>
 
@@ -63,70 +64,11 @@ static int words_check(const char *name, const char *text)
 
 /* ==== Places ==== */
 
-static const char SPACE_MARK[] = "\xe2\x96\x81"; /* U+2581, which SentencePiece takes for a space */
-
-static size_t char_end(struct Slice text, size_t at)
-{
-    do {
-        at++;
-    } while (at < text.len && ((uint8_t)text.data[at] & 0xc0) == 0x80);
-    return at;
-}
-
-/* Behind the run of characters that an unknown token stands for: those that are no token. */
-static size_t unknown_end(const struct Tokenizer *t, struct Slice text, size_t at)
-{
-    while (at < text.len) {
-        size_t end = char_end(text, at);
-        char spelling[8] = {0};
-        memcpy(spelling, text.data + at, end - at < 5 ? end - at : 4);
-        if (tokenizer_id(t, spelling[0] == ' ' ? SPACE_MARK : spelling) >= 0) break;
-        at = end;
-    }
-    return at;
-}
-
-/* Behind the text's bytes that become this byte of a SentencePiece piece; the space that is put in
- * front of a text has none. */
-static size_t spm_byte_end(struct Slice text, size_t at, char byte)
-{
-    if (byte != ' ' || text.data[at] == ' ') return at + 1;
-    bool mark = text.len - at >= 3 && memcmp(text.data + at, SPACE_MARK, 3) == 0;
-    return mark ? at + 3 : at;
-}
-
-/* Where the token that follows on *at begins; *at becomes its end. Byte-level pieces are the text
- * but for bytes that have no token, which are passed over. */
-static size_t token_span(const struct Tokenizer *t, int id, struct Slice text, size_t *at)
-{
-    struct Slice piece = tokenizer_piece(t, id);
-    const struct VocabSpec *spec = tokenizer_spec(t);
-    size_t begin = *at;
-    if (spec->kind == VOCAB_SPM) {
-        if (id == spec->unk_id) {
-            *at = unknown_end(t, text, *at);
-            return begin;
-        }
-        for (size_t i = 0; i < piece.len && *at < text.len; i++)
-            *at = spm_byte_end(text, *at, piece.data[i]);
-        return begin;
-    }
-    for (size_t i = 0; i < piece.len && *at < text.len; i++) {
-        while (*at < text.len && text.data[*at] != piece.data[i]) ++*at;
-        if (i == 0) begin = *at;
-        if (*at < text.len) ++*at;
-    }
-    return begin;
-}
-
 static int offsets_fill(const struct Tokenizer *t, struct Slice text, struct Prompt *p)
 {
     p->context_offset = mem_alloc((size_t)p->context.n + 1, sizeof(*p->context_offset));
     if (!p->context_offset) return PC_ENOMEM;
-    size_t at = 0;
-    for (int i = 0; i < p->context.n; i++)
-        p->context_offset[i] = token_span(t, p->context.ids[i], text, &at);
-    p->context_offset[p->context.n] = text.len;
+    token_places(t, p->context.ids, p->context.n, text, p->context_offset);
     return PC_OK;
 }
 
@@ -177,20 +119,27 @@ static int context_make(const struct Tokenizer *t, const struct PromptText *text
     struct PartList list = {0};
     part_put(&list, text->context, text->context_len, false);
     bool begins = !chat->system.len && !chat->open.len && !*text->frame->before;
+    if (text->stream) {
+        TRY(text_stream_scan(text->stream, t, begins, text->seen, text->user));
+        out->context.n = text->stream->n_tokens;
+        return PC_OK;
+    }
     TRY(tokenizer_encode_parts(t, list.parts, list.n, begins, &out->context));
     return offsets_fill(t, (struct Slice){text->context, text->context_len}, out);
 }
 
 /* The answer is read off the tail's last row, so a tail without tokens takes the context's last
  * one. */
-static int tail_fill(struct Prompt *p)
+static int tail_fill(struct Prompt *p, struct TextStream *stream)
 {
     if (p->tail.n) return PC_OK;
     if (!p->context.n) {
         return err_set(PC_ECONFIG,
                        "nothing to answer: give a text, a question or an answer prefix");
     }
-    return tokens_push(&p->tail, p->context.ids[--p->context.n]);
+    int last = --p->context.n;
+    if (stream) TRY(text_stream_load(stream, last, last + 1));
+    return tokens_push(&p->tail, stream ? *text_stream_ids(stream, last) : p->context.ids[last]);
 }
 
 static int parts_make(const struct Tokenizer *t, const struct PromptText *text, struct Prompt *out)
@@ -200,7 +149,7 @@ static int parts_make(const struct Tokenizer *t, const struct PromptText *text, 
     if (status == PC_OK) status = prefix_make(t, text, &chat, out);
     if (status == PC_OK) status = context_make(t, text, &chat, out);
     if (status == PC_OK) status = tail_make(t, text, &chat, out);
-    if (status == PC_OK) status = tail_fill(out);
+    if (status == PC_OK) status = tail_fill(out, text->stream);
     chat_text_free(&chat);
     return status;
 }

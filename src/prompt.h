@@ -9,6 +9,7 @@
 #ifndef PCOMP_PROMPT_H
 #define PCOMP_PROMPT_H
 
+#include "text_stream.h"
 #include "tokenizer.h"
 
 enum ChatTemplate {
@@ -68,6 +69,9 @@ struct PromptFrame {
 struct PromptText {
     const char *context;
     size_t context_len;
+    struct TextStream *stream;                            /* takes the context's place; or NULL */
+    int (*seen)(void *user, const struct TextScan *scan); /* while it is scanned */
+    void *user;
     const char *question, *instruction, *answer_prefix; /* NULL or "" for none */
     const char *system;                                 /* as in chat_wrap */
     const struct Chat *chat;
@@ -76,7 +80,8 @@ struct PromptText {
 
 /* Splits and tokenises. Only the template's own words may become control tokens. Without a question the
  * tail has no blank line either; a tail that would be empty takes over the context's last token, since
- * the answer is read off the tail's last row. prompt_free frees what was made, also after an error. */
+ * the answer is read off the tail's last row. Of a stream the tokens are counted: context.ids and context_offset stay
+ * NULL. prompt_free frees what was made, also after an error. */
 int prompt_make(const struct Tokenizer *t, const struct PromptText *text, struct Prompt *out);
 void prompt_free(struct Prompt *p);
 

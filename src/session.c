@@ -148,6 +148,9 @@ static int alloc_result(struct Session *s)
         r->chunks[i] = (struct ChunkInfo){.begin = c->begin, .end = c->end, .score = NAN};
         if (offset)
             r->chunks[i].byte_begin = offset[c->begin], r->chunks[i].byte_end = offset[c->end];
+        if (s->places)
+            r->chunks[i].byte_begin = s->places[2 * i],
+            r->chunks[i].byte_end = s->places[2 * i + 1];
     }
     /* room for the answer's text now, so that decoding appends without allocating */
     size_t longest = 0;
@@ -221,7 +224,7 @@ void session_close(struct Session *s)
     share_close(s);
     void *blocks[] = {s->slots, s->boundary, s->chunks, s->todo,      s->tokens, s->pos,
                       s->rows,  s->targets,  s->mass,   s->seq_begin, s->budget, s->nll,
-                      s->work,  s->keep,     s->drop,   s->logits,    s->shared};
+                      s->work,  s->keep,     s->drop,   s->logits,    s->shared, s->places};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     prompt_free(&s->prompt);
     memset(s, 0, sizeof *s);
@@ -273,7 +276,9 @@ int session_prompt(struct Engine *e, const struct Request *req, struct Prompt *o
         .chat = &e->chat,
         .frame = req->frame,
     };
+    stream_begin(req, &text);
     TRY(prompt_make(e->tok, &text, out));
+    TRY(stream_prompt(req, set, out));
     if (out->context.n == 0)
         return err_set(PC_ERANGE,
                        "the context is empty: give a text with -f FILE or on standard input");
@@ -326,7 +331,7 @@ static int hash_request(struct Session *s)
     str_free(&config);
     const struct PromptFrame *frame = s->req->frame;
     const char *q = frame ? frame->after : s->req->question ? s->req->question : "";
-    uint64_t hash = hash64(q, strlen(q), hash64(s->req->context, s->req->context_len, 0));
+    uint64_t hash = hash64(q, strlen(q), hash_text(s->req));
     if (frame) hash = hash64(frame->before, strlen(frame->before), hash);
     s->out->input_hash = hash;
     return status;
@@ -342,6 +347,7 @@ int session_run(struct Engine *e, const struct Request *request, struct Result *
     s.begun = clock_seconds();
     int status = session_prompt(e, req, &prompt);
     if (status == PC_OK) status = session_open(&s, e, req, &prompt, out);
+    s.begun -= stream_spent(req);
     out->time.tokenize = clock_seconds() - s.begun;
     if (status == PC_OK) {
         status = hash_request(&s);

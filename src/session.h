@@ -4,6 +4,7 @@
 
 #include "chunk_plan.h"
 #include "eviction/chunk_evict.h"
+#include "eviction/lexical.h"
 #include "headmap.h"
 #include "kv_ship.h"
 #include "pcomp.h"
@@ -87,7 +88,9 @@ struct Session {
     struct ChunkInput cut; /* how the context is cut */
     uint8_t *boundary;     /* [n_context] */
     struct Chunk *chunks;  /* [n_chunks] */
-    int *todo;         /* [n_chunks] chunks to prefill, plan.n_read of them, in document order */
+    size_t *
+        places; /* [n_chunks, 2] bytes of the text at which each chunk of a stream begins and ends */
+    int *todo;  /* [n_chunks] chunks to prefill, plan.n_read of them, in document order */
     int n_mine;        /* of these, those of this rank: todo[0 .. n_mine) from share_chunks on */
     int n_tokens_todo; /* context tokens in them */
     int cap;           /* tokens kept a chunk and head, at most */
@@ -209,6 +212,19 @@ int staged_open(struct Session *s); /* after the cache was opened, before any pa
 void staged_close(struct Session *s);
 int recall_wave(struct Session *s, int first, int n); /* as prefill_wave */
 int recall_kept(struct Session *s);                   /* the kept chunks' tokens into their slots */
+/* session_stream.c: the text, wherever it is */
+void stream_begin(const struct Request *req, struct PromptText *text); /* before prompt_make */
+/* After it: what the method needs of a stream at once. */
+int stream_prompt(const struct Request *req, const struct Settings *set, struct Prompt *out);
+double stream_spent(const struct Request *req); /* seconds of scanning that no run has counted */
+int stream_cut(struct Session *s);              /* fills chunks and places */
+int stream_tokens(const struct Session *s);
+size_t text_bytes(const struct Session *s); /* of main memory that text, ids and chunks take */
+/* Both hold until the next call of either. */
+int chunk_ids(struct Session *s, const struct Chunk *c, const int **ids);
+int chunk_text(void *session, int chunk, struct LexText *out);
+int hash_tokens(struct Session *s, uint64_t seed, uint64_t *out); /* hash64 of the context's ids */
+uint64_t hash_text(const struct Request *req);                    /* hash64 of its bytes, seed 0 */
 
 /* prefill.c: a wave is the chunks todo[first .. first + n). */
 void batch_rows_fill(struct Session *s, const int *ids, int n, int at, int pos0);

@@ -7,8 +7,6 @@
  */
 #include "session.h"
 
-#include "eviction/lexical.h"
-
 #include <math.h>
 
 /* fusion: what the chunk that shares most with the question gains over one that shares nothing, nats a token */
@@ -40,11 +38,12 @@ bool ranks_ahead(const struct Settings *set)
 }
 
 /* Each text draws its own chunks, so that a seed does not always pick the same places. */
-static void rank_by_chance(struct Session *s, double *score)
+static int rank_by_chance(struct Session *s, double *score)
 {
-    const struct Tokens *c = &s->prompt.context;
-    chance_scores(hash64(c->ids, sizeof *c->ids * (size_t)c->n, s->set.seed), s->plan.n_chunks,
-                  score);
+    uint64_t seed;
+    TRY(hash_tokens(s, s->set.seed, &seed));
+    chance_scores(seed, s->plan.n_chunks, score);
+    return PC_OK;
 }
 
 /* The user's own words, as the tail holds them; without any, all that follows a chunk. */
@@ -64,23 +63,17 @@ static int question_words(const struct Session *s, struct Str *out)
 static int score_words(struct Session *s, double *score)
 {
     int n = s->plan.n_chunks;
-    if (!s->req->context || !s->prompt.context_offset)
+    if (!s->req->stream && (!s->req->context || !s->prompt.context_offset))
         return err_set(PC_ECONFIG,
                        "chunk_score %s compares words, but only token ids of the text "
                        "are known here; use another --chunk-score",
                        setting_word("chunk_score", (int)s->set.chunk_score));
     struct Str asked = {0};
-    struct LexText *text = mem_alloc((size_t)n, sizeof *text);
-    int status = text ? question_words(s, &asked) : PC_ENOMEM;
-    for (int c = 0; c < n && status == PC_OK; c++) {
-        const struct ChunkInfo *info = &s->out->chunks[c];
-        text[c] =
-            (struct LexText){s->req->context + info->byte_begin, info->byte_end - info->byte_begin};
-    }
+    struct LexReader chunks = {chunk_text, s};
+    int status = question_words(s, &asked);
     if (status == PC_OK)
-        status = bm25_scores((struct LexText){asked.data, asked.len}, text, n, score);
+        status = bm25_read((struct LexText){asked.data, asked.len}, &chunks, n, score);
     str_free(&asked);
-    mem_free(text);
     return status;
 }
 
@@ -101,7 +94,7 @@ int rank_ahead(struct Session *s)
     double *score = mem_alloc((size_t)n, sizeof *score);
     if (!score) return PC_ENOMEM;
     if (s->set.chunk_score == SCORE_RANDOM)
-        rank_by_chance(s, score);
+        status = rank_by_chance(s, score);
     else
         status = score_words(s, score);
     for (int c = 0; c < n && status == PC_OK; c++) {

@@ -43,6 +43,7 @@ static int run_digest(const struct Session *s, uint64_t *out)
 {
     const struct Prompt *p = &s->prompt;
     const struct Tokens *parts[] = {&p->prefix, &p->context, &p->tail};
+    uint64_t text = s->req->stream ? s->req->stream->hash : 0;
     struct Settings set = s->set, plain;
     struct Str json = {0};
     settings_default(&plain);
@@ -59,8 +60,8 @@ static int run_digest(const struct Session *s, uint64_t *out)
     key = hash64(s->e->be->name, strlen(s->e->be->name), key);
     key = hash64(facts, sizeof facts, key);
     for (int i = 0; i < 3; i++)
-        if (parts[i]->n) key = hash64(parts[i]->ids, sizeof(int) * (size_t)parts[i]->n, key);
-    *out = key;
+        if (parts[i]->ids) key = hash64(parts[i]->ids, sizeof(int) * (size_t)parts[i]->n, key);
+    *out = hash64(&text, sizeof text, key);
     return PC_OK;
 }
 

@@ -154,6 +154,9 @@ int spm_open(struct Spm *spm, const struct VocabSpec *spec, const struct Slice *
     if (!spm->ordinary) return PC_ENOMEM;
     TRY(tokens_sort(spm, spec, pieces));
     TRY(strmap_build(&spm->ordinary_id, spm->ordinary, spec->n_tokens));
+    bool space = strmap_find(&spm->ordinary_id, " ", 1) >= 0 || spm->byte_id[' '] >= 0;
+    spm->cuts_at_space = spm->cut_words && space;
+    spm->cuts_at_line = strmap_find(&spm->ordinary_id, "\n", 1) < 0 && spm->byte_id['\n'] >= 0;
     return merges_make(spm, spec);
 }
 
@@ -241,4 +244,11 @@ int spm_encode(const struct Spm *spm, struct MergeWork *work, struct Slice text,
     }
     mem_free(spaced);
     return status;
+}
+
+bool spm_cut_certain(const struct Spm *spm, const char *text, size_t at)
+{
+    if (spm->cuts_at_line && text[at - 1] == '\n') return true;
+    if (!spm->cuts_at_space || text[at] != ' ' || text[at - 1] == ' ') return false;
+    return at < MARK_LEN || memcmp(text + at - MARK_LEN, SPACE_MARK, MARK_LEN) != 0;
 }

@@ -17,7 +17,9 @@ struct Spm {
     struct StrMap ordinary_id; /* over `ordinary` */
     int byte_id[256];          /* fallback token of a byte; all -1 when there are none */
     int unk_id;
-    bool cut_words; /* no token has a space behind another character */
+    bool cut_words;     /* no token has a space behind another character */
+    bool cuts_at_space; /* and a space is never an unknown character */
+    bool cuts_at_line;  /* a line feed is a byte's token, and merges with nothing */
 };
 
 /* The bytes a spelling stands for, written to out (at least spelling.len long); returns their
@@ -31,5 +33,9 @@ void spm_close(struct Spm *spm);
 /* Appends the ids of text (valid UTF-8); space_before: as if a space stood in front of it. */
 int spm_encode(const struct Spm *spm, struct MergeWork *work, struct Slice text, bool space_before,
                struct Tokens *out);
+
+/* Whether the ids of valid text, 0 < at < len, are those of text[0, at) and those of the rest without a space in front.
+ * It may say no where that is so. */
+bool spm_cut_certain(const struct Spm *spm, const char *text, size_t at);
 
 #endif

@@ -9,6 +9,7 @@
 #include "progress.h"
 #include "provenance.h"
 #include "results.h"
+#include "text_stream.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -43,11 +44,12 @@ static int batch_key(struct Batch *b)
     return PC_OK;
 }
 
-static uint64_t item_key(const struct Item *item, const struct Str *text, uint64_t settings)
+/* text: its hash, the settings' key being the seed. */
+static uint64_t item_key(const struct Item *item, uint64_t text)
 {
     const struct Str *parts[] = {&item->question,    &item->instruction, &item->max_tokens,
                                  &item->temperature, &item->top_p,       &item->seed};
-    uint64_t key = hash64(text->data, text->len, settings);
+    uint64_t key = text;
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
         key = hash64(parts[i]->data ? parts[i]->data : "", parts[i]->len, key);
     return key;
@@ -152,12 +154,13 @@ static int plan_item(struct Batch *b, const struct Item *item, const struct Requ
     return status < 0 ? status : plan_show(b->cli, b->engine, req);
 }
 
-/* Runs one text whose key is not in the file yet. */
-static int summarize_text(struct Batch *b, const struct Item *item, const struct Str *text,
+/* Runs one text whose key is not in the file yet. stream: of an item that names a file; or NULL. */
+static int summarize_text(struct Batch *b, const struct Item *item, struct TextStream *stream,
                           uint64_t key)
 {
-    struct Request req = {.context = text->data,
-                          .context_len = text->len,
+    struct Request req = {.context = item->text.data,
+                          .context_len = item->text.len,
+                          .stream = stream,
                           .user = &b->view,
                           .question = item->question.len ? item->question.data : b->question,
                           .on_progress = on_progress,
@@ -184,38 +187,58 @@ static int summarize_text(struct Batch *b, const struct Item *item, const struct
     return status;
 }
 
+/* Opens the item's file, which lies beside the list that names it, and checks and hashes its text. */
+static int open_item(struct Batch *b, const struct Item *item, const char *folder, struct Str *path,
+                     struct TextStream *out, uint64_t *hash)
+{
+    const char *file = item->file.data;
+    bool whole = file[0] == '/' || !folder || strcmp(file, "-") == 0;
+    TRY(str_appendf(path, "%s%s%s", whole ? "" : folder, whole ? "" : "/", file));
+    const char *name = path->data;
+    TRY(text_stream_open(out, &name, 1));
+    out->source.stop = signals_stop;
+    return source_hash(&out->source, b->key, hash);
+}
+
+static int hash_item(const struct Batch *b, const struct Item *item, uint64_t *hash)
+{
+    const char *text = item->text.data ? item->text.data : "";
+    TRY(text_check("the text", text, item->text.len));
+    *hash = hash64(text, item->text.len, b->key);
+    return PC_OK;
+}
+
+static int claim_item(struct Batch *b, const struct Item *item, struct TextStream *stream,
+                      uint64_t key)
+{
+    int status = results_claim(&b->results, key);
+    if (status == CLAIM_MINE) {
+        status = summarize_text(b, item, stream, key);
+        results_release(&b->results, key);
+    } else if (status > 0) {
+        b->n_skipped += status == CLAIM_DONE;
+        status = PC_OK;
+    }
+    return status;
+}
+
 /* Takes one item: PC_OK goes on with the next, whether it was made, skipped or failed. */
 static int take_item(struct Batch *b, const struct Item *item, const char *folder)
 {
-    struct Str text = {0}, path = {0};
-    uint64_t key = hash64(item->id.data ? item->id.data : "", item->id.len, b->key);
-    int status = PC_OK;
+    struct Str path = {0};
+    struct TextStream stream = {0};
+    bool streams = item->file.len > 0;
+    uint64_t hash;
     if (signals_stop(NULL)) return err_set(PC_EINTR, "stopped");
     b->n_items++;
-    if (item->file.len) {
-        bool whole = item->file.data[0] == '/' || !folder || strcmp(item->file.data, "-") == 0;
-        status =
-            str_appendf(&path, "%s%s%s", whole ? "" : folder, whole ? "" : "/", item->file.data);
-        if (status == PC_OK) status = file_read(path.data, &text);
-    } else {
-        status = str_append(&text, item->text.data ? item->text.data : "", item->text.len);
-    }
-    const char *what = item->file.len ? item->file.data : "the text";
-    if (status == PC_OK) status = text_check(what, text.data ? text.data : "", text.len);
-    if (status < 0) {
-        status = failed(b, item, key, status);
-    } else {
-        key = item_key(item, &text, b->key);
-        status = results_claim(&b->results, key);
-        if (status == CLAIM_MINE) {
-            status = summarize_text(b, item, &text, key);
-            results_release(&b->results, key);
-        } else if (status > 0) {
-            b->n_skipped += status == CLAIM_DONE;
-            status = PC_OK;
-        }
-    }
-    str_free(&text);
+    int status =
+        streams ? open_item(b, item, folder, &path, &stream, &hash) : hash_item(b, item, &hash);
+    if (status == PC_OK)
+        status = claim_item(b, item, streams ? &stream : NULL, item_key(item, hash));
+    else if (status != PC_EINTR)
+        status = failed(b, item, hash64(item->id.data ? item->id.data : "", item->id.len, b->key),
+                        status);
+    text_stream_close(&stream);
     str_free(&path);
     return status;
 }

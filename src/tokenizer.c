@@ -266,6 +266,52 @@ int tokenizer_encode_parts(const struct Tokenizer *t, const struct TextPart *par
     return status;
 }
 
+/* ==== Piece by piece ==== */
+
+int encoder_open(const struct Tokenizer *t, size_t text_len, struct Encoder **out)
+{
+    *out = mem_alloc(1, sizeof **out);
+    if (!*out) return PC_ENOMEM;
+    int status = encoder_begin(*out, t, text_len, false, NULL);
+    if (status < 0) {
+        encoder_close(*out);
+        *out = NULL;
+    }
+    return status;
+}
+
+void encoder_close(struct Encoder *e)
+{
+    if (e) encoder_end(e);
+    mem_free(e);
+}
+
+size_t encoder_bytes(const struct Encoder *e)
+{
+    return sizeof *e + merge_work_bytes(&e->work);
+}
+
+int encoder_add(struct Encoder *e, const char *text, size_t len, bool begins, struct Tokens *out)
+{
+    TRY(text_check(text, len));
+    e->out = out;
+    e->space_before = begins && e->t->spec->add_space_prefix;
+    return encode_text(e, text, len, false);
+}
+
+size_t tokenizer_cut(const struct Tokenizer *t, const char *text, size_t len, bool ends)
+{
+    enum { CHAR_MOST = 4 };
+    bool spm = t->spec->kind == VOCAB_SPM;
+    size_t seen = ends ? 1 : t->added.longest + CHAR_MOST;
+    if (len <= seen) return 0;
+    for (size_t at = len - seen; at > 0; at--) {
+        bool cut = spm ? spm_cut_certain(&t->spm, text, at) : precut_certain(text, len, at);
+        if (cut && !added_touches(&t->added, text, len, at)) return at;
+    }
+    return 0;
+}
+
 /* ==== Decoding ==== */
 
 static const char REPLACEMENT[] = "\xef\xbf\xbd"; /* U+FFFD */

@@ -24,6 +24,17 @@ void tokenizer_close(struct Tokenizer *t);
  * become their ids; otherwise they are plain text (user input must never become control tokens). No BOS is added. */
 int tokenizer_encode(const struct Tokenizer *t, const char *text, size_t len, bool special,
                      struct Tokens *out);
+/* A text may be encoded piece by piece, where it is certain that the ids stay the same. */
+struct Encoder;
+/* text_len: bytes to come, about. *out borrows t; encoder_close frees it. */
+int encoder_open(const struct Tokenizer *t, size_t text_len, struct Encoder **out);
+void encoder_close(struct Encoder *e);
+size_t encoder_bytes(const struct Encoder *e); /* of memory */
+/* Appends the ids of a piece of plain text. begins: it is the start of the model's input, where SentencePiece puts a space in front. */
+int encoder_add(struct Encoder *e, const char *text, size_t len, bool begins, struct Tokens *out);
+/* The last place in valid text before which it may be cut, or 0 when none is certain. ends: nothing follows text[len). */
+size_t tokenizer_cut(const struct Tokenizer *t, const char *text, size_t len, bool ends);
+
 void tokens_free(struct Tokens *t);
 int tokens_push(struct Tokens *t, int id);
 

@@ -15,7 +15,7 @@ layers=(
     "headmap headmap_*"
     "gguf safetensors"
     "model model_* geometry geometry_*"
-    "tokenizer tokenizer_* pretokenize added strmap bpe spm parts chat chat_* prompt"
+    "tokenizer tokenizer_* text_* pretokenize added strmap bpe spm parts chat chat_* prompt"
     "kernels kernels_*"
     "backend cpu cpu_*"
     "chunk_plan kv_cache kv_* pages store store_*"

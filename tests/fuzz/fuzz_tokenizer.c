@@ -1,7 +1,7 @@
 /* fuzz_tokenizer.c - text of any bytes through each tokenizer. The first byte picks the
  * vocabulary and whether control tokens are read. Text that is not UTF-8 must be refused; with
  * byte-level BPE the other must come back from its ids, and the hand-written cuts must be those
- * of the regular expression.
+ * of the regular expression. Where a text may certainly be cut, both parts must give its ids.
  */
 #include "pretokenize.h"
 #include "tests/tiny_vocab.h"
@@ -57,6 +57,27 @@ static void check_return(const struct Tokenizer *t, const struct Tokens *ids, co
     if (at != len) abort();
 }
 
+/* Every cut that is certain with some of the text in view. */
+static void check_pieces(const struct Tokenizer *t, const char *text, size_t len)
+{
+    struct Encoder *whole, *parts;
+    struct Tokens want = {0}, ids = {0};
+    if (encoder_open(t, len, &whole) < 0 || encoder_open(t, len, &parts) < 0) abort();
+    if (encoder_add(whole, text, len, true, &want) < 0) abort();
+    for (size_t seen = len, at; seen > 0; seen = at) {
+        at = tokenizer_cut(t, text, seen, seen == len);
+        if (at == 0) break;
+        ids.n = 0;
+        if (encoder_add(parts, text, at, true, &ids) < 0) abort();
+        if (encoder_add(parts, text + at, len - at, false, &ids) < 0) abort();
+        if (ids.n != want.n || memcmp(ids.ids, want.ids, sizeof(int) * (size_t)ids.n) != 0) abort();
+    }
+    tokens_free(&want);
+    tokens_free(&ids);
+    encoder_close(whole);
+    encoder_close(parts);
+}
+
 /* Any ids must decode to UTF-8. */
 static void check_decode(const struct Tokenizer *t, const uint8_t *data, size_t size)
 {
@@ -87,6 +108,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         check_return(tokenizers[which], &ids, text, len);
         if (len) check_cuts(&pres[which], text, len);
     }
+    if (valid && len) check_pieces(tokenizers[which], text, len);
     check_decode(tokenizers[which], data + 1, len);
     tokens_free(&ids);
     if (mem_in_use() != baseline) abort();

@@ -345,6 +345,41 @@ static void test_whole(void **state)
     }
 }
 
+/* What stands before the reach of a place decides nothing about it; and places that are looked at in order need not look back over
+ * one another. */
+static void test_reach(void **state)
+{
+    (void)state;
+    static const char *const atoms[] = {" ", " ", "\n", "\t", ")",  ".",
+                                        "a", "”", "…",  "。", "」", "é"};
+    uint64_t seed = 9;
+    int within = 0;
+    for (int n = 0; n < 4000; n++) {
+        char text[200] = "";
+        uint32_t some[4];
+        size_t len = 0, known = 0;
+        for (int i = 0; i < 4; i++)
+            some[i] = (uint32_t)((seed = seed * 6364136223846793005u + 1) >> 33) % 12;
+        while (len < 60) {
+            seed = seed * 6364136223846793005u + 1442695040888963407u;
+            const char *atom = atoms[seed >> 60 ? some[(seed >> 40) % 4] : (seed >> 40) % 12];
+            memcpy(text + len, atom, strlen(atom));
+            len += strlen(atom);
+        }
+        for (size_t at = 1; at < len; at++) {
+            size_t reach = boundary_reach(text, at, 0);
+            assert_true(reach <= at);
+            for (size_t begin = 1; begin <= reach && begin < at; begin++, within++)
+                assert_int_equal(boundary_at(text + begin, len - begin, at - begin),
+                                 boundary_at(text, len, at));
+            if (reach == 0) continue;
+            if (known) assert_true(boundary_reach(text, at, known) > 0);
+            known = at;
+        }
+    }
+    assert_true(within > 100000);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -356,6 +391,7 @@ int main(void)
         cmocka_unit_test(test_count_edges),
         cmocka_unit_test(test_boundary_classes),
         cmocka_unit_test(test_boundary_classify),
+        cmocka_unit_test(test_reach),
         cmocka_unit_test(test_payload),
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_whole),
