@@ -32,18 +32,22 @@ static void compare(const struct Engine *e, const struct Result *cold, const str
                     const char *with)
 {
     const struct ModelConfig *m = &e->model.cfg;
-    bool kept = true, tokens = true, scores = true;
+    bool kept = true, tokens = true;
+    double worst =
+        0; /* of scores; bf16 rounds 8 bits, and what is added up in another order rounds otherwise */
     for (int c = 0; c < cold->plan.n_chunks; c++) {
         const struct ChunkInfo *a = &cold->chunks[c], *b = &asked->chunks[c];
         kept &= a->kept == b->kept;
-        scores &= isnan(a->score) ? isnan(b->score) : fabs(a->score - b->score) <= 1e-3;
+        kept &= isnan(a->score) == isnan(b->score);
+        if (!isnan(a->score)) worst = fmax(worst, fabs(a->score - b->score));
     }
     for (int h = 0; h < m->n_layers * m->n_kv_heads; h++)
         tokens &= cold->kv_kept[h] == asked->kv_kept[h];
     check(cold->plan.n_chunks > 5 && cold->plan.n_chunks == asked->plan.n_chunks, "chunks", with);
     check(kept, "the same chunks stay", with);
     check(tokens, "as many tokens stay", with);
-    check(scores, "the same scores", with);
+    printf("%s: scores off by at most %.2g\n", with, worst);
+    check(worst < 0.01, "near scores", with);
     check(cold->n_ids == asked->n_ids &&
               !memcmp(cold->ids, asked->ids, sizeof(int) * (size_t)cold->n_ids),
           "the same answer", with);
