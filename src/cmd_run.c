@@ -279,6 +279,15 @@ static int take_part(struct Run *run, struct Request *req, struct Result *r)
     return session_run(run->engine, req, r);
 }
 
+/* The text is kept for the next command. */
+static int find_store(struct Run *run, struct Request *req)
+{
+    progress_begin(&run->view, 0);
+    int status = cli_store(run->cli, run->engine, req, &run->store);
+    progress_clear(&run->view);
+    return status;
+}
+
 static int answer(struct Run *run, const char *question, struct Result *r)
 {
     struct Request req = {
@@ -290,11 +299,12 @@ static int answer(struct Run *run, const char *question, struct Result *r)
         .on_text = on_text,
         .stop = on_stop,
     };
-    if (*run->store.path) {
+    if (run->cli->asked) {
         req.store = &run->store;
         req.context = run->store.info.text.data;
         req.context_len = run->store.info.text.len;
     }
+    if (run->cli->store_dir && !run->cli->plan) TRY(find_store(run, &req));
     if (run->cli->team.rank > 0) return take_part(run, &req, r);
     if (run->cli->plan) return plan_show(run->cli, run->engine, &req);
     TRY(begin_answer(run, &req));
@@ -323,21 +333,6 @@ static int answer_all(struct Run *run)
     return PC_OK;
 }
 
-/* The text is kept for the next command. */
-static int find_store(struct Run *run)
-{
-    struct Request req = {.context = run->context.data,
-                          .context_len = run->context.len,
-                          .question = "",
-                          .user = run,
-                          .on_progress = on_progress,
-                          .stop = signals_stop};
-    progress_begin(&run->view, 0);
-    int status = cli_store(run->cli, run->engine, &req, &run->store);
-    progress_clear(&run->view);
-    return status;
-}
-
 int cmd_run(struct Cli *cli)
 {
     struct Run run = {.cli = cli};
@@ -350,7 +345,6 @@ int cmd_run(struct Cli *cli)
     if (cli->team.rank == 0) TRY_GOTO(cli_context(cli, &run.context));
     TRY_GOTO(team_text(&cli->team, &run.context));
     run.source = cli->files.n ? cli->files.items[0] : cli->args.n ? cli->args.items[0] : "";
-    if (cli->store_dir && !cli->plan) TRY_GOTO(find_store(&run));
     status = answer_all(&run);
 fail:
     run_close(&run);

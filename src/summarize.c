@@ -9,6 +9,7 @@
 #include "progress.h"
 #include "provenance.h"
 #include "results.h"
+#include "store.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -152,6 +153,17 @@ static int plan_item(struct Batch *b, const struct Item *item, const struct Requ
     return status < 0 ? status : plan_show(b->cli, b->engine, req);
 }
 
+/* The text's store is made or found before its question is asked. */
+static int run_item(struct Batch *b, struct Request *req, struct Result *r)
+{
+    struct Store store = {.path = ""};
+    int status = b->cli->store_dir ? cli_store(b->cli, b->engine, req, &store) : PC_OK;
+    if (status == PC_OK) status = session_run(b->engine, req, r);
+    store_close(&store);
+    req->store = NULL;
+    return status;
+}
+
 /* Runs one text whose key is not in the file yet. */
 static int summarize_text(struct Batch *b, const struct Item *item, const struct Str *text,
                           uint64_t key)
@@ -168,7 +180,7 @@ static int summarize_text(struct Batch *b, const struct Item *item, const struct
     int status = item_settings(b, item, &settings);
     if (status == PC_OK) status = engine_cover(b->engine, &req, &settings);
     if (status == PC_OK && b->cli->plan) return plan_item(b, item, &req);
-    if (status == PC_OK) status = session_run(b->engine, &req, &r);
+    if (status == PC_OK) status = run_item(b, &req, &r);
     progress_clear(&b->view);
     if (status == PC_OK && b->cli->text_dir) status = write_text(b, item, &r.text);
     if (status == PC_OK) {
