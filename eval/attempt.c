@@ -1,6 +1,7 @@
 /* attempt.c - one row with one method: the prompt, the official truncation, the run, the score. */
 #include "benchmark.h"
 #include "prompt.h"
+#include "store.h"
 
 #include <string.h>
 
@@ -114,6 +115,18 @@ static int score(struct Attempt *a, const struct ScoreOptions *options)
     return a->bench->score(a->task->name, options, &in, &a->score);
 }
 
+/* Rows of one text share its store. Other methods read no chunks that could lie in one. */
+static int run_row(struct Attempt *a, struct Engine *engine, struct Request *request)
+{
+    struct Store store = {.path = ""};
+    bool stored = a->cli->store_dir && a->settings.method == METHOD_PARALLELCOMP;
+    int status = stored ? cli_store(a->cli, engine, request, &store) : PC_OK;
+    if (status == PC_OK) status = session_run(engine, request, &a->result);
+    store_close(&store);
+    request->store = NULL;
+    return status;
+}
+
 int attempt_run(struct Attempt *a, struct Engine *engine, const struct TaskSet *set,
                 const struct ScoreOptions *options, struct Request *request)
 {
@@ -134,7 +147,7 @@ int attempt_run(struct Attempt *a, struct Engine *engine, const struct TaskSet *
     request->frame = &frame;
     request->stop_text = *a->task->stop_text ? a->task->stop_text : NULL;
     int status = configure(a, engine, request);
-    if (status == PC_OK) status = session_run(engine, request, &a->result);
+    if (status == PC_OK) status = run_row(a, engine, request);
     if (status == PC_OK) status = check_evicted(a, engine);
     if (status == PC_OK) status = score(a, options);
     request->frame = NULL;

@@ -40,6 +40,7 @@ struct Attempt {
     const struct Task *task;
     const struct Sample *sample;
     const struct Arm *arm;
+    struct Cli *cli;          /* its --store */
     struct Settings settings; /* as the row was run */
     struct Result result;
     struct TaskPrompt prompt;

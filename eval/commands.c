@@ -65,6 +65,8 @@ static const struct Flag FLAGS[] = {
      "similarity of code lines: as published (default), or with python-Levenshtein"},
     {"run", 'o', FLAG_TEXT, AT(run_dir), 0, 0, ON_ENGINE, "FOLDER",
      "folder of the run: predictions, scores, records (default runs/BENCHMARK)"},
+    {"store", 0, FLAG_TEXT, AT(cli.store_dir), 0, 0, ON_ENGINE, "DIR",
+     "keep texts there as `pcomp index` does: rows of the same text read it once (method parallelcomp)"},
     {"share", 0, FLAG_SWITCH, AT(cli.share), 0, 0, ON_ENGINE, "",
      "let other processes with the same --run folder take rows too, as in a job array; on by itself under mpirun and srun"},
     {"workers", 'w', FLAG_INT, AT(workers), 1, 256, ON_ENGINE, "N",

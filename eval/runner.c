@@ -58,8 +58,11 @@ static int claim(struct Runner *r, struct Results *file, const struct Delivery *
 static int take_arm(struct Walk *w, const struct Sample *s, int arm)
 {
     struct Runner *r = w->r;
-    struct Attempt a = {
-        .bench = r->bench, .task = r->tasks[w->task], .sample = s, .arm = &r->arms[arm]};
+    struct Attempt a = {.bench = r->bench,
+                        .task = r->tasks[w->task],
+                        .sample = s,
+                        .arm = &r->arms[arm],
+                        .cli = &r->eval->cli};
     struct Delivery d = {
         .arm = arm, .task = w->task, .key = sample_key(s, a.task, r->arm_key[arm])};
     struct Results *file = file_of(r, arm, w->task);

@@ -157,9 +157,10 @@ int cmd_settings(struct Cli *cli);
 int cmd_completion(struct Cli *cli);
 int cmd_help(struct Cli *cli);
 
-/* The store of the request's text in the folder that --store names; made first when it is not there (cmd_store.c).
+/* Lets the request read its text's chunks from the folder that --store names (cmd_store.c): store is opened unless it was,
+ * and made first when it is not there. A question too long for the stored chunks leaves the request as it was.
  * store_close always. */
-int cli_store(struct Cli *cli, struct Engine *engine, const struct Request *req, struct Store *out);
+int cli_store(struct Cli *cli, struct Engine *engine, struct Request *req, struct Store *store);
 
 /* Prints a request's plan, as text or JSON (cmd_plan.c; used by --plan too). PC_ENOMEM when it does
  * not fit. */

@@ -284,6 +284,15 @@ static int take_part(struct Run *run, struct Request *req, struct Result *r)
     return session_run(run->engine, req, r);
 }
 
+/* The text is kept for the next command. */
+static int find_store(struct Run *run, struct Request *req)
+{
+    progress_begin(&run->view, 0);
+    int status = cli_store(run->cli, run->engine, req, &run->store);
+    progress_clear(&run->view);
+    return status;
+}
+
 static int answer(struct Run *run, const char *question, struct Result *r)
 {
     struct Request req = {
@@ -296,11 +305,12 @@ static int answer(struct Run *run, const char *question, struct Result *r)
         .on_text = on_text,
         .stop = on_stop,
     };
-    if (*run->store.path) {
+    if (run->cli->asked) {
         req.store = &run->store;
         req.context = run->store.info.text.data;
         req.context_len = run->store.info.text.len;
     }
+    if (run->cli->store_dir && !run->cli->plan) TRY(find_store(run, &req));
     if (run->cli->team.rank > 0) return take_part(run, &req, r);
     if (run->cli->plan) return plan_show(run->cli, run->engine, &req);
     TRY(begin_answer(run, &req));
@@ -330,29 +340,13 @@ static int answer_all(struct Run *run)
     return PC_OK;
 }
 
-/* The text is kept for the next command. */
-static int find_store(struct Run *run)
-{
-    struct Request req = {.context = run->context.data,
-                          .context_len = run->context.len,
-                          .question = "",
-                          .user = run,
-                          .on_progress = on_progress,
-                          .stop = signals_stop};
-    progress_begin(&run->view, 0);
-    int status = cli_store(run->cli, run->engine, &req, &run->store);
-    progress_clear(&run->view);
-    return status;
-}
-
 /* A store is found by the whole text and may have to be made from it; else the text comes a stretch at a time. */
 static int open_text(struct Run *run)
 {
     struct Cli *cli = run->cli;
     if (cli->store_dir && !cli->plan) {
         if (cli->team.rank == 0) TRY(cli_context(cli, &run->context));
-        TRY(team_text(&cli->team, &run->context));
-        return find_store(run);
+        return team_text(&cli->team, &run->context);
     }
     run->streams = true;
     return cli_stream(cli, &run->text);

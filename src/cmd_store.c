@@ -6,9 +6,8 @@
 #include "provenance.h"
 #include "store.h"
 
-#include <errno.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 static void on_progress(void *user, const struct Progress *p)
@@ -96,19 +95,31 @@ fail:
 
 /* ==== --store DIR ==== */
 
+static void nap(void)
+{
+    struct timespec time = {.tv_nsec = 300000000};
+    nanosleep(&time, NULL);
+}
+
+/* Of several processes with the same text one writes; the others wait, and take over should it end before its time. */
 static int make_store(const struct Cli *cli, struct Engine *engine, const struct Request *req,
                       const char *path)
 {
     struct IndexInfo made;
-    if (mkdir(cli->store_dir, 0777) != 0 && errno != EEXIST)
-        return err_set(CLI_EOUTPUT, "%s: cannot make the folder: %s", cli->store_dir,
-                       strerror(errno));
-    TRY(index_text(engine, req, path, false, &made));
+    int status;
+    TRY(out_folder(cli->store_dir));
+    do {
+        status = index_text(engine, req, path, false, &made);
+        if (made.busy) nap();
+    } while (status == PC_ECONFIG && made.busy && !signals_stop(NULL));
+    if (status == PC_ECONFIG && made.busy) return err_set(PC_EINTR, "stopped");
+    TRY(status);
     log_msg(LOG_DEBUG, "%s: %d chunks kept", path, made.n_done);
     return PC_OK;
 }
 
-int cli_store(struct Cli *cli, struct Engine *engine, const struct Request *req, struct Store *out)
+static int open_store(struct Cli *cli, struct Engine *engine, const struct Request *req,
+                      struct Store *out)
 {
     struct Str path = {0};
     uint64_t key;
@@ -122,4 +133,22 @@ int cli_store(struct Cli *cli, struct Engine *engine, const struct Request *req,
     if (status == PC_OK) status = store_open(path.data, out);
     str_free(&path);
     return status;
+}
+
+/* A question that has no room behind the stored chunks is asked of the text itself: chunks are then cut to fit it. */
+static int check_room(struct Engine *engine, struct Request *req)
+{
+    struct PlanInfo plan;
+    int status = session_plan(engine, req, &plan);
+    if (status != PC_ERANGE) return status;
+    log_msg(LOG_WARN, "%s; this time the text is read again", err_text());
+    req->store = NULL;
+    return PC_OK;
+}
+
+int cli_store(struct Cli *cli, struct Engine *engine, struct Request *req, struct Store *store)
+{
+    if (!*store->path) TRY(open_store(cli, engine, req, store));
+    req->store = store;
+    return check_room(engine, req);
 }

@@ -67,7 +67,7 @@ static const struct Flag FLAGS[] = {
      "results, appended as JSON lines (default summaries.jsonl)"},
     {"output", 'o', FLAG_TEXT, AT(output), 0, 0, ON_INDEX, "STORE",
      "file that keeps the text for `pcomp ask`"},
-    {"store", 0, FLAG_TEXT, AT(store_dir), 0, 0, ON_RUN, "DIR",
+    {"store", 0, FLAG_TEXT, AT(store_dir), 0, 0, ON_RUN | ON_SUMMARIZE, "DIR",
      "keep texts there as `pcomp index` does: a second command on the same text reads nothing again"},
     {"text-dir", 0, FLAG_TEXT, AT(text_dir), 0, 0, ON_SUMMARIZE, "DIR",
      "also write each summary as a .txt file"},

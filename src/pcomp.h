@@ -149,6 +149,7 @@ struct IndexInfo {
     size_t bytes;         /* of the store */
     size_t peak_bytes;
     double seconds;
+    bool busy; /* another process is writing this store: the reason of PC_ECONFIG */
 };
 int session_index(struct Engine *e, const struct Request *req, const char *path, bool fresh,
                   struct IndexInfo *out);

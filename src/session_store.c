@@ -438,6 +438,7 @@ int session_index(struct Engine *e, const struct Request *req, const char *path,
 fail:
     out->plan = s.plan;
     out->n_done = writer.n_done;
+    out->busy = writer.busy;
     out->seconds = clock_seconds() - s.begun;
     out->peak_bytes = e->be->peak(e->dev, false);
     store_writer_close(&writer);
@@ -449,12 +450,16 @@ fail:
     return status;
 }
 
+/* What the answer may be long decides where chunks end, unless the setting says it. */
 int session_store_key(struct Engine *e, const struct Request *req, uint64_t *key)
 {
     struct Str settings = {0};
+    const char *before = req->frame ? req->frame->before : "";
+    int room = e->settings.chunk == AUTO ? e->settings.max_tokens : 0;
     char pages[48];
     pages_text(e, pages);
     uint64_t hash = hash64(req->context, req->context_len, e->model.hash);
+    hash = hash64(&room, sizeof room, hash64(before, strlen(before), hash));
     int status = settings_json_some(&e->settings, SHAPING, &settings);
     if (status == PC_OK)
         *key = hash64(settings.data, settings.len, hash64(pages, strlen(pages), hash));

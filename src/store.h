@@ -16,8 +16,9 @@
 #ifndef PCOMP_STORE_H
 #define PCOMP_STORE_H
 
-#include "backend.h"
+#include "base.h"
 #include "chunk_plan.h"
+#include "model.h"
 
 /* What a store says of itself. Arrays are the maker's, or lie in the mapped file. */
 struct StoreInfo {
@@ -91,6 +92,7 @@ struct StoreWriter {
     struct Str part;  /* path of the unfinished file */
     const char *path; /* borrowed */
     int fd, n_done;   /* sections written; all of them: the store is there already */
+    bool busy;        /* another process is writing this store: the reason of PC_ECONFIG */
 };
 
 /* Begins a store at path, or goes on with what an interrupted run left: n_done sections are whole. With n_done equal to

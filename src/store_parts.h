@@ -2,6 +2,7 @@
 #ifndef PCOMP_STORE_PARTS_H
 #define PCOMP_STORE_PARTS_H
 
+#include "backend.h"
 #include "store.h"
 
 enum { STORE_VERSION = 1, STORE_ALIGN = 64, STORE_SECTION = 4096 };

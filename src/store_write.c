@@ -95,13 +95,28 @@ static int find_whole(const char *path, const struct Str *front, bool fresh)
     return 1;
 }
 
+/* Whether the open file is still the one at that path: another process may have finished it before the lock was ours. */
+static bool still_there(int fd, const char *path)
+{
+    struct stat ours, theirs;
+    return fstat(fd, &ours) == 0 && stat(path, &theirs) == 0 && ours.st_ino == theirs.st_ino &&
+           ours.st_dev == theirs.st_dev;
+}
+
+/* 1: the unfinished file is open and ours; 0: it was finished meanwhile, so look again what is there. */
 static int open_part(struct StoreWriter *w)
 {
     const char *part = w->part.data;
     w->fd = open(part, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (w->fd < 0) return err_set(PC_EIO, "%s: cannot write: %s", part, strerror(errno));
-    if (flock(w->fd, LOCK_EX | LOCK_NB) == 0) return PC_OK;
-    if (errno == EWOULDBLOCK)
+    if (flock(w->fd, LOCK_EX | LOCK_NB) == 0) {
+        if (still_there(w->fd, part)) return 1;
+        close(w->fd);
+        w->fd = -1;
+        return 0;
+    }
+    w->busy = errno == EWOULDBLOCK;
+    if (w->busy)
         return err_set(PC_ECONFIG, "%s: another pcomp is writing this store; wait for it", part);
     return err_set(PC_EIO, "%s: cannot lock: %s", part, strerror(errno));
 }
@@ -190,6 +205,22 @@ static int alloc_section(struct StoreWriter *w)
     return w->section ? PC_OK : PC_ENOMEM;
 }
 
+/* Opens the unfinished file, or finds that nothing is left to do: then fd stays -1. */
+static int take_place(struct StoreWriter *w, const struct Str *front, bool fresh)
+{
+    for (int ours = 0; ours == 0;) {
+        int whole = find_whole(w->path, front, fresh);
+        TRY(whole);
+        if (whole) {
+            w->n_done = w->info.n_chunks;
+            return PC_OK;
+        }
+        ours = open_part(w);
+        TRY(ours);
+    }
+    return PC_OK;
+}
+
 int store_create(const char *path, const struct StoreInfo *info, bool fresh,
                  struct StoreWriter *out)
 {
@@ -199,16 +230,10 @@ int store_create(const char *path, const struct StoreInfo *info, bool fresh,
     TRY_GOTO(store_bytes(info, &out->bytes));
     TRY_GOTO(make_front(info, &front, &out->seed));
     out->sections = front.len;
-    TRY_GOTO(find_whole(path, &front, fresh));
-    if (status == 1) {
-        out->n_done = info->n_chunks;
-        status = PC_OK;
-        goto fail;
-    }
     TRY_GOTO(str_appendf(&out->part, "%s.part", path));
     TRY_GOTO(alloc_section(out));
-    TRY_GOTO(open_part(out));
-    TRY_GOTO(go_on(out, &front));
+    TRY_GOTO(take_place(out, &front, fresh));
+    if (out->fd >= 0) status = go_on(out, &front);
 fail:
     str_free(&front);
     return status;

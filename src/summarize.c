@@ -9,6 +9,7 @@
 #include "progress.h"
 #include "provenance.h"
 #include "results.h"
+#include "store.h"
 #include "text_stream.h"
 
 #include <dirent.h>
@@ -154,6 +155,27 @@ static int plan_item(struct Batch *b, const struct Item *item, const struct Requ
     return status < 0 ? status : plan_show(b->cli, b->engine, req);
 }
 
+/* A store holds the text itself, so its maker has all of it at once. */
+static int read_whole(struct TextStream *stream, struct Str *text, struct Request *req)
+{
+    TRY(source_all(&stream->source, text));
+    req->stream = NULL;
+    req->context = text->data;
+    req->context_len = text->len;
+    return PC_OK;
+}
+
+/* The text's store is made or found before its question is asked. */
+static int run_item(struct Batch *b, struct Request *req, struct Result *r)
+{
+    struct Store store = {.path = ""};
+    int status = b->cli->store_dir ? cli_store(b->cli, b->engine, req, &store) : PC_OK;
+    if (status == PC_OK) status = session_run(b->engine, req, r);
+    store_close(&store);
+    req->store = NULL;
+    return status;
+}
+
 /* Runs one text whose key is not in the file yet. stream: of an item that names a file; or NULL. */
 static int summarize_text(struct Batch *b, const struct Item *item, struct TextStream *stream,
                           uint64_t key)
@@ -167,11 +189,14 @@ static int summarize_text(struct Batch *b, const struct Item *item, struct TextS
                           .stop = signals_stop};
     struct Settings settings;
     struct Result r = {0};
+    struct Str whole = {0};
     progress_begin(&b->view, 0);
     int status = item_settings(b, item, &settings);
+    if (status == PC_OK && stream && b->cli->store_dir && !b->cli->plan)
+        status = read_whole(stream, &whole, &req);
     if (status == PC_OK) status = engine_cover(b->engine, &req, &settings);
     if (status == PC_OK && b->cli->plan) return plan_item(b, item, &req);
-    if (status == PC_OK) status = session_run(b->engine, &req, &r);
+    if (status == PC_OK) status = run_item(b, &req, &r);
     progress_clear(&b->view);
     if (status == PC_OK && b->cli->text_dir) status = write_text(b, item, &r.text);
     if (status == PC_OK) {
@@ -184,6 +209,7 @@ static int summarize_text(struct Batch *b, const struct Item *item, struct TextS
         status = failed(b, item, key, status);
     }
     result_free(&r);
+    str_free(&whole);
     return status;
 }
 

@@ -319,6 +319,17 @@ int source_read(struct TextSource *s, size_t at, size_t len, char *out, size_t *
     return PC_OK;
 }
 
+int source_all(struct TextSource *s, struct Str *out)
+{
+    for (size_t at = 0, got = BLOCK; got == BLOCK; at += got) {
+        TRY(str_reserve(out, BLOCK));
+        TRY(source_read(s, at, BLOCK, out->data + out->len, &got));
+        out->len += got;
+    }
+    out->data[out->len] = 0;
+    return PC_OK;
+}
+
 int source_again(struct TextSource *s, size_t at, size_t len, char *out)
 {
     size_t got;

@@ -44,6 +44,8 @@ void source_close(struct TextSource *s);
 /* Reads bytes [at, at + len); *got is less than len at the text's end only. A pipe is read as far as that takes.
  * Errors: PC_EIO (cannot be read, shorter than it was), PC_EFORMAT (an empty file), PC_EINTR. */
 int source_read(struct TextSource *s, size_t at, size_t len, char *out, size_t *got);
+/* Appends the whole text. */
+int source_all(struct TextSource *s, struct Str *out);
 /* As source_read, where the bytes are known to be there. */
 int source_again(struct TextSource *s, size_t at, size_t len, char *out);
 /* Checks bytes [at, at + len) of the text as text_check does, naming the file and the byte in it. ends: no byte follows; else a

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -465,6 +466,7 @@ static void test_locked(void **unused)
     make(&m, 50);
     must(store_create(path, &m.info, false, &w));
     is_refused(store_create(path, &m.info, false, &late), PC_ECONFIG, "another pcomp");
+    assert_true(late.busy && !w.busy);
     store_writer_close(&late);
     while (w.n_done < m.info.n_chunks) must(write_chunk(&m, &w));
     must(store_finish(&w));
@@ -525,6 +527,69 @@ static void test_faults(void **unused)
     check_store(&m, path);
 }
 
+/* One of several writers of the same store, each of which goes on until the store is there; its exit code. */
+static int compete(const struct Made *m)
+{
+    for (;;) {
+        struct StoreWriter w;
+        int status = store_create(path, &m->info, false, &w);
+        while (status == PC_OK && w.n_done < m->info.n_chunks) status = write_chunk(m, &w);
+        if (status == PC_OK && w.fd >= 0) status = store_finish(&w);
+        bool busy = w.busy;
+        store_writer_close(&w);
+        if (status == PC_OK) return whole(path) == PC_OK ? 0 : 1;
+        if (!busy) return 2;
+        usleep(300);
+    }
+}
+
+/* However their steps fall between each other's, all end with one whole store. */
+static void test_writers(void **unused)
+{
+    (void)unused;
+    enum { WRITERS = 4, ROUNDS = 20 };
+    struct Made m;
+    make(&m, 51);
+    for (int round = 0; round < ROUNDS; round++) {
+        pid_t pid[WRITERS];
+        unlink(path);
+        fflush(NULL);
+        for (int i = 0; i < WRITERS; i++) {
+            pid[i] = fork();
+            assert_true(pid[i] >= 0);
+            if (pid[i] == 0) _exit(compete(&m));
+        }
+        for (int i = 0; i < WRITERS; i++) {
+            int how;
+            assert_int_equal(waitpid(pid[i], &how, 0), pid[i]);
+            assert_int_equal(how, 0);
+        }
+        check_store(&m, path);
+    }
+}
+
+/* A writer that is killed leaves no more than an unfinished file, with which the next one goes on. */
+static void test_killed(void **unused)
+{
+    (void)unused;
+    struct Made m;
+    make(&m, 52);
+    for (int kills = 0; kills < 24; kills++) {
+        pid_t pid = fork();
+        assert_true(pid >= 0);
+        if (pid == 0) _exit(compete(&m));
+        usleep((useconds_t)(kills * 37 % 1500));
+        kill(pid, SIGKILL);
+        assert_int_equal(waitpid(pid, NULL, 0), pid);
+        assert_true(access(path, F_OK) != 0 || whole(path) == PC_OK);
+        if (kills % 8 == 7) {
+            assert_int_equal(compete(&m), 0);
+            check_store(&m, path);
+            unlink(path);
+        }
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -539,6 +604,8 @@ int main(void)
         cmocka_unit_test_teardown(test_there, clean),
         cmocka_unit_test_teardown(test_locked, clean),
         cmocka_unit_test_teardown(test_full_disk, clean),
+        cmocka_unit_test_teardown(test_writers, clean),
+        cmocka_unit_test_teardown(test_killed, clean),
         cmocka_unit_test_teardown(test_faults, clean),
     };
     return cmocka_run_group_tests_name("store", tests, open_folder, close_folder) != 0;
