@@ -91,6 +91,19 @@ __device__ __forceinline__ uint4 codes_get(const void *page, int part, int slot,
                         __half22float2(*code_grid<BITS>(p, part, slot, head_dim)));
 }
 
+/* One value of a token. */
+template <int BITS>
+__device__ __forceinline__ float code_value(const void *page, int part, int slot, int i,
+                                            int head_dim)
+{
+    void *p = (void *)page;
+    float2 grid = __half22float2(*code_grid<BITS>(p, part, slot, head_dim));
+    const uint8_t *row = (const uint8_t *)code_row<BITS>(p, part, slot, head_dim);
+    int at = i / 8 * BITS * 8 + (BITS == 8 ? i % 8 * 8 : i % 8 / 2 * 4 + i % 2 * 16); /* bits */
+    int c = row[at / 8] >> at % 8 & ((1 << BITS) - 1);
+    return fmaf((float)c, grid.x, grid.y);
+}
+
 /* ==== Numbers to codes ==== */
 
 __device__ __forceinline__ uint32_t codes_pack(const uint32_t (&c)[8], uint32_t)

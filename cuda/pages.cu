@@ -140,31 +140,46 @@ cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, const ui
 
 /* ==== Pages to their index ==== */
 
-/* A block a page, a thread a channel. */
+/* Channel d of a token's key. */
+template <int FORMAT>
+static __device__ float key_value(const struct PagesArgs &p, uint32_t page, int slot, int d)
+{
+    if constexpr (FORMAT == CUDA_PAGE_BF16)
+        return __bfloat162float(page_key(p, page, slot)[d]);
+    else
+        return code_value < FORMAT == CUDA_PAGE_Q8
+                   ? 8
+                   : 4 > (p.pool + (size_t)page * p.page_bytes, 0, slot, d, p.head_dim);
+}
+
+/* A block a page, a thread a channel. Bounds of what codes stand for are rounded outward. */
+template <int FORMAT>
 static __global__ void index_kernel(struct PagesArgs p, const struct CudaPageRef *refs, bool bound,
                                     uint8_t *index, size_t index_bytes)
 {
     struct CudaPageRef ref = refs[blockIdx.x];
     bf16 *out = (bf16 *)(index + (size_t)ref.page * index_bytes);
     for (int d = threadIdx.x; d < p.head_dim; d += blockDim.x) {
-        const bf16 *key = page_key(p, ref.page, 0) + d;
         float sum = 0, least = INFINITY, most = -INFINITY;
 #pragma unroll 8
         for (int t = 0; t < (int)ref.len; t++) {
-            float x = __bfloat162float(key[(size_t)t * p.head_dim]);
+            float x = key_value<FORMAT>(p, ref.page, t, d);
             sum += x;
             least = fminf(least, x);
             most = fmaxf(most, x);
         }
-        out[d] = __float2bfloat16_rn(bound ? least : sum / (float)ref.len);
-        if (bound) out[p.head_dim + d] = __float2bfloat16_rn(most);
+        out[d] = bound ? __float2bfloat16_rd(least) : __float2bfloat16_rn(sum / (float)ref.len);
+        if (bound) out[p.head_dim + d] = __float2bfloat16_ru(most);
     }
 }
 
 cudaError_t pages_index(const struct PagesArgs *p, const struct CudaPageRef *refs, int n,
                         bool bound, uint8_t *index, size_t index_bytes, cudaStream_t s)
 {
-    index_kernel<<<n, 128, 0, s>>>(*p, refs, bound, index, index_bytes);
+    auto kernel = p->format == CUDA_PAGE_Q8   ? index_kernel<CUDA_PAGE_Q8>
+                  : p->format == CUDA_PAGE_Q4 ? index_kernel<CUDA_PAGE_Q4>
+                                              : index_kernel<CUDA_PAGE_BF16>;
+    kernel<<<n, 128, 0, s>>>(*p, refs, bound, index, index_bytes);
     return cudaGetLastError();
 }
 

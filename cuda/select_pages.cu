@@ -59,19 +59,32 @@ __device__ __forceinline__ void index_prefetch(const struct CudaPageSelect &a, c
     }
 }
 
+/* A row of f32 for each warp that has a head to even out. */
+__host__ __device__ __forceinline__ int held_rows(const struct CudaPageSelect &a)
+{
+    int group = a.n_heads / a.n_kv_heads;
+    return !a.turn.even ? 0 : group < WARPS ? group : WARPS;
+}
+
 /* The query heads of the KV head, turned, as bf16: what attention itself makes of them. */
 __device__ __forceinline__ void queries_turn(const struct CudaPageSelect &a, int head, bf16 *to)
 {
-    int group = a.n_heads / a.n_kv_heads, dim = a.head_dim;
+    int group = a.n_heads / a.n_kv_heads, dim = a.head_dim, warp = threadIdx.x / 32;
     const bf16 *q = a.q + (int64_t)head * group * dim;
     if (!a.turn.angles) {
         for (int i = threadIdx.x; i < group * dim / 8; i += THREADS)
             ((uint4 *)to)[i] = __ldcg((const uint4 *)q + i);
         return;
     }
-    for (int g = threadIdx.x / 32; g < group; g += WARPS)
-        turn_head(a.turn, q + g * dim, a.turn.q_norm, NULL, dim,
-                  [&](int i, bf16 v) { to[g * dim + i] = v; });
+    float *held = (float *)(to + group * dim) + warp * dim;
+    EvenHead even = {a.turn.balance ? a.turn.balance + head * dim : NULL, true, held};
+    for (int g = warp; g < group; g += WARPS) {
+        auto store = [&](int i, bf16 v) { to[g * dim + i] = v; };
+        if (a.turn.even)
+            turn_even_head(a.turn, q + g * dim, a.turn.q_norm, NULL, dim, even, store);
+        else
+            turn_head(a.turn, q + g * dim, a.turn.q_norm, NULL, dim, store);
+    }
 }
 
 __device__ __forceinline__ void widen(uint4 x, float *out)
@@ -324,7 +337,7 @@ template <bool BOUND>
 __global__
 __launch_bounds__(THREADS) void select_pages_kernel(const __grid_constant__ struct CudaPageSelect a)
 {
-    extern __shared__ __align__(16) bf16 queries[]; /* [group, head_dim] */
+    extern __shared__ __align__(16) bf16 queries[]; /* [group, head_dim], then held_rows */
     int head = blockIdx.y;
     HeadPages p = pages_of(a, head);
     bool all = p.first == p.n;
@@ -359,7 +372,8 @@ cudaError_t cuda_select_pages(const struct CudaPageSelect *a, cudaStream_t s)
     if (a->n_kv_heads < 1 || a->n_kv_heads > CUDA_SELECT_HEADS || a->n_heads % a->n_kv_heads ||
         a->head_dim % 8 || a->head_dim > 256 || a->n_blocks < 1 || a->index_bytes % 16)
         return cudaErrorInvalidValue;
-    size_t shared = (size_t)(a->n_heads / a->n_kv_heads) * a->head_dim * sizeof(bf16);
+    size_t shared = (size_t)(a->n_heads / a->n_kv_heads) * a->head_dim * sizeof(bf16) +
+                    (size_t)held_rows(*a) * a->head_dim * sizeof(float);
     if (shared > SHARED_MOST) return cudaErrorInvalidValue;
     for (args.lanes = 1; args.lanes * 8 < a->head_dim;) args.lanes *= 2;
     dim3 grid((unsigned)a->n_blocks, (unsigned)a->n_kv_heads);

@@ -627,10 +627,6 @@ static int check_heads(const struct Settings *s)
 int settings_check(const struct Settings *s)
 {
     TRY(check_heads(s));
-    if (s->select != PAGE_INDEX_OFF && s->kv_type != KV_AUTO)
-        return err_set(PC_ECONFIG,
-                       "setting 'select': pages are told apart by keys of the device's own type; "
-                       "leave out --kv-type, or --select");
     if (s->rope_factor > 0 && s->rope_scaling == SCALING_AUTO)
         return err_set(PC_ECONFIG,
                        "setting 'rope_factor': it says how far, but not how to stretch; "

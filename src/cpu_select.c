@@ -107,8 +107,8 @@ int cpu_kv_index(struct Device *d, const struct PagePool *pool, enum PageIndex i
 {
 #pragma omp parallel for schedule(static) num_threads(d->threads) if (n > 1)
     for (int i = 0; i < n; i++)
-        d->kern->index_write(pool->data + refs[i].page * pool->page_bytes, (int)refs[i].len,
-                             d->model->cfg.head_dim, index, d->exact,
+        d->kern->index_write(pool->data + refs[i].page * pool->page_bytes, d->format,
+                             (int)refs[i].len, d->model->cfg.head_dim, index, d->exact,
                              pool->index + refs[i].page * pool->index_bytes);
     return PC_OK;
 }

@@ -149,7 +149,7 @@ struct PageAttn {
 /* Query rows of one KV group that ask what a page may hold for them. */
 struct IndexQuery {
     enum PageIndex index;
-    bool exact; /* the index holds f32, else f16, as the pages */
+    bool exact; /* the index holds f32, else f16 */
     int head_dim;
     const float *q; /* [n_q, head_dim] f32, rotated */
     int n_q;
@@ -203,9 +203,9 @@ struct Kernels {
     void (*page_rows)(const void *page, int at, int n, int head_dim, float *k, float *v,
                       enum PageFormat format);
     /* What a page's first `len` keys have in common: their mean [head_dim], or each channel's least and largest value
-     * [2, head_dim]. */
-    void (*index_write)(const void *page, int len, int head_dim, enum PageIndex index, bool exact,
-                        void *out);
+     * [2, head_dim]; f16, or f32 when `exact`. */
+    void (*index_write)(const void *page, enum PageFormat format, int len, int head_dim,
+                        enum PageIndex index, bool exact, void *out);
     /* The largest logit that some row has for the page's mean key, or may have for any of its keys. */
     float (*index_score)(const struct IndexQuery *q, const void *index);
     void (*page_move)(void *to, int to_at, const void *from, int from_at, int head_dim,

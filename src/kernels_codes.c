@@ -116,6 +116,18 @@ void KERNEL(codes_read)(const void *page, int at, int head_dim, float *k, float 
     }
 }
 
+void KERNEL(codes_channel)(const void *page, int channel, int head_dim, float *x,
+                           enum PageFormat format)
+{
+    struct CodePage p = code_page(page, head_dim, format);
+    const uint8_t *pair = p.k + (size_t)(channel / 2) * QBLOCK * (size_t)p.unit;
+    for (int t = 0; t < QBLOCK; t++) {
+        struct Grid g = get_grid(&p, 0, t);
+        int c = format == PAGE_Q8 ? pair[2 * t + channel % 2] : pair[t] >> channel % 2 * 4 & 15;
+        x[t] = g.zero + g.scale * (float)c;
+    }
+}
+
 void KERNEL(codes_move)(void *to, int to_at, const void *from, int from_at, int head_dim,
                         enum PageFormat format)
 {

@@ -1,7 +1,7 @@
 /* kernels_index.c - the index of a page, and what a query may expect of the page by it (headwise.md C.2).
  *
- * Values are of the pages' own type: the least and the largest of f16 values are f16 values, so a bound stays one, and a
- * row that scores thousands of pages reads half the bytes.
+ * Values are f16 as in pages of numbers, so that a row that scores thousands of pages reads half the bytes, or f32 in exact
+ * mode. The least and the largest of f16 values are f16 values; what codes stand for is rounded outward: a bound stays one.
  */
 #include "kernels_list.h"
 #include "kernels_pages.h"
@@ -24,37 +24,61 @@ static void put(void *out, int i, float value, bool exact)
         ((uint16_t *)out)[i] = f32_to_f16(value);
 }
 
-static float mean_of(const void *page, int channel, int len, bool exact)
+/* The next value, in sign's direction, that the index can hold. */
+static void put_beyond(void *out, int i, float value, float sign, bool exact)
+{
+    uint16_t half = f32_to_f16(value);
+    if (sign * f16_to_f32(half) < sign * value)
+        half = (uint16_t)((value > 0) == (sign > 0) ? half + 1 : half - 1);
+    if (exact)
+        ((float *)out)[i] = value;
+    else
+        ((uint16_t *)out)[i] = half;
+}
+
+/* One channel of a page's keys. */
+static void channel_of(const void *page, enum PageFormat format, int head_dim, int channel,
+                       float *x)
+{
+    if (format == PAGE_Q8 || format == PAGE_Q4) {
+        KERNEL(codes_channel)(page, channel, head_dim, x, format);
+        return;
+    }
+    for (int v = 0; v < QBLOCK; v += VL)
+        vf_store(x + v, load_at(page, (size_t)channel * QBLOCK + v, format == PAGE_F32));
+}
+
+static float mean_of(const float *x, int len)
 {
     vf sum = vf_zero();
-    for (int v = 0; v < QBLOCK; v += VL) {
-        vf x = load_at(page, (size_t)channel * QBLOCK + v, exact);
-        sum = vf_add(sum, vf_first(valid(len, v), x, vf_zero()));
-    }
+    for (int v = 0; v < QBLOCK; v += VL)
+        sum = vf_add(sum, vf_first(valid(len, v), vf_load(x + v), vf_zero()));
     return vf_sum(sum) / (float)len;
 }
 
 /* The largest of sign * x. */
-static float most_of(const void *page, int channel, int len, float sign, bool exact)
+static float most_of(const float *x, int len, float sign)
 {
     vf none = vf_set1(-INFINITY), most = none;
     for (int v = 0; v < QBLOCK; v += VL) {
-        vf x = vf_mul(vf_set1(sign), load_at(page, (size_t)channel * QBLOCK + v, exact));
-        most = vf_max(most, vf_first(valid(len, v), x, none));
+        vf signed_x = vf_mul(vf_set1(sign), vf_load(x + v));
+        most = vf_max(most, vf_first(valid(len, v), signed_x, none));
     }
     return vf_hmax(most);
 }
 
-void KERNEL(index_write)(const void *page, int len, int head_dim, enum PageIndex index, bool exact,
-                         void *out)
+void KERNEL(index_write)(const void *page, enum PageFormat format, int len, int head_dim,
+                         enum PageIndex index, bool exact, void *out)
 {
+    _Alignas(64) float x[QBLOCK];
     for (int d = 0; d < head_dim; d++) {
+        channel_of(page, format, head_dim, d, x);
         if (index == PAGE_INDEX_MEAN) {
-            put(out, d, mean_of(page, d, len, exact), exact);
+            put(out, d, mean_of(x, len), exact);
             continue;
         }
-        put(out, d, -most_of(page, d, len, -1, exact), exact);
-        put(out, head_dim + d, most_of(page, d, len, 1, exact), exact);
+        put_beyond(out, d, -most_of(x, len, -1), -1, exact);
+        put_beyond(out, head_dim + d, most_of(x, len, 1), 1, exact);
     }
 }
 

@@ -24,8 +24,8 @@ void KERNEL(page_read)(const void *page, int at, int head_dim, float *k, float *
                        enum PageFormat format);
 void KERNEL(page_rows)(const void *page, int at, int n, int head_dim, float *k, float *v,
                        enum PageFormat format);
-void KERNEL(index_write)(const void *page, int len, int head_dim, enum PageIndex index, bool exact,
-                         void *out);
+void KERNEL(index_write)(const void *page, enum PageFormat format, int len, int head_dim,
+                         enum PageIndex index, bool exact, void *out);
 float KERNEL(index_score)(const struct IndexQuery *q, const void *index);
 void KERNEL(page_move)(void *to, int to_at, const void *from, int from_at, int head_dim,
                        enum PageFormat format);

@@ -35,6 +35,9 @@ void KERNEL(codes_read)(const void *page, int at, int head_dim, float *k, float 
                         enum PageFormat format);
 void KERNEL(codes_move)(void *to, int to_at, const void *from, int from_at, int head_dim,
                         enum PageFormat format);
+/* One channel of the keys of a page of codes: x [64]. */
+void KERNEL(codes_channel)(const void *page, int channel, int head_dim, float *x,
+                           enum PageFormat format);
 /* All runs of `a` for query rows [first, first + n), QUERIES_MAX at most; out [n, head_dim] and part [n] go on from what
  * they hold. */
 void KERNEL(codes_attend)(const struct PageAttn *a, int first, int n, struct Partial *part,

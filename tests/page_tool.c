@@ -114,7 +114,7 @@ static void index_scores(struct Device *d, const struct AttnArgs *a, int kv_head
                            .scale = 1 / sqrtf((float)m->head_dim)};
     void *entry = room(2 * (size_t)m->head_dim, sizeof(float));
     for (int i = 0; i < h->n - h->n_open; i++) {
-        d->kern->index_write(a->pool->data + h->refs[i].page * a->pool->page_bytes,
+        d->kern->index_write(a->pool->data + h->refs[i].page * a->pool->page_bytes, d->format,
                              (int)h->refs[i].len, m->head_dim, index, d->exact, entry);
         score[i] = d->kern->index_score(&q, entry) + h->refs[i].bias;
     }

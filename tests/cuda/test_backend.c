@@ -599,7 +599,6 @@ int main(int argc, char **argv)
         snprintf(name, sizeof name, "%s, kv %s", sides[m].model, sides[m].kv_type);
         struct Engine *cpu = open_side(sides[m].model, "cpu", sides[m].kv_type),
                       *gpu = open_side(sides[m].model, "cuda", sides[m].kv_type);
-        bool plain = strcmp(sides[m].kv_type, "auto") == 0; /* pages are told apart by plain keys */
         loose = sides[m].loose;
         for (size_t i = 0; i < sizeof cases / sizeof *cases && i < n_cases; i++) {
             struct Case c = cases[i];
@@ -612,9 +611,8 @@ int main(int argc, char **argv)
                                                  {PAGE_INDEX_BOUND, 2, 0, 0, 0},
                                                  {PAGE_INDEX_MEAN, 0, 0.6f, 1, 0}};
         for (int past = brief ? 700 : 0; past <= 700 && gpu->model.cfg.head_dim >= 64; past += 350)
-            for (int way = 0; way < (!plain ? 1 : brief ? 2 : 4); way++)
-                test_steps(gpu, name, past, ways[way]);
-        if (plain) test_select_steps(gpu, name, 700); /* also heads whose keys are packed */
+            for (int way = 0; way < (brief ? 2 : 4); way++) test_steps(gpu, name, past, ways[way]);
+        test_select_steps(gpu, name, 700); /* also heads whose keys are packed */
         size_t end = n_cases != SIZE_MAX ? 0 : brief ? 2 : sizeof wholes / sizeof *wholes;
         for (size_t i = brief ? 1 : 0; i < end; i++) run_whole(cpu, gpu, name, &wholes[i]);
         engine_close(cpu);
@@ -627,9 +625,8 @@ int main(int argc, char **argv)
         const char *name = step_models[m / 3];
         struct Engine *gpu = open_side(name, "cuda", kv_types[m % 3]);
         test_steps(gpu, name, 3000, (struct PageSelect){.index = PAGE_INDEX_OFF});
-        if (m % 3 == 0)
-            test_steps(gpu, name, 3000, (struct PageSelect){PAGE_INDEX_MEAN, 8, 0, 1, 2});
-        if (m % 3 == 0) test_select_steps(gpu, name, 3000);
+        test_steps(gpu, name, 3000, (struct PageSelect){PAGE_INDEX_MEAN, 8, 0, 1, 2});
+        test_select_steps(gpu, name, 3000);
         engine_close(gpu);
     }
     printf("%d passed, %d failed\n", passed, failed);

@@ -213,6 +213,15 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     ask --json --keep all --kv-cap off --select mean --select-pages 1
     [ "$status" -eq 0 ]
     jq -e '.plan.select == "mean" and .plan.index_bytes > 0 and .pages_there >= .pages_read' <<< "$output"
+    local kv some
+    for kv in q8 q4; do
+        ask --json --keep all --kv-cap off --kv-type $kv --select bound --select-pages 1
+        jq -e '.pages_there > .pages_read' <<< "$output"
+        ask --json --keep all --kv-cap off --kv-type $kv --select mean --select-mass 1
+        some=$(jq -c '[.text, .logits_hash]' <<< "$output")
+        ask --json --keep all --kv-cap off --kv-type $kv
+        [ "$(jq -c '[.text, .logits_hash]' <<< "$output")" = "$some" ]
+    done
     ask --json
     jq -e '.plan.select == "off" and .plan.index_bytes == 0 and .pages_there == 0' <<< "$output"
     run --separate-stderr "$PCOMP" plan -m none -f text.txt --select most

@@ -566,15 +566,33 @@ static void test_attn_pages(void **state)
 
 /* ==== The index of pages ==== */
 
-/* What a page's keys have in common, value by value, and in *bound how far an f32 sum may be from it. */
-static void check_index(const struct Kernels *k, const void *page, int len, int dim,
-                        enum PageIndex index, bool exact, const void *entry)
+/* A page and its index, of values in f32 when `exact`. */
+struct Indexed {
+    enum PageFormat format;
+    bool exact;
+    int dim, len;
+    const void *page, *entry;
+};
+
+/* Whether `low` is the nearest value not above `least`; of codes in f16, which hold neither, no more than a step below. */
+static bool right_bound(const struct Indexed *x, double low, double least)
 {
+    bool codes = x->format == PAGE_Q8 || x->format == PAGE_Q4;
+    if (x->exact || !codes) return low == (float)least;
+    return low <= least && least - low <= 0x1p-10 * fabs(least) + 0x1p-24;
+}
+
+/* What a page's keys have in common, value by value. */
+static void check_index(const struct Kernels *k, const struct Indexed *x, enum PageIndex index)
+{
+    int dim = x->dim, len = x->len;
+    bool exact = x->exact;
+    const void *entry = x->entry;
     float *key = floats((size_t)dim), *value = floats((size_t)dim);
     for (int d = 0; d < dim; d++) {
         double sum = 0, size = 0, least = INFINITY, most = -INFINITY;
         for (int t = 0; t < len; t++) {
-            k->page_read(page, t, dim, key, value, exact ? PAGE_F32 : PAGE_F16);
+            k->page_read(x->page, t, dim, key, value, x->format);
             sum += key[d];
             size += fabs((double)key[d]);
             least = fmin(least, key[d]);
@@ -589,17 +607,18 @@ static void check_index(const struct Kernels *k, const void *page, int len, int 
             continue;
         }
         float high = exact ? full[dim + d] : f16_to_f32(half[dim + d]);
-        assert_true(low == (float)least && high == (float)most);
+        assert_true(right_bound(x, low, least) && right_bound(x, -high, -most));
     }
     free(key);
     free(value);
 }
 
 /* The score by double sums over the entry; a bound is also no lower than any key's own product. */
-static void check_score(const struct Kernels *k, const struct IndexQuery *q, const void *page,
-                        int len, const void *entry)
+static void check_score(const struct Kernels *k, const struct IndexQuery *q,
+                        const struct Indexed *of)
 {
-    int dim = q->head_dim;
+    int dim = q->head_dim, len = of->len;
+    const void *entry = of->entry;
     float *key = floats((size_t)dim), *value = floats((size_t)dim);
     const uint16_t *half = entry;
     const float *full = entry;
@@ -616,7 +635,7 @@ static void check_score(const struct Kernels *k, const struct IndexQuery *q, con
         }
         best = fmax(best, sum);
         for (int t = 0; t < len; t++) {
-            k->page_read(page, t, dim, key, value, q->exact ? PAGE_F32 : PAGE_F16);
+            k->page_read(of->page, t, dim, key, value, of->format);
             double own = 0;
             for (int d = 0; d < dim; d++) own += (double)q->q[g * dim + d] * key[d];
             reached = fmax(reached, own);
@@ -631,9 +650,9 @@ static void check_score(const struct Kernels *k, const struct IndexQuery *q, con
     free(value);
 }
 
-static void run_index(const struct Kernels *k, int dim, int n_q, int len, bool exact)
+static void run_index(const struct Kernels *k, int dim, int n_q, int len, enum PageFormat format,
+                      bool exact)
 {
-    enum PageFormat format = exact ? PAGE_F32 : PAGE_F16;
     void *page = block(page_bytes(format, dim)), *entry = block(2 * (size_t)dim * sizeof(float));
     float *key = floats((size_t)dim), *value = floats((size_t)dim),
           *q = floats((size_t)(n_q * dim));
@@ -651,9 +670,10 @@ static void run_index(const struct Kernels *k, int dim, int n_q, int len, bool e
                                    .q = q,
                                    .n_q = n_q,
                                    .scale = 1 / sqrtf((float)dim)};
-        k->index_write(page, len, dim, query.index, exact, entry);
-        check_index(k, page, len, dim, query.index, exact, entry);
-        check_score(k, &query, page, len, entry);
+        struct Indexed of = {format, exact, dim, len, page, entry};
+        k->index_write(page, format, len, dim, query.index, exact, entry);
+        check_index(k, &of, query.index);
+        check_score(k, &query, &of);
     }
     free(page);
     free(entry);
@@ -668,8 +688,9 @@ static void test_index(void **state)
     const struct Kernels *k = kernels_of(state);
     for (int d = 0; d < 8; d++)
         for (int l = 0; l < 6; l++)
-            for (int exact = 0; exact < 2; exact++)
-                run_index(k, dims[d], 1 + 3 * (l % 3), lens[l], exact);
+            for (int f = PAGE_F32; f <= PAGE_Q4; f++)
+                for (int exact = f == PAGE_F32; exact < (f == PAGE_F16 ? 1 : 2); exact++)
+                    run_index(k, dims[d], 1 + 3 * (l % 3), lens[l], (enum PageFormat)f, exact);
 }
 
 int main(void)
