@@ -29,7 +29,7 @@ struct Case {
     enum Method method;
     int n_calib;
     bool heads; /* half of the KV heads stream */
-    int victim; /* rank; 0: none */
+    int victim; /* rank */
     enum Trouble { NONE, KILLED, NO_MEMORY, OTHER_SETTINGS, STOPPED } trouble;
     int after; /* calls of stop before it comes */
     enum AnswerRanks answer;
@@ -137,7 +137,7 @@ static inline int run_rank(struct Team *t, const struct Case *c, struct Report *
     struct Request req = {
         .question = "", .user = &run, .on_progress = on_progress, .stop = on_stop};
     trouble.c = c;
-    trouble.mine = c->victim && t->rank == c->victim;
+    trouble.mine = c->trouble != NONE && t->rank == c->victim;
     trouble.left = c->after;
     if (trouble.mine && c->trouble == OTHER_SETTINGS) e->settings.obs_rows = 3;
     if (trouble.mine && c->trouble == NO_MEMORY) mem_fail_after(c->after);
@@ -188,7 +188,7 @@ static inline int run_team(const struct Case *c, int size, struct Report *all)
     close(job.pipe[1]);
     for (int i = 1; i < size; i++) {
         int how = ranks_wait(&r, i);
-        bool killed = i == c->victim && c->trouble == KILLED;
+        bool killed = i == c->victim && c->trouble == KILLED && end < 0;
         if (how != (killed ? 256 + SIGKILL : code_of(end)))
             fail_msg("rank %d of %d ended with %d, not %d", i, size, how, code_of(end));
     }
