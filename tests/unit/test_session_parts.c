@@ -170,8 +170,8 @@ static struct AttnArgs args_of(struct Spread *s, const int *ends, const struct H
                              .masks = s->masks.window ? &s->masks : NULL};
 }
 
-/* The mass that all rows put on the keys of each part, given the lse of all parts. */
-static void check_masses(struct Spread *s, struct AttnPart *all, double off)
+/* The mass that all rows put on the keys of each part, given the lse of all parts. `part` is there to be written. */
+static void check_masses(struct Spread *s, const float *all, struct AttnPart part, double off)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
     int ends[2] = {0, s->rows}, group = m->n_heads / m->n_kv_heads, stride = PAST + ROWS;
@@ -180,8 +180,10 @@ static void check_masses(struct Spread *s, struct AttnPart *all, double off)
     double sum = 0;
     for (int p = 0; p < s->n_parts; p++) {
         struct AttnArgs a = args_of(s, ends, &s->part[p]);
-        struct AttnPart part = {.own = s->own[p], .lse = all->lse};
+        part.own = s->own[p];
         a.part = &part;
+        must(s->e->be->attention(s->e->dev, &a));
+        memcpy(part.lse, all, sizeof *all * (size_t)(s->rows * m->n_heads));
         must(s->e->be->attn_mass(s->e->dev, &a, s->rows, mass, stride));
         for (int h = 0; h < m->n_kv_heads; h++) {
             int n = s->part[p].n_tokens[h] + (s->own[p][h] ? s->rows : 0);
@@ -235,7 +237,9 @@ static void check_spread(struct Spread *s, double off)
         close_to(a.part->lse[i], t.lse, off * fmax(1, fabs(t.lse)), "lse");
         for (size_t d = 0; d < dim; d++) close_to(s->out[i * dim + d], t.out[d], off, "out");
     }
-    check_masses(s, a.part, off);
+    float *all = copy_of(a.part->lse, heads);
+    check_masses(s, all, parts[0], off);
+    free(all);
     for (int p = 0; p < s->n_parts; p++) free(parts[p].out), free(parts[p].lse);
     spread_close(s);
 }
@@ -267,7 +271,7 @@ static void test_join(void **state)
             for (int exact = 0; exact < 2; exact++) {
                 struct Engine *e = open_engine_of(archs[a], exact ? PRECISION_F32 : PRECISION_INT16,
                                                   (enum KvType)kv, 1 + a % 2);
-                spread_over(e, exact ? 2e-5 : 1e-2);
+                spread_over(e, !exact ? 4e-3 : kv == KV_AUTO ? 5e-5 : 1e-3);
                 engine_close(e);
             }
 }
