@@ -118,6 +118,16 @@ struct HeadMasks {
     int sinks;
 };
 
+/* One part of the keys that rows see, where the others lie elsewhere (headwise.md D.7). Of a head with a window one part has
+ * all keys. Host memory. */
+struct AttnPart {
+    const uint8_t
+        *own; /* [n_kv_heads] 1: the rows' own sequence is in this part; 0: it has the past alone */
+    float *out; /* [n_rows, n_heads * head_dim] of this part's keys alone; zeros without any */
+    float *
+        lse; /* [n_rows, n_heads] natural log of the sum of exp(logit) over them; -INFINITY without any */
+};
+
 struct AttnArgs {
     const void *q;        /* [n_rows, n_heads * head_dim], rotated */
     const void *k, *v;    /* [n_rows, n_kv_heads * head_dim], k rotated */
@@ -137,6 +147,9 @@ struct AttnArgs {
     /* NULL: every page is read. Else, where the batch is one row without far keys, heads without a window read the pages
      * that this chooses by scores from the pool's index, which is right for all but pages at the end that still fill. */
     const struct PageSelect *select;
+    /* NULL: out is of all keys. Else attention() fills the part and leaves out alone, and attn_mass() gives the mass on the
+     * part's keys among all of them, past first, once attention_join() has told part->lse of all. */
+    struct AttnPart *part;
 };
 
 /* Pages of the past that rows read of heads they select from, and what these heads had. */
@@ -227,7 +240,11 @@ struct Backend {
      * the head group of the softmax on each key (past first). mass [n_seqs, n_kv_heads, stride] f32, in host memory. */
     int (*attn_mass)(struct Device *d, const struct AttnArgs *args, int obs_rows, float *mass,
                      int stride);
-    /* The same, then the choice of tokens, without leaving the device. NULL: there is nothing to gain. */
+    /* Optional; a device that has it takes args->part. out from n parts, added up in their order, so that whoever joins the
+     * same parts has the same bytes; args->part, which may be among them, gets the lse of all. */
+    int (*attention_join)(struct Device *d, const struct AttnArgs *args,
+                          const struct AttnPart *parts, int n);
+    /* attn_mass(), then the choice of tokens, without leaving the device. NULL: there is nothing to gain. */
     int (*keep)(struct Device *d, const struct AttnArgs *args, const struct KeepArgs *k);
     int (*kv_write)(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
                     int n);

@@ -255,9 +255,10 @@ static int end_answer(struct Run *run, const struct Request *req, const struct R
                       int status)
 {
     struct Cli *cli = run->cli;
-    bool objects = cli->json || cli->jsonl;
+    /* mpirun stops all ranks when one dies, and kills what takes longer: no object that could be cut in the middle */
+    bool objects = cli->json || cli->jsonl, cut = status == PC_EINTR && cli->team.size > 1;
     int wrote = run->out_status;
-    if (wrote == PC_OK && objects) wrote = write_object(run, req, r, status);
+    if (wrote == PC_OK && objects && !cut) wrote = write_object(run, req, r, status);
     if (wrote == PC_OK && !objects && r->text.len) wrote = out_write("\n", 1);
     if (cli->explain && r->chunks) {
         int page = write_page(run, req, r, status);

@@ -32,6 +32,7 @@ static const char *const WORDS_SCORE[] = {"auto", "question", "published", "rand
 static const char *const WORDS_SELECT[] = {"off", "mean", "bound", NULL};
 static const char *const WORDS_PRECISION[] = {"auto", "int16", "f32", "bf16", "fp8", NULL};
 static const char *const WORDS_KV_TYPE[] = {"auto", "q8", "q4", NULL};
+static const char *const WORDS_ANSWER[] = {"lead", "all", NULL};
 static const char *const WORDS_CHAT[] = {"auto",    "raw",     "chatml",  "qwen",
                                          "llama-2", "llama-3", "mistral", NULL};
 static const char *const WORDS_BACKEND[] = {"auto", "cpu", "cuda", NULL};
@@ -130,6 +131,8 @@ const struct Setting SETTINGS[] = {
      "arithmetic of the prefill; auto: int16 on a CPU, bf16 on a GPU; for comparison f32 (cpu); faster fp8 (cuda)"},
     {"kv_type", SET_ENUM, ENUM_AT(kv_type), WORDS_KV_TYPE, "auto", "machine",
      "numbers of the KV cache; auto: 16 bits; q8, q4: 8 or 4 bits with a scale and a zero for each token and KV head, in half or a quarter of the memory"},
+    {"answer_ranks", SET_ENUM, ENUM_AT(answer_ranks), WORDS_ANSWER, "lead", "machine",
+     "several processes: the kept chunks go to rank 0, which answers, or stay with the ranks that read them, which all do: each needs memory for its own share only"},
     {"isa", SET_TEXT, TEXT_AT(isa), WORDS_ISA, "auto", "machine",
      "instructions used on a CPU; auto: the best that this one has"},
     {"threads", SET_INT, AT(threads), 0, 1, 1024, WORDS_AUTO, "auto", "machine",
@@ -312,7 +315,7 @@ static int set_enum(const struct Setting *set, void *at, const char *value)
 _Static_assert(sizeof(enum Method) == sizeof(int) && sizeof(enum ChunkScore) == sizeof(int) &&
                    sizeof(enum Precision) == sizeof(int) && sizeof(enum Scaling) == sizeof(int) &&
                    sizeof(enum Freed) == sizeof(int) && sizeof(enum HeadsBy) == sizeof(int) &&
-                   sizeof(enum KvType) == sizeof(int),
+                   sizeof(enum KvType) == sizeof(int) && sizeof(enum AnswerRanks) == sizeof(int),
                "enums of struct Settings are read and written as int");
 
 static int set_text(const struct Setting *set, char *at, const char *value)

@@ -34,6 +34,8 @@ enum Freed { FREED_RELEASE, FREED_SHARE };
 enum HeadsBy { HEADS_BY_AUTO, HEADS_BY_KV, HEADS_BY_QUERY };
 /* What is kept of a page's keys to tell which pages a query wants: nothing, their mean, or each channel's range. */
 enum PageIndex { PAGE_INDEX_OFF, PAGE_INDEX_MEAN, PAGE_INDEX_BOUND };
+/* Who answers, of several ranks that read chunks. */
+enum AnswerRanks { ANSWER_LEAD, ANSWER_ALL };
 enum KvType { KV_AUTO, KV_Q8, KV_Q4 };
 enum TokenClass { CLASS_SINK, CLASS_MIDDLE, CLASS_RECENT };
 
@@ -97,6 +99,7 @@ struct Settings {
     char backend[16]; /* auto, cpu, cuda */
     enum Precision precision;
     enum KvType kv_type;
+    enum AnswerRanks answer_ranks;
     char isa[16];      /* auto, avx2, avx512, avx512vnni */
     int threads;       /* AUTO: cores of this process */
     int wave;          /* chunks prefilled together; AUTO */

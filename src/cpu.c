@@ -607,6 +607,7 @@ const struct Backend backend_cpu = {
     .rope = cpu_rope,
     .attention = cpu_attention,
     .attn_mass = cpu_attn_mass,
+    .attention_join = cpu_attention_join,
     .kv_write = cpu_kv_write,
     .kv_pack = cpu_kv_pack,
     .kv_read = cpu_kv_read,

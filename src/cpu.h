@@ -79,6 +79,11 @@ int cpu_kv_index(struct Device *d, const struct PagePool *pool, enum PageIndex i
                  const struct PageRef *refs, int n);
 int cpu_page_counts(struct Device *d, struct PageCounts *out);
 
+/* cpu_parts.c */
+int cpu_attention_join(struct Device *d, const struct AttnArgs *a, const struct AttnPart *parts,
+                       int n);
+
+/* cpu_attention.c */
 int cpu_attention(struct Device *d, const struct AttnArgs *a);
 int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *mass,
                   int stride);

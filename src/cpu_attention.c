@@ -28,6 +28,25 @@ static const struct PageRef *past_refs(const struct AttnArgs *a, int seq, int he
     return past->refs + (size_t)head * past->stride;
 }
 
+/* ==== Parts ==== */
+
+/* Whether rows see their own sequence. */
+static bool sees_own(const struct AttnArgs *a, int kv_head)
+{
+    return !a->part || a->part->own[kv_head];
+}
+
+/* A head of n rows that sees no key of its part. */
+static void blank(const struct Device *d, const struct AttnArgs *a, int head, int row, int n)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    for (size_t r = (size_t)row; r < (size_t)(row + n); r++) {
+        size_t at = r * (size_t)m->n_heads + (size_t)head;
+        a->part->lse[at] = -INFINITY;
+        memset(a->part->out + at * (size_t)m->head_dim, 0, sizeof(float) * (size_t)m->head_dim);
+    }
+}
+
 /* ==== Many rows ==== */
 
 static float *biases_of(const struct Device *d, int kv_head)
@@ -179,22 +198,27 @@ static struct AttnTile tile_of(const struct Device *d, const struct AttnArgs *a,
     const struct ModelConfig *m = &d->model->cfg;
     int kv = head / (m->n_heads / m->n_kv_heads), width = m->n_heads * m->head_dim,
         window = window_of(d, a, head);
-    size_t at = (size_t)(a->seq_begin[seq] + row) * width + (size_t)head * m->head_dim;
+    int past = past_tokens(a, seq, kv, m->n_kv_heads);
+    size_t first = (size_t)(a->seq_begin[seq] + row),
+           at = first * width + (size_t)head * m->head_dim;
     return (struct AttnTile){
         .exact = d->exact,
         .head_dim = m->head_dim,
         .q = (const float *)a->q + at,
         .ld_q = width,
         .n_rows = n,
-        .first_visible = past_tokens(a, seq, kv, m->n_kv_heads) + row + 1,
+        .first_visible = past + row + 1,
         .kv = pack_of(d, a, seq, kv),
         .scale = 1.0f / sqrtf((float)m->head_dim),
         .bias = biases_of(d, kv),
         .n_biased = n_biased(a, kv, m->n_kv_heads),
         .window = window,
         .sinks = window ? a->masks->sinks : 0,
-        .out = (float *)a->out + at,
+        .limit = sees_own(a, kv) ? 0 : past,
+        .out = (a->part ? a->part->out : (float *)a->out) + at,
         .ld_out = width,
+        .lse = a->part ? a->part->lse + first * m->n_heads + head : NULL,
+        .ld_lse = m->n_heads,
     };
 }
 
@@ -225,14 +249,18 @@ static void attend_tile(struct Device *d, const struct AttnArgs *a, int seq, int
                         int n)
 {
     const struct ModelConfig *m = &d->model->cfg;
+    int kv = head / (m->n_heads / m->n_kv_heads);
     uint8_t *scratch = thread_scratch(d, omp_get_thread_num());
+    if (!sees_own(a, kv) && past_tokens(a, seq, kv, m->n_kv_heads) == 0) {
+        blank(d, a, head, a->seq_begin[seq] + row, n);
+        return;
+    }
     struct AttnTile tile = tile_of(d, a, seq, head, row, n), far;
     if (a->far) {
         /* behind what attn_tile uses */
         float *q = (float *)(scratch + d->thread_bytes) - (size_t)TILE_ROWS * m->head_dim;
         split_far(d, a, a->seq_begin[seq] + row, q, &tile, &far);
-        if (a->far->k_turn)
-            far.kv = turned_pack(d, &tile.kv, seq, head / (m->n_heads / m->n_kv_heads));
+        if (a->far->k_turn) far.kv = turned_pack(d, &tile.kv, seq, kv);
     }
     d->kern->attn_tile(&tile, scratch);
 }
@@ -267,16 +295,17 @@ int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, floa
     for (int h = 0; h < heads; h++) {
         int seq = h / m->n_kv_heads, kv = h % m->n_kv_heads,
             rows = a->seq_begin[seq + 1] - a->seq_begin[seq];
-        int n_keys = past_tokens(a, seq, kv, m->n_kv_heads) + rows,
+        int past = past_tokens(a, seq, kv, m->n_kv_heads),
+            n_keys = sees_own(a, kv) ? past + rows : past,
             first = rows > obs_rows ? rows - obs_rows : 0;
         float *out = mass + (size_t)h * stride;
         memset(out, 0, sizeof *out * (size_t)n_keys);
         for (int g = 0; g < group; g++)
-            for (int row = first; row < rows; row += TILE_ROWS) {
+            for (int row = first; row < rows && n_keys; row += TILE_ROWS) {
                 int n = rows - row < TILE_ROWS ? rows - row : TILE_ROWS;
                 struct AttnTile tile = tile_of(d, a, seq, kv * group + g, row, n);
-                d->kern->attn_mass(&tile, tile.first_visible + n - 1, out,
-                                   thread_scratch(d, omp_get_thread_num()));
+                int seen = tile.limit ? tile.limit : tile.first_visible + n - 1;
+                d->kern->attn_mass(&tile, seen, out, thread_scratch(d, omp_get_thread_num()));
             }
     }
     return PC_OK;
@@ -288,17 +317,26 @@ struct Split {
     int kv_head, begin, end; /* refs [begin, end); end == n_refs + 1 includes the row's own key */
 };
 
+#define LN2 0.693147181f
+
 static int n_pages(const struct LayerPages *p, int kv_head)
 {
     return p->n_refs ? p->n_refs[kv_head] : 0;
 }
 
-/* Cuts every head's pages into items; the last item of a head also holds the row's own token. */
-static int make_splits(const struct LayerPages *p, int n_kv, int idx, struct Split *out)
+/* What a head's items are cut from: its pages, and behind them the row's own token. */
+static int n_cut(const struct AttnArgs *a, const struct LayerPages *p, int kv_head)
+{
+    return n_pages(p, kv_head) + sees_own(a, kv_head);
+}
+
+/* Cuts every head's pages into items. */
+static int make_splits(const struct AttnArgs *a, const struct LayerPages *p, int n_kv, int idx,
+                       struct Split *out)
 {
     int n = 0;
     for (int kv = 0; kv < n_kv; kv++) {
-        int refs = n_pages(p, kv) + 1;
+        int refs = n_cut(a, p, kv);
         for (int b = 0; b < refs; b += DECODE_SPLIT, n++) {
             if (n != idx) continue;
             *out = (struct Split){kv, b, b + DECODE_SPLIT < refs ? b + DECODE_SPLIT : refs};
@@ -366,9 +404,9 @@ static void attend_split(struct Device *d, const struct AttnArgs *a, const struc
     d->kern->attn_pages(&pages, part, out);
 }
 
-/* Merges the partial results of one query head, in item order. */
-static void merge_partials(const struct Partial *part, const float *part_out, int n, int step,
-                           int head_dim, float *out)
+/* Merges the partial results of one query head, in item order; returns the lse. */
+static float merge_partials(const struct Partial *part, const float *part_out, int n, int step,
+                            int head_dim, float *out)
 {
     float max = -INFINITY, sum = 0;
     for (int i = 0; i < n; i++) max = fmaxf(max, part[i * step].max);
@@ -379,6 +417,26 @@ static void merge_partials(const struct Partial *part, const float *part_out, in
         for (int j = 0; j < head_dim; j++) out[j] += part_out[(size_t)i * step * head_dim + j] * w;
     }
     for (int j = 0; j < head_dim; j++) out[j] /= sum;
+    return (max + log2f(sum)) * LN2;
+}
+
+/* One head's items, from the first on. */
+static void merge_head(const struct Device *d, const struct AttnArgs *a, int kv_head, int first,
+                       int items)
+{
+    const struct ModelConfig *m = &d->model->cfg;
+    int group = m->n_heads / m->n_kv_heads;
+    float *rows = a->part ? a->part->out : a->out;
+    for (int g = 0; g < group; g++) {
+        int head = kv_head * group + g, at = first * group + g;
+        if (items == 0) {
+            blank(d, a, head, 0, 1);
+            continue;
+        }
+        float lse = merge_partials(d->part + at, d->part_out + (size_t)at * m->head_dim, items,
+                                   group, m->head_dim, rows + (size_t)head * m->head_dim);
+        if (a->part) a->part->lse[head] = lse;
+    }
 }
 
 static void attend_pages(struct Device *d, const struct AttnArgs *a, const struct LayerPages *p)
@@ -386,21 +444,18 @@ static void attend_pages(struct Device *d, const struct AttnArgs *a, const struc
     const struct ModelConfig *m = &d->model->cfg;
     int group = m->n_heads / m->n_kv_heads;
     struct Split unused;
-    int n = make_splits(p, m->n_kv_heads, -1, &unused);
+    int n = make_splits(a, p, m->n_kv_heads, -1, &unused);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(d->threads)
     for (int i = 0; i < n; i++) {
         struct Split s = {0, 0, 0};
-        make_splits(p, m->n_kv_heads, i, &s);
+        make_splits(a, p, m->n_kv_heads, i, &s);
         attend_split(d, a, p, s, d->part + (size_t)i * group,
                      d->part_out + (size_t)i * group * m->head_dim);
     }
     int first = 0;
     for (int kv = 0; kv < m->n_kv_heads; kv++) {
-        int items = (n_pages(p, kv) + DECODE_SPLIT) / DECODE_SPLIT; /* with the row's own token */
-        for (int g = 0; g < group; g++)
-            merge_partials(d->part + first * group + g,
-                           d->part_out + (size_t)(first * group + g) * m->head_dim, items, group,
-                           m->head_dim, (float *)a->out + (size_t)(kv * group + g) * m->head_dim);
+        int items = (n_cut(a, p, kv) + DECODE_SPLIT - 1) / DECODE_SPLIT;
+        merge_head(d, a, kv, first, items);
         first += items;
     }
 }

@@ -36,12 +36,18 @@ static uint8_t *stays(struct Session *s, int kv_head)
     return s->drop + (size_t)kv_head * s->mass_stride;
 }
 
+/* Merged tokens of a full head before those of its first chunk. */
+static int prefix_tokens(const struct Session *s, int head)
+{
+    return parts_own(s, head) ? s->prompt.prefix.n : 0;
+}
+
 /* Takes out what one rule drops among the merged tokens of one head; classes are those of each token's own chunk. */
 static void drop_merged(struct Session *s, const struct CalibRule *r, int layer, int kv_head)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
     const float *mass = s->mass + (size_t)kv_head * s->mass_stride;
-    int head = layer * m->n_kv_heads + kv_head, at = s->prompt.prefix.n;
+    int head = layer * m->n_kv_heads + kv_head, at = prefix_tokens(s, head);
     int q = s->prompt.tail.n, rows = r->rows == 0 || r->rows > q ? q : r->rows;
     int group = m->n_heads / m->n_kv_heads; /* query heads of a KV head */
     float per_row = 1.0f / (float)(rows * group);
@@ -65,7 +71,7 @@ static void drop_merged(struct Session *s, const struct CalibRule *r, int layer,
 /* Takes the dropped tokens out of the slots' lists too. */
 static void forget_dropped(struct Session *s, int head, const uint8_t *stay)
 {
-    int at = s->prompt.prefix.n;
+    int at = prefix_tokens(s, head);
     for (int c = 0; c < s->plan.n_chunks; c++) {
         struct Slot *slot = session_slot(s, c);
         if (!slot) continue;
@@ -147,13 +153,20 @@ static int compress_layer(struct Session *s, int layer, const struct AttnArgs *a
 
 /* ==== The question ==== */
 
+/* First half of a layer, over the merged cache. */
+static int attend(struct Session *s, const struct Batch *b, int layer, struct AttnArgs *args)
+{
+    return s->together ? parts_attend(s, b, layer, args) : tf_attend(&s->tf, b, layer, 0, args);
+}
+
 /* A layer's rows of the question go behind the merged tokens, which first may lose some. */
 static int store_question(struct Session *s, int layer, const struct AttnArgs *args)
 {
     struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, args->seq_begin[1]};
     if (s->budget) return compress_layer(s, layer, args);
     if (s->mass) TRY(calibrate_merged(s, layer, args));
-    TRY(heads_append_all(s, &s->merged, layer, &rows));
+    TRY(s->together ? parts_append(s, layer, &rows)
+                    : heads_append_all(s, &s->merged, layer, &rows));
     return kv_flush(&s->kv, &s->writes);
 }
 
@@ -167,7 +180,7 @@ static int run_rows(struct Session *s, int at, int n)
     for (int l = 0; l < n_layers; l++) {
         struct AttnArgs args;
         TRY(session_stop(s));
-        TRY(tf_attend(&s->tf, &b, l, 0, &args));
+        TRY(attend(s, &b, l, &args));
         if (s->observer) TRY(s->observer->attended(s->observer, s, &args, NULL));
         TRY(store_question(s, l, &args));
         TRY(tf_ffn(&s->tf, l, n));
@@ -227,8 +240,10 @@ static int step_layers(struct Session *s, const struct Batch *b, bool append)
     for (int l = 0; l < m->n_layers; l++) {
         struct AttnArgs args;
         struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, 1};
-        TRY(tf_attend(&s->tf, b, l, 0, &args));
-        if (append) TRY(kv_append_all(&s->kv, &s->merged, l, &rows, &s->writes));
+        TRY(attend(s, b, l, &args));
+        if (append)
+            TRY(s->together ? parts_append(s, l, &rows)
+                            : kv_append_all(&s->kv, &s->merged, l, &rows, &s->writes));
         if (append) TRY(kv_flush(&s->kv, &s->writes));
         if (!append) TRY(s->tf.be->kv_write(s->tf.dev, &s->kv.pool, NULL, m->n_kv_heads));
         TRY(tf_ffn(&s->tf, l, 1));
@@ -261,7 +276,8 @@ static int step(struct Session *s, struct Sampler *sampler, int pos, int *id)
 {
     struct Batch b = tail_batch(s, id, 1, pos);
     TRY(far_batch(s, &b));
-    bool replay = s->limits.records && !b.far, greedy = replay && sampler->config.temperature <= 0;
+    bool replay = s->limits.records && !b.far && !s->together,
+         greedy = replay && sampler->config.temperature <= 0;
     b.follows = s->recorded;
     if (s->select.index) b.select = &s->select;
     TRY(tf_begin(&s->tf, &b));

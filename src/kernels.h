@@ -111,6 +111,10 @@ struct AttnTile {
     int window; /* a row sees only so many of its last keys, and the first `sinks`; 0: all */
     int sinks;
     int limit; /* and only those among the first `limit`; 0: all */
+    float *
+        lse; /* NULL or [n_rows, ld_lse] natural log of the sum of exp(logit): attn_tile writes it; attn_mass takes it in
+                 * place of its own sum, where the rows see more than these keys */
+    int ld_lse;
     const struct AttnTile
         *far; /* keys that the same rows see besides, from another place; or NULL */
 };

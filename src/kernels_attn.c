@@ -11,6 +11,7 @@
 #include <math.h>
 
 #define MASKED -1e30f
+#define LN2    0.693147181f
 
 static int dim_blocks(int head_dim)
 {
@@ -330,7 +331,8 @@ void KERNEL(attn_tile)(const struct AttnTile *t, void *scratch)
     attend(t, &s, false);
     if (t->far) attend(t->far, &s, true);
     for (int r = 0; r < t->n_rows; r++) {
-        float inv = 1.0f / vf_sum(vf_load(s.sums + r * VL));
+        float sum = vf_sum(vf_load(s.sums + r * VL)), inv = 1.0f / sum;
+        if (t->lse) t->lse[(size_t)r * t->ld_lse] = (s.max[r] + log2f(sum)) * LN2;
         for (int d = 0; d < t->head_dim; d++)
             t->out[(size_t)r * t->ld_out + d] =
                 s.o[((size_t)(d / QBLOCK) * TILE_ROWS + r) * PANEL_COLS + d % QBLOCK] * inv;
@@ -359,7 +361,8 @@ void KERNEL(attn_mass)(const struct AttnTile *t, int n_keys, float *mass, void *
                 vf_store(x, p);
                 sum = vf_add(sum, p);
             }
-        float inv = 1.0f / vf_sum(sum);
+        float inv =
+            t->lse ? exp2f(s.max[r] - t->lse[(size_t)r * t->ld_lse] / LN2) : 1.0f / vf_sum(sum);
         for (int j = 0; j < n_keys; j++)
             mass[j] += s.s[(size_t)(j / QBLOCK) * tile + r * PANEL_COLS + j % QBLOCK] * inv;
     }

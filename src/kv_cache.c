@@ -262,13 +262,16 @@ void kv_bias(struct HeadTable *t, float bias, const uint8_t *but)
             t->refs[(size_t)h * t->stride + i].bias = bias;
 }
 
+void kv_clear_head(struct KvCache *kv, struct HeadTable *t, int head)
+{
+    for (int i = t->n_refs[head]; i-- > 0;)
+        kv->pool.free[kv->pool.n_free++] = t->refs[(size_t)head * t->stride + i].page;
+    t->n_refs[head] = t->n_tokens[head] = 0;
+}
+
 void kv_clear(struct KvCache *kv, struct HeadTable *t)
 {
-    for (int h = 0; h < t->n_heads; h++) {
-        for (int i = t->n_refs[h]; i-- > 0;)
-            kv->pool.free[kv->pool.n_free++] = t->refs[(size_t)h * t->stride + i].page;
-        t->n_refs[h] = t->n_tokens[h] = 0;
-    }
+    for (int h = 0; h < t->n_heads; h++) kv_clear_head(kv, t, h);
 }
 
 bool kv_slide(struct KvCache *kv, struct HeadTable *t, int head, int first, int last)

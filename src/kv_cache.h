@@ -90,8 +90,9 @@ struct KvTokens {
 int kv_gather(struct KvCache *kv, struct HeadTable *dst, int layer, int kv_head,
               const struct KvTokens *tokens);
 
-/* Gives all pages back to the pool. */
+/* Gives all pages back to the pool, or those of one head. */
 void kv_clear(struct KvCache *kv, struct HeadTable *t);
+void kv_clear_head(struct KvCache *kv, struct HeadTable *t, int head);
 /* Gives back the whole pages of a head whose tokens are neither among its first `first` nor its last `last`; of the
  * page in which the first ones end, the rest goes too once none of it is among the last. True when something went. */
 bool kv_slide(struct KvCache *kv, struct HeadTable *t, int head, int first, int last);

@@ -200,9 +200,9 @@ static void wave_shapes(struct Session *s)
     int p0 = p->n_prefix, q = p->n_question, scored = max_int(q, 1),
         rows = p0 + p->chunk_tokens + q;
     int mass_keys = needs_mass(s) ? rows : 0;
-    int answer_keys = p0 + p->keep * s->cap + q + p->max_tokens;
+    int keep = parts_kept(s), answer_keys = p0 + keep * s->cap + q + p->max_tokens;
     /* every kept chunk ends in a page of its own: count whole pages */
-    int answer_room = PAGE_TOKENS * (kv_pages(p0) + p->keep * kv_pages(s->cap)) + q + p->max_tokens;
+    int answer_room = PAGE_TOKENS * (kv_pages(p0) + keep * kv_pages(s->cap)) + q + p->max_tokens;
     s->batch_rows = max_int(max_int(p->wave * (p->chunk_tokens + q), p0), q);
     s->wave_shape = (struct BatchShape){.rows = s->batch_rows,
                                         .seqs = p->wave,
@@ -215,10 +215,13 @@ static void wave_shapes(struct Session *s)
                                           .mass_keys = needs_mass(s) ? answer_keys : 0,
                                           .head_rows = min_int(HEAD_ROWS, s->question_rows),
                                           .selects = s->select.index};
-    s->n_slots = min_int(p->keep + p->wave, s->e->team->rank ? s->n_mine : p->n_read);
-    int ends = kv_pages(p0) + kv_pages(q + p->max_tokens) + 1;
-    s->n_pages = (size_t)p->heads_full * ((size_t)s->n_slots * kv_pages(s->cap) + ends) +
-                 (size_t)p->heads_streaming * ring_for(s, kv_pages(p->chunk_tokens) + ends);
+    bool alone = s->e->team->rank == 0 && !s->together; /* takes in what the others have read */
+    s->n_slots = min_int(p->keep + p->wave, alone ? p->n_read : s->n_mine);
+    int before = kv_pages(p0), behind = kv_pages(q + p->max_tokens) + 1;
+    s->n_pages =
+        (size_t)p->heads_full * ((size_t)s->n_slots * kv_pages(s->cap) + before) +
+        (size_t)parts_heads(s) * behind +
+        (size_t)p->heads_streaming * ring_for(s, kv_pages(p->chunk_tokens) + before + behind);
     s->mass_stride = needs_mass(s) ? max_int(mass_keys, answer_keys) : 0;
 }
 
@@ -247,11 +250,10 @@ static size_t plan_bytes(const struct Session *s)
     size_t device = (wave > answer ? wave : answer) + tf_bytes(e->be, m, s->batch_rows) +
                     kv_pool_bytes(e->be, e->dev, s->n_pages) + index_bytes(s) + keep + turns;
     size_t team = (size_t)s->e->team->size;
-    size_t sent = team > 1 ? kv_parcel_bytes(e->be->page_bytes(e->dev)) +
-                                 team * sizeof(double) * (size_t)s->plan.n_chunks
-                           : 0;
+    size_t parcel = s->together ? 0 : kv_parcel_bytes(e->be->page_bytes(e->dev)),
+           sent = team > 1 ? parcel + team * sizeof(double) * (size_t)s->plan.n_chunks : 0;
     size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text_bytes(s) +
-                  sent + (size_t)m->vocab_size * sizeof(float);
+                  sent + parts_bytes(s) + (size_t)m->vocab_size * sizeof(float);
     if (s->store || s->indexes) host += stored_bytes(s);
     return s->limits.own_memory ? device : device + host + s->plan.made_bytes;
 }
@@ -316,7 +318,7 @@ static int kept_tokens(const struct Session *s)
 {
     const struct PlanInfo *p = &s->plan;
     if (s->budget) return s->set.kv_cap;
-    if (!is_plain(s)) return p->n_prefix + p->keep * s->cap;
+    if (!is_plain(s)) return p->n_prefix + parts_kept(s) * s->cap;
     int all = p->n_prefix + p->chunk_tokens;
     return s->set.method == METHOD_STREAMING ? min_int(all, p->window) : all;
 }
@@ -344,6 +346,7 @@ int plan_make(struct Session *s)
     snprintf(p->chat_template, sizeof p->chat_template, "%s", chat_name(s->e->chat.kind));
     TRY(is_plain(s) ? plan_plain(s) : plan_chunks(s));
     s->n_mine = share_count(s);
+    TRY(parts_plan(s));
     s->cap = s->set.kv_cap == CAP_OFF || is_plain(s)
                  ? p->chunk_tokens
                  : min_int(heads_share(s, s->set.kv_cap), p->chunk_tokens);

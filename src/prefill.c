@@ -379,22 +379,23 @@ int merge_kept(struct Session *s)
     double best = best_score(s, kept, n);
     /* prefix_copies = k gives the one shared prefix the weight of k copies (method.md 1.5) */
     kv_bias(&s->prefix, logf((float)s->set.prefix_copies), s->heads.streams);
+    parts_leave_prefix(s);
     TRY(kv_move(&s->merged, &s->prefix));
     for (int i = 0; i < n; i++) {
         const struct Chunk *c = &s->chunks[kept[i]];
         struct Slot *slot = session_slot(s, kept[i]);
-        if (!slot) return err_set(PC_EINTERNAL, "kept chunk %d has no slot", kept[i]);
-        for (int h = 0; h < s->merged.n_heads; h++) {
-            s->out->kv_in[h] += c->end - c->begin;
-            s->out->kv_kept[h] += slot->table.n_tokens[h];
-        }
-        kv_bias(&slot->table, chunk_bias(s, kept[i], best), NULL);
-        TRY(kv_move(&s->merged, &slot->table));
         s->out->chunks[kept[i]].kept = true;
         if (c->end - c->begin > longest) longest = c->end - c->begin;
+        for (int h = 0; h < s->merged.n_heads; h++) s->out->kv_in[h] += c->end - c->begin;
+        if (!slot && s->together) continue; /* another rank has it */
+        if (!slot) return err_set(PC_EINTERNAL, "kept chunk %d has no slot", kept[i]);
+        for (int h = 0; h < s->merged.n_heads; h++) s->out->kv_kept[h] += slot->table.n_tokens[h];
+        kv_bias(&slot->table, chunk_bias(s, kept[i], best), NULL);
+        TRY(kv_move(&s->merged, &slot->table));
     }
     for (int h = 0; s->heads.streams && h < s->merged.n_heads; h++)
-        if (s->heads.streams[h]) s->out->kv_kept[h] = heads_kept(s, h, (int)s->out->kv_in[h]);
+        if (s->heads.streams[h] && parts_own(s, h))
+            s->out->kv_kept[h] = heads_kept(s, h, (int)s->out->kv_in[h]);
     s->plan.question_pos = s->prompt.prefix.n + longest;
     return PC_OK;
 }

@@ -15,7 +15,7 @@
 int session_stages(struct Session *s, bool answer)
 {
     const struct PlanInfo *p = &s->plan;
-    bool leads = s->e->team->rank == 0;
+    bool leads = s->e->team->rank == 0, answers = leads || s->together;
     TRY(prefill_prefix(s)); /* once, shared by all chunks */
     if (s->set.method == METHOD_PARALLELCOMP) {
         if (ranks_ahead(&s->set)) TRY(rank_ahead(s)); /* baselines: losers are never read */
@@ -26,13 +26,14 @@ int session_stages(struct Session *s, bool answer)
             /* KV eviction layer by layer, then chunk eviction */
             TRY(s->store ? recall_wave(s, c, n) : prefill_wave(s, c, n));
         }
-        TRY(share_winners(s)); /* of several ranks: rank 0 goes on with all kept chunks */
-        if (leads && s->store) TRY(recall_kept(s));
-        if (leads) TRY(merge_kept(s));
+        TRY(share_winners(
+            s)); /* of several ranks: rank 0 goes on with all kept chunks, or all do */
+        if (answers && s->store) TRY(recall_kept(s));
+        if (answers) TRY(merge_kept(s));
     } else if (leads) {
         TRY(prefill_plain(s));
     }
-    if (!leads) return PC_OK;
+    if (!answers) return PC_OK;
     s->out->time.prefill = clock_seconds() - s->begun - s->out->time.tokenize;
     TRY(s->e->be->reserve(s->e->dev, &s->answer_shape));
     if (!answer) return PC_OK;
@@ -113,7 +114,7 @@ static int alloc_cache(struct Session *s)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
     const struct PlanInfo *p = &s->plan;
-    int heads = m->n_kv_heads, slots = s->set.method == METHOD_PARALLELCOMP ? p->keep : 0;
+    int heads = m->n_kv_heads, slots = s->set.method == METHOD_PARALLELCOMP ? parts_kept(s) : 0;
     int ring = heads_ring(s), prefix = p->n_prefix / PAGE_TOKENS + 1 + ring,
         tail = (p->n_question + p->max_tokens) / PAGE_TOKENS + 2;
     int kept = slots ? slots * kv_pages(s->cap)
@@ -222,6 +223,7 @@ void session_close(struct Session *s)
     kv_writes_close(&s->writes);
     chunk_queue_close(&s->queue);
     share_close(s);
+    parts_close(s);
     void *blocks[] = {s->slots, s->boundary, s->chunks, s->todo,      s->tokens, s->pos,
                       s->rows,  s->targets,  s->mass,   s->seq_begin, s->budget, s->nll,
                       s->work,  s->keep,     s->drop,   s->logits,    s->shared, s->places};

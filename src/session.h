@@ -63,6 +63,16 @@ struct HeadRun {
     int sinks, recent;
 };
 
+/* What ranks say to each other of a layer, where each has kept what it read (session_parts.c). */
+struct RankParts {
+    uint8_t *said;         /* [team size, bytes of so many rows] */
+    struct AttnPart *part; /* [team size] in there */
+    uint8_t
+        *own; /* [n_layers * n_kv_heads] 1: prefix, question and answer are in this rank's pages */
+    int64_t *kept;   /* [team size, n_layers * n_kv_heads] */
+    uint64_t digest; /* of what all ranks have had in common up to the rows at hand */
+};
+
 struct Session;
 
 /* Looks at each layer's attention before the method acts upon it. chunks: those of the batch's sequences; NULL: it is
@@ -82,6 +92,7 @@ struct Session {
     struct Result *out;
     double begun;
     struct Store *store; /* the chunks were read before and lie there; NULL: they are read now */
+    bool together;       /* all ranks answer, each over the kept chunks that it read */
     bool indexes; /* chunks go to a store: there is no question yet, and nothing is evicted */
 
     struct DeviceLimits limits;
@@ -115,7 +126,8 @@ struct Session {
     struct Slot *slots;       /* [n_slots] */
     struct ChunkQueue queue;
     double *gathered;       /* [team size, n_chunks] scores, of more than one rank; or NULL */
-    struct KvParcel parcel; /* the same */
+    struct KvParcel parcel; /* the same, unless all answer */
+    struct RankParts parts; /* all zero unless all answer */
     double *shared; /* [n_chunks] fusion: what a chunk's words add to its score, nats; or NULL */
     struct KvWrites writes;
     struct Transformer tf;
@@ -251,9 +263,27 @@ int share_count(const struct Session *s); /* chunks that this rank reads */
 int share_open(struct Session *s);        /* PC_ECONFIG when ranks do not plan the same run */
 void share_close(struct Session *s);
 void share_chunks(struct Session *s); /* leaves only this rank's in todo */
-/* Once each rank has read its own: all scores to all, the kept chunks to rank 0. */
+/* Once each rank has read its own: all scores to all, the kept chunks to rank 0 unless all answer. */
 int share_winners(struct Session *s);
-int share_end(struct Session *s); /* waits until rank 0 has answered */
+int share_end(struct Session *s); /* waits until rank 0, or all, have answered */
+
+/* session_parts.c: all ranks answer. */
+int parts_plan(struct Session *s); /* fills together; PC_ECONFIG names what cannot be done so */
+/* Whether prefix, question and answer of a head, layer * n_kv_heads + KV head, are in this rank's pages. */
+bool parts_own(const struct Session *s, int head);
+int parts_heads(const struct Session *s);    /* full heads of which they are */
+int parts_kept(const struct Session *s);     /* most kept chunks that this rank has at the end */
+size_t parts_bytes(const struct Session *s); /* of main memory */
+/* What ranks must agree on for that, beside the run's plan; 0 where rank 0 answers. */
+uint64_t parts_digest(const struct Session *s);
+int parts_open(struct Session *s);
+void parts_close(struct Session *s);
+void parts_leave_prefix(struct Session *s); /* of heads that are not this rank's */
+/* Rows behind the merged tokens of the heads that are. */
+int parts_append(struct Session *s, int layer, const struct KvRows *rows);
+/* As tf_attend, over the pages of all ranks. */
+int parts_attend(struct Session *s, const struct Batch *b, int layer, struct AttnArgs *args);
+int parts_end(struct Session *s); /* kv_kept of all ranks to all */
 
 /* perplexity.c */
 /* Rows of one sequence whose next tokens are known; nothing of them is stored. */

@@ -206,9 +206,10 @@ static void recall_shapes(struct Session *s)
     s->batch_rows = s->wave_shape.rows = rows;
     s->wave_shape.seqs = p->wave;
     int winners = (s->n_slots < p->keep ? s->n_slots : p->keep) * pages_for(s->cap),
-        ends = pages_for(p->n_prefix) + pages_for(p->n_question + p->max_tokens) + 1;
-    s->n_pages = (size_t)p->heads_full * (size_t)(winners + ends) +
-                 (size_t)p->heads_streaming * (size_t)(heads_ring(s) + ends);
+        before = pages_for(p->n_prefix), behind = pages_for(p->n_question + p->max_tokens) + 1;
+    s->n_pages = (size_t)p->heads_full * (size_t)(winners + before) +
+                 (size_t)parts_heads(s) * (size_t)behind +
+                 (size_t)p->heads_streaming * (size_t)(heads_ring(s) + before + behind);
 }
 
 void stored_shapes(struct Session *s)
@@ -600,11 +601,13 @@ int recall_kept(struct Session *s)
     for (int i = 0; i < n; i++) {
         int chunk = s->rows[i], len = s->chunks[chunk].end - s->chunks[chunk].begin;
         struct Slot *slot = session_slot(s, chunk);
+        if (!slot && s->together) continue; /* another rank has it */
         if (!slot) return err_set(PC_EINTERNAL, "kept chunk %d has no slot", chunk);
         TRY(session_stop(s));
         TRY(load_chunk(s, chunk, 0));
         for (int h = 0; h < s->prefix.n_heads; h++)
             if (!s->heads.streams || !s->heads.streams[h]) TRY(gather_full(s, slot, len, h));
     }
-    return recall_streaming(s, s->todo[s->n_mine - 1]); /* the last of all: session_team.c */
+    /* rank 0's last is the last of all: session_team.c */
+    return s->e->team->rank ? PC_OK : recall_streaming(s, s->todo[s->n_mine - 1]);
 }

@@ -1,7 +1,7 @@
 /* session_team.c - a run over several ranks (headwise.md D.7): each reads a share of the chunks, rank 0 answers.
  *
  * While chunks are read nothing is said. Then all scores go to all, so that every rank knows the winners; their pages move to
- * rank 0, whose cache is then what it would have been alone. The share is dealt from the last chunk backwards:
+ * rank 0, whose cache is then what it would have been alone, or stay where all ranks answer (session_parts.c). The share is dealt from the last chunk backwards:
  * rank 0 has the last one, which streaming heads keep (session_heads.c), and no rank has more chunks than rank 0.
  */
 #include "session.h"
@@ -55,7 +55,7 @@ static int run_digest(const struct Session *s, uint64_t *out)
     TRY(settings_json(&set, &json));
     int facts[] = {s->plan.n_chunks, s->plan.n_read, s->cap, s->mass_stride > 0,
                    (int)s->kv.pool.page_bytes};
-    uint64_t key = hash64(json.data, json.len, s->e->model.hash);
+    uint64_t key = hash64(json.data, json.len, s->e->model.hash ^ parts_digest(s));
     str_free(&json);
     key = hash64(s->e->be->name, strlen(s->e->be->name), key);
     key = hash64(facts, sizeof facts, key);
@@ -65,15 +65,16 @@ static int run_digest(const struct Session *s, uint64_t *out)
     return PC_OK;
 }
 
-static int compare_runs(const struct Team *t, const uint64_t *digest)
+static int compare_runs(const struct Session *s, const uint64_t *digest)
 {
+    const struct Team *t = s->e->team;
     for (int i = 1; i < t->size; i++)
         if (digest[i] != digest[0])
             return err_set(
                 PC_ECONFIG,
                 "rank %d plans another run than rank 0: give all ranks the same program, model, "
-                "settings, backend and precision",
-                i);
+                "settings, backend and precision%s",
+                i, s->together ? ", and for answer_ranks all CPUs of one kind or one --isa" : "");
     return PC_OK;
 }
 
@@ -84,10 +85,11 @@ int share_open(struct Session *s)
     s->gathered = mem_alloc((size_t)t->size * (size_t)(s->plan.n_chunks + 1), sizeof *s->gathered);
     uint64_t *digest = mem_alloc((size_t)t->size, sizeof *digest);
     int status = s->gathered && digest ? PC_OK : PC_ENOMEM;
-    if (status == PC_OK) status = kv_parcel_open(&s->parcel, s->kv.pool.page_bytes);
+    if (status == PC_OK && !s->together) status = kv_parcel_open(&s->parcel, s->kv.pool.page_bytes);
+    if (status == PC_OK) status = parts_open(s);
     if (status == PC_OK) status = run_digest(s, &digest[t->rank]);
     if (status == PC_OK) status = team_gather(t, digest, sizeof *digest);
-    if (status == PC_OK) status = compare_runs(t, digest);
+    if (status == PC_OK) status = compare_runs(s, digest);
     mem_free(digest);
     return status;
 }
@@ -171,7 +173,7 @@ int share_winners(struct Session *s)
     for (int i = 0; i < n; i++) {
         int reader = reader_of(s, place_of(s, kept[i], i));
         s->out->chunks[kept[i]].kept = true;
-        if (reader == 0) continue;
+        if (reader == 0 || s->together) continue;
         TRY(session_stop(s));
         if (t->rank == 0) TRY(receive_chunk(s, kept[i], reader));
         if (t->rank == reader) TRY(send_chunk(s, kept[i]));
@@ -182,5 +184,6 @@ int share_winners(struct Session *s)
 int share_end(struct Session *s)
 {
     int done = 1;
+    if (s->together) TRY(parts_end(s));
     return s->e->team->size > 1 ? team_broadcast(s->e->team, &done, sizeof done) : PC_OK;
 }

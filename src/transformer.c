@@ -62,8 +62,8 @@ int tf_begin(struct Transformer *t, const struct Batch *b)
     return t->be->begin(t->dev, b, &t->rope, t->x);
 }
 
-int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_rows,
-              struct AttnArgs *args)
+int tf_project(struct Transformer *t, const struct Batch *b, int layer, int last_rows,
+               struct AttnArgs *args)
 {
     const struct Layer *l = &t->model->layers[layer];
     int rows = b->seq_begin[b->n_seqs];
@@ -88,6 +88,13 @@ int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_
         .masks = b->masks,
         .select = b->select,
     };
+    return PC_OK;
+}
+
+int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_rows,
+              struct AttnArgs *args)
+{
+    TRY(tf_project(t, b, layer, last_rows, args));
     return t->be->attention(t->dev, args);
 }
 

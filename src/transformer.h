@@ -26,6 +26,9 @@ void tf_close(struct Transformer *t);
 
 /* Token rows into x, positions to the device. */
 int tf_begin(struct Transformer *t, const struct Batch *b);
+/* The first half up to attention, for which *args is ready. */
+int tf_project(struct Transformer *t, const struct Batch *b, int layer, int last_rows,
+               struct AttnArgs *args);
 /* First half: norm, q k v, rotation, attention into out. last_rows as in AttnArgs; *args is what attn_mass needs. */
 int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_rows,
               struct AttnArgs *args);

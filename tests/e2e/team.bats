@@ -65,6 +65,35 @@ facts='[.text, .input_hash, .logits_hash, .n_ids, .kv_kept, [.chunks[] | [.begin
     done
 }
 
+@test "all ranks answer, over what each has read: the same chunks and words, on one output" {
+    need_mpi
+    ask 1 --json --keep 5
+    local one n words='[.text, .n_ids, .kv_kept, [.chunks[] | [.begin, .score, .kept]]]'
+    one=$(jq -c "$words" <<< "$output")
+    for n in 1 2 3 5; do
+        ask "$n" --json --keep 5 --answer-ranks all
+        [ "$status" -eq 0 ]
+        [ "$(jq -sc length <<< "$output")" = 1 ]
+        [ "$(jq -c "$words" <<< "$output")" = "$one" ]
+    done
+    ask 3 --answer-ranks all --temperature 1 --seed 7
+    [ "$status" -eq 0 ]
+    [ "$(grep -c . <<< "$output")" -ge 1 ]
+    ask 2 --answer-ranks all --select mean
+    [ "$status" -eq 2 ]
+    [[ "$stderr" == *"select mean"*"--answer-ranks lead"* ]]
+}
+
+@test "a rank that is killed while all answer ends the run within seconds, with no object on standard output" {
+    need_mpi
+    local begun=$SECONDS
+    ranks 3 bash -c '[ "$OMPI_COMM_WORLD_RANK" != 2 ] || { (sleep 3; kill -9 $$) & }
+        exec "$PCOMP" run -m "$TINY" -f text.txt -q "To whom?" -n 200000 --window 262144 --chunk 600 --answer-ranks all --json'
+    [ "$status" -ne 0 ]
+    [ $((SECONDS - begun)) -lt 20 ]
+    [ -z "$output" ]
+}
+
 @test "ranks share standard input, questions in a file, and the demo" {
     need_mpi
     printf 'To whom?\nWhen?\n' > q.txt

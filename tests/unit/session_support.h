@@ -134,6 +134,7 @@ static inline struct Tokens join(const struct Prompt *p, int begin, int end)
 struct Run {
     struct Session s;
     struct Result r;
+    float logits[VOCAB_MAX]; /* of the first answer row, where a test keeps them */
 };
 
 static inline void must(int status)
