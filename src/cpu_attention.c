@@ -40,8 +40,8 @@ static bool sees_own(const struct AttnArgs *a, int kv_head)
 static void blank(const struct Device *d, const struct AttnArgs *a, int head, int row, int n)
 {
     const struct ModelConfig *m = &d->model->cfg;
-    for (size_t r = (size_t)row; r < (size_t)(row + n); r++) {
-        size_t at = r * (size_t)m->n_heads + (size_t)head;
+    for (int r = row; r < row + n; r++) {
+        size_t at = (size_t)r * (size_t)m->n_heads + (size_t)head;
         a->part->lse[at] = -INFINITY;
         memset(a->part->out + at * (size_t)m->head_dim, 0, sizeof(float) * (size_t)m->head_dim);
     }
@@ -199,7 +199,7 @@ static struct AttnTile tile_of(const struct Device *d, const struct AttnArgs *a,
     int kv = head / (m->n_heads / m->n_kv_heads), width = m->n_heads * m->head_dim,
         window = window_of(d, a, head);
     int past = past_tokens(a, seq, kv, m->n_kv_heads);
-    size_t first = (size_t)(a->seq_begin[seq] + row),
+    size_t first = (size_t)a->seq_begin[seq] + (size_t)row,
            at = first * width + (size_t)head * m->head_dim;
     return (struct AttnTile){
         .exact = d->exact,

@@ -201,6 +201,39 @@ static void check_attn_mass(struct Attn *a)
     free(scratch);
 }
 
+/* The mass under a sum of twice the own keys' is half of it; one under the own sum, as the tile tells it, is all of it. */
+static void check_attn_lse(struct Attn *a)
+{
+    enum { LD = 3 };
+    int n = n_keys(a);
+    float *out = floats((size_t)a->rows * a->n_heads * a->dim), *mass = floats((size_t)n),
+          *lse = floats((size_t)a->rows * LD);
+    void *scratch = block(a->k->attn_scratch_bytes(a->dim, n, a->exact));
+    for (int i = 0; i < a->rows * LD; i++) lse[i] = 77;
+    struct AttnTile tile = a->tile;
+    tile.out = out;
+    tile.lse = lse + 1;
+    tile.ld_lse = LD;
+    a->k->attn_tile(&tile, scratch);
+    for (int i = 0; i < a->rows * LD; i++) assert_true((lse[i] == 77) == (i % LD != 1));
+    for (int half = 0; half < 2; half++) {
+        double sum = 0, top = 1;
+        memset(mass, 0, sizeof *mass * (size_t)n);
+        for (int r = 0; r < a->rows && half; r++) lse[r * LD + 1] += logf(2);
+        for (int r = 0; r < a->rows; r++) top = fmax(top, fabs(lse[r * LD + 1]));
+        a->k->attn_mass(&tile, n, mass, scratch);
+        for (int j = 0; j < n; j++) sum += mass[j];
+        double want = half ? a->rows / 2.0 : a->rows;
+        if (!(fabs(sum - want) <= (n + 16 + 4 * top) * EPS * want))
+            fail_msg("%s exact %d dim %d keys %d: mass of all keys %g for %g", a->k->isa, a->exact,
+                     a->dim, n, sum, want);
+    }
+    free(out);
+    free(mass);
+    free(lse);
+    free(scratch);
+}
+
 static const struct {
     int rows, first_visible, n_biased;
     float bias, spread;
@@ -234,6 +267,7 @@ static void test_attention(void **state)
                 attn_open(&a);
                 check_attn_tile(&a);
                 check_attn_mass(&a);
+                check_attn_lse(&a);
                 attn_close(&a);
             }
 }
