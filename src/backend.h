@@ -37,6 +37,7 @@ struct DeviceLimits {
     bool own_memory;  /* has memory of its own, apart from the host's */
     bool records;     /* record() takes steps of this model; never those with far keys */
     bool own_pasts;   /* sequences of one batch may have a past each */
+    bool keeps_pages; /* rows may keep the pages that the row before chose */
     int wave_rows;    /* rows of a wave that keep it busy */
     int segment_rows; /* rows of a segment of plain prefill */
     int page_rows; /* rows of one sequence that read their past's pages where they lie: for more, all keys are packed in
@@ -48,12 +49,13 @@ struct DeviceLimits {
 /* The largest batch that will be run. */
 struct BatchShape {
     int rows, seqs;
-    int keys;        /* most keys one row can see: past and its own sequence */
-    int mass_keys;   /* most keys attn_mass is asked for; 0: never */
-    int head_rows;   /* most rows whose logits are wanted at once */
-    bool far;        /* attention() is asked for with far keys */
-    int turned_keys; /* most keys that have another place for rows far from them; 0: none has */
-    bool selects;    /* attention() of one row is asked to select pages */
+    int keys;         /* most keys one row can see: past and its own sequence */
+    int mass_keys;    /* most keys attn_mass is asked for; 0: never */
+    int head_rows;    /* most rows whose logits are wanted at once */
+    bool far;         /* attention() is asked for with far keys */
+    int turned_keys;  /* most keys that have another place for rows far from them; 0: none has */
+    bool selects;     /* attention() of one row is asked to select pages */
+    bool keeps_pages; /* of these, some keep the choice of the row before */
 };
 
 /* `len` tokens of one KV head in a page of the pool. */
@@ -135,6 +137,9 @@ struct AttnArgs {
     /* NULL: every page is read. Else, where the batch is one row without far keys, heads without a window read the pages
      * that this chooses by scores from the pool's index, which is right for all but pages at the end that still fill. */
     const struct PageSelect *select;
+    /* The pages that the row before chose in this layer are read again, and those that its past has gained since: GCA's
+     * cadence (headwise.md C.1). Only behind a row that chose, over the same past, in a shape that keeps choices. */
+    bool select_kept;
 };
 
 /* Pages of the past that rows read of heads they select from, and what these heads had. */
@@ -175,6 +180,7 @@ struct Batch {
     const struct FarKeys *far;
     const struct HeadMasks *masks;
     const struct PageSelect *select;
+    bool select_kept; /* as in AttnArgs */
     /* The step behind the one that replay() ran last: the same rope and masks, and a past that grew by its writes, less what
      * heads may have lost since (kv_slide). Such a head has fewer tokens than it would have, by which it is known. */
     bool follows;

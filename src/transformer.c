@@ -86,6 +86,7 @@ int tf_attend(struct Transformer *t, const struct Batch *b, int layer, int last_
         .far = b->far,
         .masks = b->masks,
         .select = b->select,
+        .select_kept = b->select_kept,
     };
     return t->be->attention(t->dev, args);
 }
