@@ -52,13 +52,19 @@ static int choose(struct Device *d, const struct AttnArgs *a, int kv_head,
     return page_select(a->select, score, len, n, n_open, &work, idx);
 }
 
-/* The pages that the row before read, and those that were opened since. */
-static int choose_again(const struct Choice *kept, const int *kept_idx, int n, int *idx)
+/* The pages that the row before read of a head, and those that were opened since. */
+static int choose_again(const struct Selection *s, size_t head, int n, int *idx)
 {
-    int n_out = kept->n;
-    memcpy(idx, kept_idx, sizeof *idx * (size_t)kept->n);
-    for (int i = kept->seen; i < n; i++) idx[n_out++] = i;
+    int n_out = s->kept[head].n;
+    memcpy(idx, s->kept_idx + head * (size_t)s->stride, sizeof *idx * (size_t)n_out);
+    for (int i = s->kept[head].seen; i < n; i++) idx[n_out++] = i;
     return n_out;
+}
+
+static void keep_choice(struct Selection *s, size_t head, int n, const int *idx, int n_out)
+{
+    s->kept[head] = (struct Choice){n_out, n};
+    memcpy(s->kept_idx + head * (size_t)s->stride, idx, sizeof *idx * (size_t)n_out);
 }
 
 /* Writes the pages that the row reads of one head; returns how many. */
@@ -66,17 +72,13 @@ static int pages_of(struct Device *d, const struct AttnArgs *a, int kv_head,
                     const struct PageRef *refs, int n)
 {
     struct Selection *s = &d->sel;
-    size_t head = (size_t)a->layer * d->model->cfg.n_kv_heads + kv_head;
-    int *idx = s->idx + (size_t)kv_head * s->stride;
-    struct Choice *kept = s->keeps ? s->kept + head : NULL;
-    int *kept_idx = s->keeps ? s->kept_idx + head * s->stride : NULL;
+    size_t head = (size_t)a->layer * d->model->cfg.n_kv_heads + kv_head,
+           at = (size_t)kv_head * s->stride;
+    int *idx = s->idx + at;
     int n_out =
-        a->select_kept ? choose_again(kept, kept_idx, n, idx) : choose(d, a, kv_head, refs, n, idx);
-    if (s->keeps) {
-        *kept = (struct Choice){n_out, n};
-        memcpy(kept_idx, idx, sizeof *idx * (size_t)n_out);
-    }
-    for (int i = 0; i < n_out; i++) s->refs[(size_t)kv_head * s->stride + i] = refs[idx[i]];
+        a->select_kept ? choose_again(s, head, n, idx) : choose(d, a, kv_head, refs, n, idx);
+    if (s->keeps) keep_choice(s, head, n, idx, n_out);
+    for (int i = 0; i < n_out; i++) s->refs[at + i] = refs[idx[i]];
     return n_out;
 }
 
