@@ -99,10 +99,9 @@ static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double 
     TRY(heads_text(plan, out));
     if (plan->select)
         TRY(str_appendf(
-            out,
-            "select   pages by the %s of their keys, for %d tokens at a time, an index of %s\n",
+            out, "select   pages by the %s of their keys, %d token%s a choice, an index of %s\n",
             plan->select == PAGE_INDEX_MEAN ? "mean" : "range", plan->select_every,
-            bytes_text(plan->index_bytes, a)));
+            plan->select_every == 1 ? "" : "s", bytes_text(plan->index_bytes, a)));
     TRY(str_appendf(out, "position question at %d, window %d, template %s\n", plan->question_pos,
                     plan->window, plan->chat_template));
     if (plan->n_truncated)

@@ -209,7 +209,7 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
 @test "--select says what it takes and what was read" {
     need_model
     run --separate-stderr "$PCOMP" plan -m "$TINY" -f text.txt -q x --select bound
-    [[ $output == *"pages by the range of their keys, for 1 tokens at a time, an index of "* ]]
+    [[ $output == *"pages by the range of their keys, 1 token a choice, an index of "* ]]
     ask --json --keep all --kv-cap off --select mean --select-pages 1 --select-every 64
     [ "$status" -eq 0 ]
     jq -e '.plan.select_every == 64 and .config.select_every == 64' <<< "$output"
