@@ -69,7 +69,7 @@ EVAL_SOURCES := $(filter-out eval/main.c,$(wildcard eval/*.c))
 EVAL_OBJECTS := $(EVAL_SOURCES:%.c=$(DIR)/%.o)
 PROGRAMS := $(DIR)/pcomp $(DIR)/pcomp-eval
 
-TEST_SUPPORT := $(patsubst %.c,$(DIR)/%.o,$(wildcard tests/tiny.c))
+TEST_SUPPORT := $(patsubst %.c,$(DIR)/%.o,$(wildcard tests/tiny.c tests/gca_ref.c))
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(DIR)/tests/%,$(wildcard tests/unit/test_*.c))
 TINY_MODEL := $(patsubst tests/tiny_main.c,$(DIR)/tests/tiny_model,$(wildcard tests/tiny_main.c))
 EVAL_TOOLS := $(patsubst tests/%.c,$(DIR)/tests/%,$(wildcard tests/jieba_tool.c tests/score_tool.c tests/page_tool.c))

@@ -37,6 +37,7 @@ struct DeviceLimits {
     bool own_memory;  /* has memory of its own, apart from the host's */
     bool records;     /* record() takes steps of this model; never those with far keys */
     bool own_pasts;   /* sequences of one batch may have a past each */
+    bool keeps_pages; /* rows may keep the pages that the row before chose */
     int wave_rows;    /* rows of a wave that keep it busy */
     int segment_rows; /* rows of a segment of plain prefill */
     int page_rows; /* rows of one sequence that read their past's pages where they lie: for more, all keys are packed in
@@ -48,12 +49,13 @@ struct DeviceLimits {
 /* The largest batch that will be run. */
 struct BatchShape {
     int rows, seqs;
-    int keys;        /* most keys one row can see: past and its own sequence */
-    int mass_keys;   /* most keys attn_mass is asked for; 0: never */
-    int head_rows;   /* most rows whose logits are wanted at once */
-    bool far;        /* attention() is asked for with far keys */
-    int turned_keys; /* most keys that have another place for rows far from them; 0: none has */
-    bool selects;    /* attention() of one row is asked to select pages */
+    int keys;         /* most keys one row can see: past and its own sequence */
+    int mass_keys;    /* most keys attn_mass is asked for; 0: never */
+    int head_rows;    /* most rows whose logits are wanted at once */
+    bool far;         /* attention() is asked for with far keys */
+    int turned_keys;  /* most keys that have another place for rows far from them; 0: none has */
+    bool selects;     /* attention() of one row is asked to select pages */
+    bool keeps_pages; /* of these, some keep the choice of the row before */
 };
 
 /* `len` tokens of one KV head in a page of the pool. */
@@ -150,6 +152,9 @@ struct AttnArgs {
     /* NULL: out is of all keys. Else attention() fills the part and leaves out alone, and attn_mass() gives the mass on the
      * part's keys among all of them, past first, once attention_join() has told part->lse of all. */
     struct AttnPart *part;
+    /* The pages that the row before chose in this layer are read again, and those that its past has gained since: GCA's
+     * cadence (headwise.md C.1). Only behind a row that chose, over the same past, in a shape that keeps choices. */
+    bool select_kept;
 };
 
 /* Pages of the past that rows read of heads they select from, and what these heads had. */
@@ -191,6 +196,7 @@ struct Batch {
     const struct FarKeys *far;
     const struct HeadMasks *masks;
     const struct PageSelect *select;
+    bool select_kept; /* as in AttnArgs */
     /* The step behind the one that replay() ran last: the same rope and masks, and a past that grew by its writes, less what
      * heads may have lost since (kv_slide). Such a head has fewer tokens than it would have, by which it is known. */
     bool follows;

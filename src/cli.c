@@ -211,9 +211,8 @@ int cli_settings(struct Cli *cli)
     settings_default(s);
     for (const char *const *d = cli->command->defaults; d && *d; d += 2)
         TRY(settings_set(s, d[0], d[1]));
-    if (cli->asked)
-        TRY(settings_parse(s, cli->asked->info.settings.data, cli->asked->info.settings.len,
-                           cli->asked->path));
+    if (cli->asked.data)
+        TRY(settings_parse(s, cli->asked.data, cli->asked.len, cli->args.items[0]));
     if (cli->config) TRY(settings_load(s, cli->config));
     TRY(settings_env(s));
     for (int i = 0; i < cli->assigned.n; i += 2)

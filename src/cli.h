@@ -75,11 +75,12 @@ struct Cli {
     int samples, passkeys, words, sink, recent, refine;
     double ratio;
     bool compare;
-    const struct Store *asked; /* ask: its settings stand where others leave theirs open */
-    char model_path[4096];     /* set by cli_model() */
-    struct Str question_text;  /* owns the questions read from a file */
-    struct Launch launch;      /* how this process was started */
-    struct Team team;          /* all zero but in commands on_team of several processes */
+    struct Slice
+        asked; /* ask: the store's settings, which stand where others leave theirs open; JSON, data NULL: none */
+    char model_path[4096];    /* set by cli_model() */
+    struct Str question_text; /* owns the questions read from a file */
+    struct Launch launch;     /* how this process was started */
+    struct Team team;         /* all zero but in commands on_team of several processes */
 };
 
 extern const struct Program PCOMP; /* commands.c */

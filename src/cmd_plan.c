@@ -99,9 +99,10 @@ static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double 
                         bytes_text(plan->kv_bytes, a)));
     TRY(heads_text(plan, out));
     if (plan->select)
-        TRY(str_appendf(out, "select   pages by the %s of their keys, an index of %s\n",
-                        plan->select == PAGE_INDEX_MEAN ? "mean" : "range",
-                        bytes_text(plan->index_bytes, a)));
+        TRY(str_appendf(
+            out, "select   pages by the %s of their keys, %d token%s a choice, an index of %s\n",
+            plan->select == PAGE_INDEX_MEAN ? "mean" : "range", plan->select_every,
+            plan->select_every == 1 ? "" : "s", bytes_text(plan->index_bytes, a)));
     TRY(str_appendf(out, "position question at %d, window %d, template %s\n", plan->question_pos,
                     plan->window, plan->chat_template));
     if (plan->n_truncated)

@@ -306,7 +306,7 @@ static int answer(struct Run *run, const char *question, struct Result *r)
         .on_text = on_text,
         .stop = on_stop,
     };
-    if (run->cli->asked) {
+    if (run->cli->asked.data) {
         req.store = &run->store;
         req.context = run->store.info.text.data;
         req.context_len = run->store.info.text.len;
@@ -379,7 +379,7 @@ int cmd_ask(struct Cli *cli)
     TRY_GOTO(cli_questions(cli));
     if (cli->questions.n == 0) TRY_GOTO(err_set(PC_ECONFIG, "no question; give -q QUESTION"));
     TRY_GOTO(store_open(cli->args.items[0], &run.store));
-    cli->asked = &run.store;
+    cli->asked = run.store.info.settings;
     run.source = cli->args.items[0];
     TRY_GOTO(cli_open(cli, &run.engine));
     status = answer_all(&run);

@@ -99,6 +99,8 @@ const struct Setting SETTINGS[] = {
      "first pages that select always reads"},
     {"select_recent", SET_INT, AT(select_recent), 0, 0, 1 << 16, NULL, "2", "method",
      "last pages that select always reads, those that still fill among them"},
+    {"select_every", SET_INT, AT(select_every), 0, 1, 64, NULL, "1", "method",
+     "tokens of the answer for which a choice of pages stands; pages that come meanwhile are read; more than 1: on the cpu only"},
     {"rope_scaling", SET_ENUM, ENUM_AT(rope_scaling), WORDS_SCALING, "auto", "method",
      "how positions beyond the trained ones are brought within reach, for any method; auto: as the model file says"},
     {"rope_factor", SET_FLOAT, AT(rope_factor), 0, 1, 4096, WORDS_AUTO, "auto", "method",

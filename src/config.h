@@ -79,6 +79,7 @@ struct Settings {
     int select_pages;                /* how many of those between the first and the last pages */
     float select_mass;               /* instead: as much of the estimated attention; 0: by number */
     int select_sinks, select_recent; /* pages at either end that are always read */
+    int select_every;                /* tokens from one choice of pages to the next */
     /* the baselines */
     enum Scaling rope_scaling; /* SCALING_AUTO: as the model file says */
     float rope_factor;         /* AUTO: positions used over positions trained */

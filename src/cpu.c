@@ -110,6 +110,7 @@ static void cpu_limits(const struct Device *d, struct DeviceLimits *out)
     enum { ROWS_A_THREAD = 2048, SEGMENT_ROWS = 2048 }; /* enough to hide packing the weights */
     *out = (struct DeviceLimits){.memory = mem_available(),
                                  .own_pasts = true,
+                                 .keeps_pages = true,
                                  .wave_rows = ROWS_A_THREAD * d->threads,
                                  .segment_rows = SEGMENT_ROWS};
 }
@@ -161,10 +162,11 @@ static struct Act cut_act(struct Cut *c, bool exact, int rows, int cols, int gro
 }
 
 /* Pages may be part full where a chunk or the question ends, which the shape's keys count as whole pages. */
-static void cut_selection(struct Cut *c, const struct BatchShape *s, size_t n_kv_heads,
+static void cut_selection(struct Cut *c, const struct BatchShape *s, const struct ModelConfig *m,
                           struct Selection *out)
 {
     enum { SPARE = 8 };
+    size_t n_kv_heads = (size_t)m->n_kv_heads, heads = n_kv_heads * (size_t)m->n_layers;
     out->stride = s->selects ? (s->keys + PAGE_TOKENS - 1) / PAGE_TOKENS + SPARE : 0;
     size_t n = n_kv_heads * (size_t)out->stride;
     out->refs = cut(c, n * sizeof *out->refs);
@@ -174,6 +176,9 @@ static void cut_selection(struct Cut *c, const struct BatchShape *s, size_t n_kv
     out->idx = cut(c, n * sizeof *out->idx);
     out->work.log = cut(c, n * sizeof *out->work.log);
     out->work.share = cut(c, n * sizeof *out->work.share);
+    out->keeps = s->keeps_pages;
+    out->kept = cut(c, out->keeps ? heads * sizeof *out->kept : 0);
+    out->kept_idx = cut(c, out->keeps ? heads * (size_t)out->stride * sizeof *out->kept_idx : 0);
 }
 
 static size_t cut_scratch(struct Device *d, const struct BatchShape *s, uint8_t *base)
@@ -214,7 +219,7 @@ static size_t cut_scratch(struct Device *d, const struct BatchShape *s, uint8_t 
     d->part = cut(&c, sizeof(struct Partial) * splits * (size_t)(m->n_heads / m->n_kv_heads) *
                           (size_t)m->n_kv_heads);
     d->part_out = cut(&c, sizeof(float) * splits * (size_t)m->n_heads * m->head_dim);
-    cut_selection(&c, s, (size_t)m->n_kv_heads, &d->sel);
+    cut_selection(&c, s, m, &d->sel);
     return c.at;
 }
 
@@ -235,6 +240,10 @@ static int cpu_reserve(struct Device *d, const struct BatchShape *s)
     cut_scratch(d, s, block);
     d->shape = *s;
     d->sel.counts = (struct PageCounts){0, 0};
+    if (d->sel.keeps)
+        memset(d->sel.kept, 0,
+               sizeof *d->sel.kept * (size_t)d->model->cfg.n_layers *
+                   (size_t)d->model->cfg.n_kv_heads);
     return PC_OK;
 }
 

@@ -5,6 +5,11 @@
 #include "backend.h"
 #include "kernels.h"
 
+/* What a row chose of one head's pages. */
+struct Choice {
+    int n, seen; /* so many, of so many that were there */
+};
+
 /* Where a row's pages are chosen, one KV head of a layer a line. */
 struct Selection {
     int stride;           /* pages a head, at most; 0: nothing is ever selected */
@@ -14,6 +19,9 @@ struct Selection {
     int *len, *idx;       /* likewise */
     struct PageWeights work;
     struct PageCounts counts;
+    bool keeps;          /* rows may ask for what the row before chose */
+    struct Choice *kept; /* [n_layers, n_kv_heads] */
+    int *kept_idx;       /* [n_layers, n_kv_heads, stride] its pages, ascending */
 };
 
 /* Pages of the KV heads of one layer. */

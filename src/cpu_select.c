@@ -38,29 +38,64 @@ static void score_pages(const struct Device *d, const struct AttnArgs *a, int kv
                    refs[i].bias;
 }
 
-/* Writes the chosen pages of one head; returns how many. */
+/* Writes the chosen pages of one head to idx; returns how many. */
 static int choose(struct Device *d, const struct AttnArgs *a, int kv_head,
-                  const struct PageRef *refs, int n)
+                  const struct PageRef *refs, int n, int *idx)
 {
     struct Selection *s = &d->sel;
     size_t at = (size_t)kv_head * s->stride;
     struct PageWeights work = {s->work.log + at, s->work.share + at};
-    struct PageRef *out = s->refs + at;
     float *score = s->score + at;
-    int *len = s->len + at, *idx = s->idx + at, n_open = open_pages(refs, n);
+    int *len = s->len + at, n_open = open_pages(refs, n);
     if (!page_select_all(a->select, n, n_open)) score_pages(d, a, kv_head, refs, n - n_open, score);
     for (int i = 0; i < n; i++) len[i] = (int)refs[i].len;
-    int n_out = page_select(a->select, score, len, n, n_open, &work, idx);
-    for (int i = 0; i < n_out; i++) out[i] = refs[idx[i]];
+    return page_select(a->select, score, len, n, n_open, &work, idx);
+}
+
+/* The pages that the row before read of a head, and those that were opened since. */
+static int choose_again(const struct Selection *s, size_t head, int n, int *idx)
+{
+    int n_out = s->kept[head].n;
+    memcpy(idx, s->kept_idx + head * (size_t)s->stride, sizeof *idx * (size_t)n_out);
+    for (int i = s->kept[head].seen; i < n; i++) idx[n_out++] = i;
     return n_out;
 }
 
-static int check_room(const struct Device *d, const struct LayerPages *p)
+static void keep_choice(struct Selection *s, size_t head, int n, const int *idx, int n_out)
 {
-    for (int h = 0; h < d->model->cfg.n_kv_heads; h++)
-        if (p->n_refs[h] > d->sel.stride)
+    s->kept[head] = (struct Choice){n_out, n};
+    memcpy(s->kept_idx + head * (size_t)s->stride, idx, sizeof *idx * (size_t)n_out);
+}
+
+/* Writes the pages that the row reads of one head; returns how many. */
+static int pages_of(struct Device *d, const struct AttnArgs *a, int kv_head,
+                    const struct PageRef *refs, int n)
+{
+    struct Selection *s = &d->sel;
+    size_t head = (size_t)a->layer * d->model->cfg.n_kv_heads + kv_head,
+           at = (size_t)kv_head * s->stride;
+    int *idx = s->idx + at;
+    int n_out =
+        a->select_kept ? choose_again(s, head, n, idx) : choose(d, a, kv_head, refs, n, idx);
+    if (s->keeps) keep_choice(s, head, n, idx, n_out);
+    for (int i = 0; i < n_out; i++) s->refs[at + i] = refs[idx[i]];
+    return n_out;
+}
+
+static int check_room(const struct Device *d, const struct AttnArgs *a, const struct LayerPages *p)
+{
+    const struct Selection *s = &d->sel;
+    const struct Choice *kept = s->kept + (size_t)a->layer * d->model->cfg.n_kv_heads;
+    if (a->select_kept && !s->keeps)
+        return err_set(PC_EINTERNAL, "a row asks for pages that no row before it has kept");
+    for (int h = 0; h < d->model->cfg.n_kv_heads; h++) {
+        if (p->n_refs[h] > s->stride)
             return err_set(PC_EINTERNAL, "pages of a head: %d to select from in room for %d",
-                           p->n_refs[h], d->sel.stride);
+                           p->n_refs[h], s->stride);
+        if (a->select_kept && kept[h].seen > p->n_refs[h])
+            return err_set(PC_EINTERNAL, "pages of a head: a choice among %d is asked of %d",
+                           kept[h].seen, p->n_refs[h]);
+    }
     return PC_OK;
 }
 
@@ -71,12 +106,12 @@ int cpu_pages(struct Device *d, const struct AttnArgs *a, struct LayerPages *out
     struct LayerPages all = all_pages(d, a);
     *out = all;
     if (!a->select || !all.n_refs) return PC_OK;
-    TRY(check_room(d, &all));
+    TRY(check_room(d, a, &all));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(d->threads)
     for (int h = 0; h < m->n_kv_heads; h++) {
         const struct PageRef *refs = all.refs + (size_t)h * all.stride;
         bool whole = window_of(d, a, h * (m->n_heads / m->n_kv_heads));
-        s->n_refs[h] = whole ? all.n_refs[h] : choose(d, a, h, refs, all.n_refs[h]);
+        s->n_refs[h] = whole ? all.n_refs[h] : pages_of(d, a, h, refs, all.n_refs[h]);
         if (whole) memcpy(s->refs + (size_t)h * s->stride, refs, sizeof *refs * all.n_refs[h]);
     }
     for (int h = 0; h < m->n_kv_heads; h++) {

@@ -271,6 +271,13 @@ static int step_replayed(struct Session *s, const struct Batch *b, int *best)
     return be->replay(s->tf.dev, s->writes.list, n, best ? NULL : s->logits, best);
 }
 
+/* Whether the pages chosen for an earlier token of the answer serve the one at `pos` too. */
+static bool keeps_pages(const struct Session *s, int pos)
+{
+    int token = pos - s->plan.question_pos - s->prompt.tail.n; /* of the answer, from 0 */
+    return s->select.index && token % s->set.select_every != 0;
+}
+
 /* Token *id through the model, its K and V appended, and then the token that follows. */
 static int step(struct Session *s, struct Sampler *sampler, int pos, int *id)
 {
@@ -280,6 +287,7 @@ static int step(struct Session *s, struct Sampler *sampler, int pos, int *id)
          greedy = replay && sampler->config.temperature <= 0;
     b.follows = s->recorded;
     if (s->select.index) b.select = &s->select;
+    b.select_kept = keeps_pages(s, pos);
     TRY(tf_begin(&s->tf, &b));
     TRY(replay ? step_replayed(s, &b, greedy ? id : NULL) : step_layers(s, &b, true));
     if (s->select.index) TRY(kv_index_filled(&s->kv, &s->merged));

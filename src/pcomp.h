@@ -103,6 +103,7 @@ struct PlanInfo {
         heads_bytes; /* keys and values of all heads when the answer is at its longest: headwise.md D.1 */
     int n_truncated;        /* context tokens left out (--method truncate only) */
     enum PageIndex select;  /* OFF where keys move */
+    int select_every;       /* answer tokens that a choice of pages serves */
     size_t kv_bytes;        /* pages of the kept chunks */
     size_t index_bytes;     /* what pages are selected by, of all pages of the pool */
     size_t peak_bytes;      /* all that the run allocates, model file excluded */

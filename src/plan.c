@@ -164,6 +164,12 @@ static int ring_for(const struct Session *s, int pages)
     return min_int(pages, heads_ring(s));
 }
 
+/* Whether a choice of pages serves more than one row. */
+static bool keeps_pages(const struct Session *s)
+{
+    return s->select.index && s->set.select_every > 1;
+}
+
 /* One sequence: the past grows with the text, unless it slides. */
 static void plain_shapes(struct Session *s)
 {
@@ -187,7 +193,8 @@ static void plain_shapes(struct Session *s)
                                           .head_rows = min_int(HEAD_ROWS, s->question_rows),
                                           .far = s->far.window,
                                           .turned_keys = s->far.window && turned ? answer_keys : 0,
-                                          .selects = s->select.index};
+                                          .selects = s->select.index,
+                                          .keeps_pages = keeps_pages(s)};
     int pages = min_int(kv_pages(total) + 1, kv_pages(s->held) + kv_pages(s->batch_rows) + 2);
     s->n_slots = 0;
     s->n_pages = (size_t)p->heads_full * pages + (size_t)p->heads_streaming * ring_for(s, pages);
@@ -214,7 +221,8 @@ static void wave_shapes(struct Session *s)
                                           .keys = answer_room,
                                           .mass_keys = needs_mass(s) ? answer_keys : 0,
                                           .head_rows = min_int(HEAD_ROWS, s->question_rows),
-                                          .selects = s->select.index};
+                                          .selects = s->select.index,
+                                          .keeps_pages = keeps_pages(s)};
     bool alone = s->e->team->rank == 0 && !s->together; /* takes in what the others have read */
     s->n_slots = min_int(p->keep + p->wave, alone ? p->n_read : s->n_mine);
     int before = kv_pages(p0), behind = kv_pages(q + p->max_tokens) + 1;
@@ -300,8 +308,9 @@ static void plan_wave(struct Session *s)
     fit_wave(s);
 }
 
-/* What an answer's rows read. Far keys are seen from elsewhere than their pages' index says. */
-static void plan_select(struct Session *s)
+/* What an answer's rows read. Far keys are seen from elsewhere than their pages' index says. PC_ECONFIG where the device
+ * keeps no choice. */
+static int plan_select(struct Session *s)
 {
     const struct Settings *set = &s->set;
     bool off = s->far.window || s->indexes;
@@ -311,6 +320,13 @@ static void plan_select(struct Session *s)
                                     .first = set->select_sinks,
                                     .last = set->select_recent};
     s->plan.select = s->select.index;
+    s->plan.select_every = set->select_every;
+    if (keeps_pages(s) && !s->limits.keeps_pages)
+        return err_set(PC_ECONFIG,
+                       "setting 'select_every': backend %s chooses pages for every token; give "
+                       "--backend cpu, or leave out --select-every %d",
+                       s->e->be->name, set->select_every);
+    return PC_OK;
 }
 
 /* Entries of a head in the cache that the question finds, or leaves where it compresses. */
@@ -355,7 +371,7 @@ int plan_make(struct Session *s)
     p->model_bytes = s->e->file_bytes;
     p->made_bytes = engine_made_bytes(s->e);
     p->available_bytes = engine_available(s->e, &s->limits);
-    plan_select(s);
+    TRY(plan_select(s));
     plan_wave(s);
     p->index_bytes = index_bytes(s);
     p->fits = p->peak_bytes <= p->available_bytes;

@@ -100,6 +100,7 @@ static void add_plan(cJSON *root, const struct PlanInfo *plan)
     cJSON_AddNumberToObject(object, "head_recent", plan->head_recent);
     cJSON_AddNumberToObject(object, "heads_bytes", (double)plan->heads_bytes);
     cJSON_AddStringToObject(object, "select", setting_word("select", (int)plan->select));
+    cJSON_AddNumberToObject(object, "select_every", plan->select_every);
     cJSON_AddNumberToObject(object, "kv_bytes", (double)plan->kv_bytes);
     cJSON_AddNumberToObject(object, "index_bytes", (double)plan->index_bytes);
     cJSON_AddNumberToObject(object, "peak_bytes", (double)plan->peak_bytes);

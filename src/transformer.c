@@ -87,6 +87,7 @@ int tf_project(struct Transformer *t, const struct Batch *b, int layer, int last
         .far = b->far,
         .masks = b->masks,
         .select = b->select,
+        .select_kept = b->select_kept,
     };
     return PC_OK;
 }

@@ -5,9 +5,9 @@
  * The answer is made with every page read, on the CPU; NAME=VALUE are settings that keep every token. At each of its rows,
  * for each query head, the true attention of every page is found from its keys, and what each rule would have kept of it.
  * Rules: the number of pages between sinks and recent ones or the share to reach, by mean key, by range, and by the true
- * attention, which no index surpasses. Columns: share of the tokens read; attention kept, mean over query heads and rows;
- * the same of rows that have a tenth or more of it between; then tokens and attention of the quarter of KV heads that
- * look most at the pages where ANSWER first stands.
+ * attention, which no index surpasses; and numbers whose choice stands for several rows (--select-every). Columns: share
+ * of the tokens read; attention kept, mean over query heads and rows; the same of rows that have a tenth or more of it
+ * between; then tokens and attention of the quarter of KV heads that look most at the pages where ANSWER first stands.
  */
 #include "src/cpu.h"
 #include "src/pcomp.h"
@@ -18,12 +18,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SOURCES = 3, TRUE_MASS = 2, N_RULES = 13, GROUP_MAX = 64 };
+enum { SOURCES = 3, TRUE_MASS = 2, N_RULES = 19, GROUP_MAX = 64 };
 static const char *const SOURCE_NAMES[] = {"mean", "bound", "true"};
-static const struct PageSelect RULES[N_RULES] = {
-    {.pages = 0},    {.pages = 8},    {.pages = 16},   {.pages = 32},   {.pages = 64},
-    {.pages = 96},   {.pages = 128},  {.pages = 192},  {.mass = 0.75f}, {.mass = 0.9f},
-    {.mass = 0.95f}, {.mass = 0.98f}, {.mass = 0.99f},
+static const struct Rule {
+    struct PageSelect select;
+    int every; /* rows that a choice serves */
+} RULES[N_RULES] = {
+    {{.pages = 0}, 1},    {{.pages = 8}, 1},   {{.pages = 16}, 1},   {{.pages = 32}, 1},
+    {{.pages = 64}, 1},   {{.pages = 96}, 1},  {{.pages = 128}, 1},  {{.pages = 192}, 1},
+    {{.mass = 0.75f}, 1}, {{.mass = 0.9f}, 1}, {{.mass = 0.95f}, 1}, {{.mass = 0.98f}, 1},
+    {{.mass = 0.99f}, 1}, {{.pages = 32}, 4},  {{.pages = 32}, 16},  {{.pages = 32}, 64},
+    {{.pages = 64}, 4},   {{.pages = 64}, 16}, {{.pages = 64}, 64},
 };
 
 struct Sum {
@@ -32,11 +37,18 @@ struct Sum {
     long n_rows, n_far;
 };
 
+/* A choice that stands. */
+struct Held {
+    int n, seen, row; /* chosen of pages seen; rows so far */
+    int *idx;
+};
+
 static struct {
     const struct Backend *real;
     struct PageSelect base;     /* sinks and recent pages */
     int n_heads, answer, after; /* KV heads; the answer's tokens in the cache */
     struct Sum *sum;            /* [n_heads, SOURCES, N_RULES] */
+    struct Held *held;          /* likewise */
     double *
         needle; /* [n_heads] attention on the answer's pages, of the group's head that has the most */
 } tool;
@@ -143,15 +155,34 @@ static void add_row(struct Sum *s, double kept, bool far)
     s->n_far++;
 }
 
+/* The choice of this row's turn, in h->idx: its own, or the one before with the pages that came since. */
+static int choose(const struct Head *h, const struct PageSelect *select, const float *score,
+                  int every, struct Held *held)
+{
+    bool own = held->row++ % every == 0;
+    int n = own ? page_select(select, score, h->len, h->n, h->n_open, &h->work, h->idx) : held->n;
+    if (!own) {
+        memcpy(h->idx, held->idx, sizeof *h->idx * (size_t)n);
+        for (int i = held->seen; i < h->n; i++) h->idx[n++] = i;
+    }
+    free(held->idx);
+    held->idx = room((size_t)n, sizeof *held->idx);
+    memcpy(held->idx, h->idx, sizeof *h->idx * (size_t)n);
+    held->n = n;
+    held->seen = h->n;
+    return n;
+}
+
 static void apply(const struct Head *h, int source, int rule)
 {
-    struct Sum *s = &tool.sum[(h->table * SOURCES + source) * N_RULES + rule];
-    struct PageSelect select = RULES[rule];
+    int at = (h->table * SOURCES + source) * N_RULES + rule;
+    struct Sum *s = &tool.sum[at];
+    struct PageSelect select = RULES[rule].select;
     select.index = PAGE_INDEX_MEAN; /* only: not off */
     select.first = tool.base.first;
     select.last = tool.base.last;
-    int n = page_select(&select, h->score + (size_t)source * (size_t)h->n, h->len, h->n, h->n_open,
-                        &h->work, h->idx);
+    int n = choose(h, &select, h->score + (size_t)source * (size_t)h->n, RULES[rule].every,
+                   &tool.held[at]);
     for (int i = 0; i < n; i++) s->read += h->len[h->idx[i]];
     for (int i = 0; i < h->n; i++) s->there += h->len[i];
     int last = select.last > h->n_open ? select.last : h->n_open;
@@ -243,17 +274,19 @@ static void report(void)
     int *heads = room((size_t)tool.n_heads, sizeof *heads), part = tool.n_heads / 4;
     for (int h = 0; h < tool.n_heads; h++) heads[h] = h;
     qsort(heads, (size_t)tool.n_heads, sizeof *heads, by_needle);
-    printf("%-6s %-10s %7s %7s %7s | %7s %7s\n", "index", "rule", "tokens", "kept", "far", "tokens",
+    printf("%-6s %-12s %7s %7s %7s | %7s %7s\n", "index", "rule", "tokens", "kept", "far", "tokens",
            "needle");
     for (int at = 0; at < SOURCES * N_RULES; at++) {
-        const struct PageSelect *rule = &RULES[at % N_RULES];
+        const struct Rule *rule = &RULES[at % N_RULES];
         struct Sum all = sum_of(heads, tool.n_heads, at), few = sum_of(heads, part, at);
         char name[32];
-        if (rule->mass > 0)
-            snprintf(name, sizeof name, "share %.2f", (double)rule->mass);
+        if (rule->select.mass > 0)
+            snprintf(name, sizeof name, "share %.2f", (double)rule->select.mass);
+        else if (rule->every > 1)
+            snprintf(name, sizeof name, "pages %d, %d", rule->select.pages, rule->every);
         else
-            snprintf(name, sizeof name, "pages %d", rule->pages);
-        printf("%-6s %-10s %6.2f%% %7.4f %7.4f | %6.2f%% %7.4f\n", SOURCE_NAMES[at / N_RULES], name,
+            snprintf(name, sizeof name, "pages %d", rule->select.pages);
+        printf("%-6s %-12s %6.2f%% %7.4f %7.4f | %6.2f%% %7.4f\n", SOURCE_NAMES[at / N_RULES], name,
                100 * all.read / all.there, all.kept / (double)all.n_rows,
                all.far / (double)(all.n_far ? all.n_far : 1), 100 * few.read / few.there,
                few.kept / (double)few.n_rows);
@@ -329,6 +362,7 @@ static int measure(struct Engine *e, char **argv)
                           .stop_text = "\n"}; /* an answer of one token at least */
     tool.n_heads = m->n_layers * m->n_kv_heads;
     tool.sum = room((size_t)tool.n_heads * SOURCES * N_RULES, sizeof *tool.sum);
+    tool.held = room((size_t)tool.n_heads * SOURCES * N_RULES, sizeof *tool.held);
     tool.needle = room((size_t)tool.n_heads, sizeof *tool.needle);
     tool.real = e->be;
     table.attention = tap_attention;
@@ -337,6 +371,8 @@ static int measure(struct Engine *e, char **argv)
     e->be = tool.real;
     if (status == PC_OK) report();
     str_free(&context);
+    for (int i = 0; i < tool.n_heads * SOURCES * N_RULES; i++) free(tool.held[i].idx);
+    free(tool.held);
     free(tool.sum);
     free(tool.needle);
     return status;

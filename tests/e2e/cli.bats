@@ -209,9 +209,10 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
 @test "--select says what it takes and what was read" {
     need_model
     run --separate-stderr "$PCOMP" plan -m "$TINY" -f text.txt -q x --select bound
-    [[ $output == *"pages by the range of their keys, an index of "* ]]
-    ask --json --keep all --kv-cap off --select mean --select-pages 1
+    [[ $output == *"pages by the range of their keys, 1 token a choice, an index of "* ]]
+    ask --json --keep all --kv-cap off --select mean --select-pages 1 --select-every 64
     [ "$status" -eq 0 ]
+    jq -e '.plan.select_every == 64 and .config.select_every == 64' <<< "$output"
     jq -e '.plan.select == "mean" and .plan.index_bytes > 0 and .pages_there >= .pages_read' <<< "$output"
     local kv some
     for kv in q8 q4; do
@@ -226,6 +227,8 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     jq -e '.plan.select == "off" and .plan.index_bytes == 0 and .pages_there == 0' <<< "$output"
     run --separate-stderr "$PCOMP" plan -m none -f text.txt --select most
     is 2 'off, mean, bound'
+    run --separate-stderr "$PCOMP" plan -m none -f text.txt --select mean --select-every 65
+    is 2 '1 to 64'
 }
 
 @test "--json and plain output carry the same answer" {

@@ -3,6 +3,7 @@
  */
 #include "eviction/page_select.h"
 #include "eviction/select.h"
+#include "tests/gca_ref.h"
 #include "tests/unit/session_support.h"
 
 enum { N_MAX = 300, ROUNDS = 20000 };
@@ -165,6 +166,7 @@ struct RowCase {
     struct KvCache kv;
     struct HeadTable past;
     struct PageSelect select;
+    bool kept; /* the row reads what the one before it chose */
     float *q, *k, *v, *out;
 };
 
@@ -186,6 +188,17 @@ static void fill_page(struct RowCase *r, struct PageRef ref, int kv_head)
     free(v);
 }
 
+/* One more page of a head, part full or not, with a bias or none. */
+static void add_page(struct RowCase *r, int head)
+{
+    struct PageRef ref = {r->kv.pool.free[--r->kv.pool.n_free],
+                          rng(3) ? PAGE_TOKENS : 1 + (uint32_t)rng(PAGE_TOKENS),
+                          rng(4) ? 0 : uniform()};
+    r->past.refs[(size_t)head * PAST_MAX + r->past.n_refs[head]++] = ref;
+    r->past.n_tokens[head] += (int)ref.len;
+    fill_page(r, ref, head % r->e->model.cfg.n_kv_heads);
+}
+
 /* Heads of layer 1 with differing numbers of pages, part full anywhere, some with a bias. */
 static void row_open(struct RowCase *r, struct Engine *e, struct PageSelect select)
 {
@@ -196,19 +209,16 @@ static void row_open(struct RowCase *r, struct Engine *e, struct PageSelect sele
     must(kv_open(&r->kv, e->be, e->dev, m, (size_t)heads * PAST_MAX));
     must(kv_index_open(&r->kv, select.index));
     must(kv_table_open(&r->past, m, PAST_MAX));
-    struct BatchShape shape = {
-        .rows = 1, .seqs = 1, .keys = PAST_MAX * PAGE_TOKENS, .head_rows = 1, .selects = true};
+    struct BatchShape shape = {.rows = 1,
+                               .seqs = 1,
+                               .keys = PAST_MAX * PAGE_TOKENS,
+                               .head_rows = 1,
+                               .selects = true,
+                               .keeps_pages = true};
     must(e->be->reserve(e->dev, &shape));
     for (int h = 0; h < heads; h++) {
-        int n = r->past.n_refs[h] = h % 5 == 4 ? 0 : rng(PAST_MAX);
-        for (int i = 0; i < n; i++) {
-            struct PageRef ref = {r->kv.pool.free[--r->kv.pool.n_free],
-                                  rng(3) ? PAGE_TOKENS : 1 + (uint32_t)rng(PAGE_TOKENS),
-                                  rng(4) ? 0 : uniform()};
-            r->past.refs[(size_t)h * PAST_MAX + i] = ref;
-            r->past.n_tokens[h] += (int)ref.len;
-            fill_page(r, ref, h % m->n_kv_heads);
-        }
+        int n = h % 5 == 4 ? 0 : rng(PAST_MAX);
+        for (int i = 0; i < n; i++) add_page(r, h);
     }
     must(kv_index_all(&r->kv, &r->past));
     r->q = calloc(q, sizeof *r->q);
@@ -243,7 +253,8 @@ static void row_run(struct RowCase *r, const struct HeadMasks *masks)
                          .pool = &r->kv.pool,
                          .past = &r->past,
                          .masks = masks,
-                         .select = r->select.index ? &r->select : NULL};
+                         .select = r->select.index ? &r->select : NULL,
+                         .select_kept = r->kept};
     must(r->e->be->attention(r->e->dev, &a));
 }
 
@@ -370,6 +381,145 @@ static void test_rows(void **state)
     each_engine(check_rows);
 }
 
+/* ==== A choice that stands for several rows ==== */
+
+static void new_query(struct RowCase *r)
+{
+    const struct ModelConfig *m = &r->e->model.cfg;
+    for (int i = 0; i < m->n_heads * m->head_dim; i++) r->q[i] = uniform();
+}
+
+/* Rows of other queries over a growing past read what the first one chose, and what came since; then the next choice is
+ * the query's own again. Returns how many heads would have chosen otherwise. */
+static int check_kept_rows(struct RowCase *r)
+{
+    const struct ModelConfig *m = &r->e->model.cfg;
+    int group = m->n_heads / m->n_kv_heads, differ = 0;
+    struct Choice first[8], own;
+    row_run(r, NULL);
+    for (int kv = 0; kv < m->n_kv_heads; kv++) expect(r, kv, &first[kv]);
+    r->kept = true;
+    for (int row = 0; row < 3; row++) {
+        new_query(r);
+        for (int kv = 0; kv < m->n_kv_heads; kv++)
+            if (r->past.n_refs[m->n_kv_heads + kv] < PAST_MAX) add_page(r, m->n_kv_heads + kv);
+        must(kv_index_all(&r->kv, &r->past));
+        row_run(r, NULL);
+        for (int kv = 0; kv < m->n_kv_heads; kv++) {
+            expect(r, kv, &own);
+            differ += memcmp(own.taken, first[kv].taken, sizeof own.taken) != 0;
+            for (int i = first[kv].n; i < own.n; i++) first[kv].taken[i] = true;
+            for (int g = 0; g < group; g++) check_output(r, kv * group + g, first[kv].taken);
+        }
+    }
+    r->kept = false;
+    row_run(r, NULL);
+    for (int kv = 0; kv < m->n_kv_heads; kv++) {
+        expect(r, kv, &own);
+        for (int g = 0; g < group; g++) check_output(r, kv * group + g, own.taken);
+    }
+    return differ;
+}
+
+static void check_cadence(struct Engine *e)
+{
+    static const struct PageSelect rules[] = {{PAGE_INDEX_MEAN, 3, 0, 1, 2},
+                                              {PAGE_INDEX_BOUND, 2, 0, 0, 0},
+                                              {PAGE_INDEX_MEAN, 0, 0.5f, 1, 1}};
+    int differ = 0;
+    for (int round = 0; round < 9; round++) {
+        struct RowCase r;
+        row_open(&r, e, rules[round % 3]);
+        differ += check_kept_rows(&r);
+        row_close(&r);
+    }
+    assert_true(differ > 9); /* or nothing was shown */
+}
+
+static void test_cadence(void **state)
+{
+    (void)state;
+    each_engine(check_cadence);
+}
+
+/* ==== GCA with exact weights ==== */
+
+/* The chosen pages of a head and the row's own token as chunks. k, v [PAST_MAX + 1, 64, dim] */
+static struct GcaChunks chunks_of(const struct RowCase *r, int kv_head, const bool *taken, float *k,
+                                  float *v, int *len)
+{
+    int dim = r->e->model.cfg.head_dim, table = r->e->model.cfg.n_kv_heads + kv_head;
+    struct GcaChunks c = {k, v, len, 0, PAGE_TOKENS, dim};
+    size_t size = (size_t)PAGE_TOKENS * dim;
+    for (int i = 0; i < r->past.n_refs[table]; i++) {
+        struct PageRef ref = r->past.refs[(size_t)table * PAST_MAX + i];
+        if (!taken[i]) continue;
+        read_page(r, ref, k + c.n * size, v + c.n * size);
+        len[c.n++] = (int)ref.len;
+    }
+    memcpy(k + c.n * size, r->k + (size_t)kv_head * dim, sizeof *k * dim);
+    memcpy(v + c.n * size, r->v + (size_t)kv_head * dim, sizeof *v * dim);
+    len[c.n++] = 1;
+    return c;
+}
+
+/* How far the row's output of one query head is from GCA's over these chunks, fused with exp(lse_c - lse) or by the
+ * scores of their mean keys as landmarks. */
+static double gca_distance(const struct RowCase *r, int head, const struct GcaChunks *c, bool exact)
+{
+    static float landmark[(PAST_MAX + 1) * 64];
+    const float *q = r->q + (size_t)head * c->head_dim;
+    int idx[PAST_MAX + 1];
+    double weight[PAST_MAX + 1], lse[PAST_MAX + 1], out[64], off = 0;
+    memset(landmark, 0, sizeof landmark);
+    for (int i = 0; i < c->n; i++)
+        for (int t = 0; t < c->len[i]; t++)
+            for (int d = 0; d < c->head_dim; d++)
+                landmark[i * c->head_dim + d] +=
+                    c->k[((size_t)i * PAGE_TOKENS + (size_t)t) * c->head_dim + d] /
+                    (float)c->len[i];
+    int n = gca_retrieve(q, landmark, c->n, c->head_dim, c->n, idx, weight);
+    gca_attend(q, c, idx, weight, n, false, out, lse);
+    if (exact) gca_exact_weights(lse, n, weight);
+    if (exact) gca_attend(q, c, idx, weight, n, false, out, NULL);
+    for (int d = 0; d < c->head_dim; d++)
+        off = fmax(off, fabs(out[d] - r->out[(size_t)head * c->head_dim + d]));
+    return off;
+}
+
+/* The engine's row over chosen pages is GCA over them with exact weights (headwise.md C.2), and is not GCA with weights
+ * from retrieval scores. */
+static void check_gca(struct Engine *e)
+{
+    static float k[(PAST_MAX + 1) * PAGE_TOKENS * 64], v[(PAST_MAX + 1) * PAGE_TOKENS * 64];
+    const struct ModelConfig *m = &e->model.cfg;
+    int group = m->n_heads / m->n_kv_heads, len[PAST_MAX + 1];
+    double apart = 0;
+    struct RowCase r;
+    row_open(&r, e, (struct PageSelect){PAGE_INDEX_MEAN, 8, 0, 1, 2}); /* GCA's own 8 */
+    for (size_t i = 0; i < r.past.stride * (size_t)r.past.n_heads; i++)
+        r.past.refs[i].bias = 0; /* GCA has none */
+    row_run(&r, NULL);
+    for (int kv = 0; kv < m->n_kv_heads; kv++) {
+        struct Choice choice;
+        expect(&r, kv, &choice);
+        struct GcaChunks c = chunks_of(&r, kv, choice.taken, k, v, len);
+        for (int g = 0; g < group; g++) {
+            double off = gca_distance(&r, kv * group + g, &c, true);
+            if (!(off <= 2e-3)) fail_msg("head %d: off by %g", kv * group + g, off);
+            if (c.n > 2) apart = fmax(apart, gca_distance(&r, kv * group + g, &c, false));
+        }
+    }
+    assert_true(apart > 0.01);
+    row_close(&r);
+}
+
+static void test_gca(void **state)
+{
+    (void)state;
+    each_engine(check_gca);
+}
+
 /* A head with a window is read whole, and counts for nothing. */
 static void check_windows(struct Engine *e)
 {
@@ -426,6 +576,41 @@ static void test_room(void **state)
     engine_close(e);
 }
 
+/* So is a row that asks for an earlier choice where none is kept, or where the past has shrunk since. */
+static void test_kept_room(void **state)
+{
+    (void)state;
+    struct Engine *e = open_engine("llama", PRECISION_F32, 1);
+    int begin[2] = {0, 1}, table = e->model.cfg.n_kv_heads;
+    struct RowCase r;
+    row_open(&r, e, (struct PageSelect){PAGE_INDEX_MEAN, 2, 0, 1, 1});
+    struct AttnArgs a = {.q = r.q,
+                         .k = r.k,
+                         .v = r.v,
+                         .out = r.out,
+                         .seq_begin = begin,
+                         .n_seqs = 1,
+                         .layer = 1,
+                         .pool = &r.kv.pool,
+                         .past = &r.past,
+                         .select = &r.select};
+    if (!r.past.n_refs[table]) add_page(&r, table);
+    must(e->be->attention(e->dev, &a));
+    a.select_kept = true;
+    must(e->be->attention(e->dev, &a));
+    r.past.n_refs[table]--;
+    assert_int_equal(e->be->attention(e->dev, &a), PC_EINTERNAL);
+    assert_non_null(strstr(err_text(), "is asked of"));
+    r.past.n_refs[table]++;
+    struct BatchShape shape = {
+        .rows = 1, .seqs = 1, .keys = PAST_MAX * PAGE_TOKENS, .head_rows = 1, .selects = true};
+    must(e->be->reserve(e->dev, &shape));
+    assert_int_equal(e->be->attention(e->dev, &a), PC_EINTERNAL);
+    assert_non_null(strstr(err_text(), "no row before it has kept"));
+    row_close(&r);
+    engine_close(e);
+}
+
 /* ==== Whole runs ==== */
 
 static struct Outcome selected(struct Engine *e, enum PageIndex index, int pages, float mass,
@@ -476,6 +661,82 @@ static void test_identity(void **state)
     each_engine(check_identity);
 }
 
+/* Counts a run's rows that select, and those that keep a choice. */
+static struct {
+    const struct Backend *real;
+    int rows, kept;
+} tap;
+
+static int tap_attention(struct Device *d, const struct AttnArgs *a)
+{
+    tap.rows += a->select != NULL;
+    tap.kept += a->select && a->select_kept;
+    return tap.real->attention(d, a);
+}
+
+/* A choice every so many tokens of the answer, from the first on; with room for every page it matters to no byte. */
+static void check_every(struct Engine *e)
+{
+    struct Backend table = *e->be;
+    struct PageCounts n;
+    tap.real = e->be;
+    table.attention = tap_attention;
+    e->settings.keep = KEEP_ALL;
+    e->settings.temperature = 1;
+    e->settings.max_tokens = 90; /* pages fill between two choices */
+    struct Outcome off = selected(e, PAGE_INDEX_OFF, 0, 0, &n);
+    static const int everies[] = {1, 2, 7, 64};
+    e->be = &table;
+    for (int i = 0; i < 4; i++) {
+        e->settings.select_every = everies[i];
+        tap.rows = tap.kept = 0;
+        struct Outcome all = selected(e, PAGE_INDEX_BOUND, 1000, 0, &n);
+        same_bits(&off, &all);
+        int steps = tap.rows / e->model.cfg.n_layers,
+            chosen = (steps + everies[i] - 1) / everies[i];
+        assert_int_equal(tap.rows - tap.kept, chosen * e->model.cfg.n_layers);
+        struct Outcome few = selected(e, PAGE_INDEX_MEAN, 1, 0, &n);
+        assert_true(few.n_ids < 2 || n.read < n.there);
+        struct Outcome again = selected(e, PAGE_INDEX_MEAN, 1, 0, &n);
+        same_bits(&few, &again);
+    }
+    e->be = tap.real;
+}
+
+static void test_every(void **state)
+{
+    (void)state;
+    each_engine(check_every);
+}
+
+static void limits_of_others(const struct Device *d, struct DeviceLimits *out)
+{
+    tap.real->limits(d, out);
+    out->keeps_pages = false;
+}
+
+/* A backend that chooses anew for every token says so. */
+static void test_every_refused(void **state)
+{
+    (void)state;
+    struct Engine *e = open_engine("llama", PRECISION_F32, 1);
+    struct Backend table = *e->be;
+    struct PlanInfo plan;
+    struct Request req = {.context = "Of pages.", .context_len = 9, .question = "Which?"};
+    tap.real = e->be;
+    table.limits = limits_of_others;
+    e->be = &table;
+    e->settings.select_every = 2;
+    must(session_plan(e, &req, &plan)); /* nothing selects */
+    e->settings.select = PAGE_INDEX_MEAN;
+    assert_int_equal(session_plan(e, &req, &plan), PC_ECONFIG);
+    assert_non_null(strstr(err_text(), "select_every"));
+    e->settings.select_every = 1;
+    must(session_plan(e, &req, &plan));
+    e->be = tap.real;
+    engine_close(e);
+}
+
 /* The index that decoding keeps is the one that the pages' keys make, for all but pages that still fill. */
 static void check_upkeep(struct Engine *e)
 {
@@ -521,7 +782,9 @@ int main(void)
         cmocka_unit_test(test_choice), cmocka_unit_test(test_share),
         cmocka_unit_test(test_rows),   cmocka_unit_test(test_windows),
         cmocka_unit_test(test_room),   cmocka_unit_test(test_identity),
-        cmocka_unit_test(test_upkeep),
+        cmocka_unit_test(test_upkeep), cmocka_unit_test(test_cadence),
+        cmocka_unit_test(test_gca),    cmocka_unit_test(test_kept_room),
+        cmocka_unit_test(test_every),  cmocka_unit_test(test_every_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

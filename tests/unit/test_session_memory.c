@@ -127,6 +127,7 @@ static void plan_shapes(enum KvType kv_type)
         set->wave = cases[c].wave;
         set->max_tokens = cases[c].max_tokens;
         set->select = cases[c].select;
+        set->select_every = cases[c].select == PAGE_INDEX_MEAN ? 16 : 1;
         set->n_calib = 0;
         if (cases[c].heads) stream_half(e);
         if (cases[c].n_calib) add_rule(e, (struct CalibRule){CLASS_SINK, 0, 2, 0.5f, 10, 1, 2});
