@@ -5,7 +5,6 @@
  */
 #include "cli.h"
 #include "geometry.h"
-#include "store.h"
 #include "tokenizer.h"
 
 #include <errno.h>

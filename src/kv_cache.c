@@ -163,7 +163,7 @@ int kv_run(struct KvCache *kv, size_t n, uint32_t *first)
 
 int kv_lay(struct HeadTable *t, int head, uint32_t first, int n)
 {
-    int at = t->n_refs[head], pages = (n + PAGE_TOKENS - 1) / PAGE_TOKENS;
+    int at = t->n_refs[head], pages = kv_pages(n);
     struct PageRef *refs = t->refs + (size_t)head * t->stride + at;
     if (at + pages > t->stride)
         return err_set(PC_EINTERNAL, "KV cache: %d pages in a table of %d a head", at + pages,

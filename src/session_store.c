@@ -179,11 +179,6 @@ static int max_int(int a, int b)
     return a > b ? a : b;
 }
 
-static int pages_for(int tokens)
-{
-    return (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS;
-}
-
 static void index_shapes(struct Session *s)
 {
     struct PlanInfo *p = &s->plan;
@@ -195,7 +190,7 @@ static void index_shapes(struct Session *s)
                                                           .head_rows = 1};
     s->n_slots = 0;
     s->mass_stride = 0;
-    s->n_pages = (size_t)(p->heads_full + p->heads_streaming) * pages_for(p->n_prefix);
+    s->n_pages = (size_t)(p->heads_full + p->heads_streaming) * kv_pages(p->n_prefix);
 }
 
 /* Question rows with stored chunks as their past; slots hold what was chosen, pages come once all chunks were scored. */
@@ -205,8 +200,8 @@ static void recall_shapes(struct Session *s)
     int rows = max_int(p->wave * (p->n_question + 1), p->n_prefix);
     s->batch_rows = s->wave_shape.rows = rows;
     s->wave_shape.seqs = p->wave;
-    int winners = (s->n_slots < p->keep ? s->n_slots : p->keep) * pages_for(s->cap),
-        before = pages_for(p->n_prefix), behind = pages_for(p->n_question + p->max_tokens) + 1;
+    int winners = (s->n_slots < p->keep ? s->n_slots : p->keep) * kv_pages(s->cap),
+        before = kv_pages(p->n_prefix), behind = kv_pages(p->n_question + p->max_tokens) + 1;
     s->n_pages = (size_t)p->heads_full * (size_t)(winners + before) +
                  (size_t)parts_heads(s) * (size_t)behind +
                  (size_t)p->heads_streaming * (size_t)(heads_ring(s) + before + behind);
@@ -225,7 +220,7 @@ void stored_shapes(struct Session *s)
 /* Pages of a head in a staged table. */
 static int staged_refs(const struct Session *s)
 {
-    return pages_for(s->plan.n_prefix) + heads_ring(s) + pages_for(s->plan.chunk_tokens) + 2;
+    return kv_pages(s->plan.n_prefix) + heads_ring(s) + kv_pages(s->plan.chunk_tokens) + 2;
 }
 
 size_t stored_bytes(const struct Session *s)
