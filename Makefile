@@ -26,7 +26,7 @@ OPT_HOT := -O3 -g
 SANITIZE :=
 ifeq ($(FLAVOUR),asan)
 OPT := -O1 -g -fno-omit-frame-pointer
-OPT_HOT := $(OPT)
+OPT_HOT := -O2 -g -fno-omit-frame-pointer # kernels are most of what tests wait for
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
 WERROR := # sanitizers make gcc warn about code that is right; the cpu flavour judges
 else ifeq ($(FLAVOUR),fuzz)

@@ -17,6 +17,20 @@ static int label_set(struct Arm *arm, const char *text, size_t len)
     return PC_OK;
 }
 
+/* What the engine is opened with is one for all methods of a command. */
+static int option_check(const char *name)
+{
+    static const char *const fixed[] = {"backend", "isa",        "precision",
+                                        "kv_type", "gpu_memory", "threads"};
+    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
+        if (strcmp(name, fixed[i]) == 0)
+            return err_set(PC_ECONFIG,
+                           "setting '%s' is the same for all methods of a command; give it as a "
+                           "flag, and compare by two commands with two folders (-o)",
+                           name);
+    return PC_OK;
+}
+
 static int option_take(struct Arm *arm, const char *option, size_t len)
 {
     char name[64], value[512];
@@ -28,6 +42,7 @@ static int option_take(struct Arm *arm, const char *option, size_t len)
     name[n] = '\0';
     memcpy(value, equals + 1, len - n - 1);
     value[len - n - 1] = '\0';
+    TRY(option_check(name));
     if (strcmp(name, "keep") == 0) arm->keep_given = true;
     if (strcmp(name, "kv_cap") == 0) arm->cap_given = true;
     if (strcmp(name, "max_tokens") == 0) arm->tokens_given = true;

@@ -169,6 +169,8 @@ essence() {
     is 2 "two methods have the label"
     bench --method a:parallelcomp,kv_cup=3
     is 2 "kv_cap"
+    bench --method a:parallelcomp,precision=f32
+    is 2 "setting 'precision' is the same for all methods"
     bench --profile mine
     is 2 "official, parallelcomp"
     bench --code-sim x
