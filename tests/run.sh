@@ -58,39 +58,53 @@ AWK
 
 # run NAME COMMAND...: runs one program that speaks TAP, counts and shows.
 run() {
-    local name=$1 status p f s planned why="" begin
+    execute "$@"
+    report "$1"
+}
+
+# execute NAME COMMAND...: leaves what it said in NAME.out and NAME.err, then its exit status and seconds in NAME.end.
+execute() {
+    local name=$1 status begin
     shift
     begin=$(date +%s.%N)
-    { timeout -k 5 "$limit" "$@" > "$work/out" 2> "$work/err" < /dev/null; } 2> /dev/null
+    { timeout -k 5 "$limit" "$@" > "$work/$name.out" 2> "$work/$name.err" < /dev/null; } 2> /dev/null
     status=$?
-    awk "$summary" "$work/out" > "$work/sum"
+    awk -v status=$status -v begin="$begin" -v end="$(date +%s.%N)" \
+        'BEGIN { printf "%d %.1f\n", status, end - begin }' > "$work/$name.now"
+    mv "$work/$name.now" "$work/$name.end"
+}
+
+report() {
+    local name=$1 status p f s planned why="" seconds
+    read -r status seconds < "$work/$name.end"
+    awk "$summary" "$work/$name.out" > "$work/sum"
     read -r p f s planned < "$work/sum"
-    if [ $status -eq 124 ]; then
+    if [ "$status" -eq 124 ]; then
         why="was stopped after $limit s"
-    elif [ $status -gt 128 ]; then
+    elif [ "$status" -gt 128 ]; then
         why="died of signal $((status - 128)) ($(kill -l $((status - 128))))"
-    elif [ "$planned" -eq 0 ] && ! grep -q '^1\.\.0' "$work/out"; then
+    elif [ "$planned" -eq 0 ] && ! grep -q '^1\.\.0' "$work/$name.out"; then
         why="printed no plan (exit status $status)"
     elif [ $((p + f + s)) -ne "$planned" ]; then
         why="ran $((p + f + s)) of $planned tests (exit status $status)"
-    elif [ $status -ne 0 ] && [ "$f" -eq 0 ]; then
+    elif [ "$status" -ne 0 ] && [ "$f" -eq 0 ]; then
         why="exit status $status"
     fi
     [ -z "$why" ] || f=$((f + 1))
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
     local word=ok
     [ "$f" -eq 0 ] || word=FAIL
-    awk -v word=$word -v name="$name" -v p="$p" -v f="$f" -v s="$s" -v begin="$begin" \
-        -v end="$(date +%s.%N)" 'BEGIN {
+    awk -v word=$word -v name="$name" -v p="$p" -v f="$f" -v s="$s" -v seconds="$seconds" 'BEGIN {
         printf "%-5s %-24s %d passed", word, name, p
         if (f) printf ", %d failed", f
         if (s) printf ", %d skipped", s
-        printf "  (%.1f s)\n", end - begin }'
+        printf "  (%.1f s)\n", seconds }'
     tail -n +2 "$work/sum"
     if [ "$f" -gt 0 ]; then
         [ -z "$why" ] || echo "      $name $why"
-        sed '/^ok /d; s/^/    | /' "$work/out" "$work/err"
+        sed '/^ok /d; s/^/    | /' "$work/$name.out" "$work/$name.err"
     fi
+    rm -f "$work/$name".*
 }
 
 # one NAME COMMAND...: a program that just succeeds or fails, as a plan of one.
@@ -103,13 +117,27 @@ one() {
         if "${@:2}"; then echo "ok 1 - $1"; else echo "not ok 1 - $1"; exit 1; fi' _ "$name" "$@"
 }
 
+# As many at a time as there are cores: most of a unit test is one thread. Reported in their order.
 unit() {
-    local test
+    local test lanes shown=0 names=()
+    lanes=$(nproc)
     for test in "$build"/tests/test_*; do
         # Only programs whose source is still there.
-        if [ -x "$test" ] && [ -e "tests/unit/${test##*/}.c" ]; then
-            CMOCKA_MESSAGE_OUTPUT=TAP run "${test##*/}" "$test"
-        fi
+        if [ ! -x "$test" ] || [ ! -e "tests/unit/${test##*/}.c" ]; then continue; fi
+        while [ "$(jobs -rp | wc -l)" -ge "$lanes" ]; do wait -n; done
+        CMOCKA_MESSAGE_OUTPUT=TAP execute "${test##*/}" "$test" &
+        names+=("${test##*/}")
+        report_ended
+    done
+    wait
+    report_ended
+}
+
+# Goes on with unit()'s list as far as it has ended.
+report_ended() {
+    while [ "$shown" -lt ${#names[@]} ] && [ -e "$work/${names[$shown]}.end" ]; do
+        report "${names[$shown]}"
+        shown=$((shown + 1))
     done
 }
 
