@@ -110,9 +110,10 @@ lines() { # lines FILE: what summarize wrote, without what differs from run to r
             --store kept 2> /dev/null || true
     done
     "$PCOMP" summarize -m "$TINY" -o out.jsonl --chunk 150 -n 4 texts --store kept --share 2> one.log &
+    local first=$! # run starts processes of its own
     summarize out.jsonl --store kept --share
     [ "$status" -eq 0 ]
-    wait $!
+    wait "$first" || { cat one.log >&2; return 1; }
     [ "$(lines out.jsonl)" = "$(lines cold.jsonl)" ]
     [ "$(find kept -name '*.pcstore' | wc -l)" -eq 12 ]
     [ "$(find kept -name '*.part' | wc -l)" -eq 0 ]
