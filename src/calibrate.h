@@ -1,8 +1,9 @@
 /* calibrate.h - which KV heads of a model must remember the long past, found without training (headwise.md D.4).
  *
- * A sample is a long text with needles in it and a tail that asks for them, answers given ("teacher forced"). It is
- * read once with full attention; then only its tail is run again, with some heads confined to the first `sink`
- * and the last `recent` keys. What that does to the distribution of the answers is what these heads are for:
+ * A sample is a long text with needles in it, framed as the model's chats are, and a tail for each needle that asks for
+ * it, answer given ("teacher forced"). It is read once with full attention; then only its tails are run again, each a
+ * sequence of its own behind the text, with some heads confined to the first `sink` and the last `recent` keys. What that
+ * does to the distribution of the answers is what these heads are for:
  *
  *   study_open -> study_scores (one head at a time, or what its attention looks at) -> a head map
  *              -> study_joint (all streaming heads of a choice at once) -> choose, refine, report
@@ -57,8 +58,10 @@ struct Span {
 };
 
 struct StudySample {
-    struct Prompt prompt; /* its tail is run with and without heads' pasts */
-    int n_asks;           /* 1 without passkeys: the whole tail */
+    struct Prompt
+        prompt; /* its tail, all asks one behind the other, is run with and without heads' pasts */
+    int n_asks; /* 1 without passkeys: the whole tail */
+    int ask_begin[PASSKEYS_MAX + 1]; /* rows of the tail: each ask sees none of the others */
     struct Span
         needle[PASSKEYS_MAX]; /* the passkey's words, counted from the first token of the prefix */
     struct Span answer[PASSKEYS_MAX]; /* the same words in the tail */
@@ -80,14 +83,15 @@ struct Reading {
     struct Session session; /* owns the prompt */
     struct Result result;
     struct Request request;
-    struct Transformer tf;               /* [n_kv_heads * tail] rows */
-    int n_tail, n_keys;                  /* rows of a tail; keys before it */
-    int *tokens, *pos, *seq_begin, *idx; /* [n_kv_heads * tail], [n_kv_heads + 1], [piece] */
-    int *window;                         /* [n_layers, n_heads] */
-    float *logits;                       /* [piece, vocab_size] */
-    float *ref_logits, *ref_prob;        /* [n_judged, vocab_size] under full attention */
-    double *ref_lse, *kl, *nll;          /* [n_judged] */
-    uint8_t *hit;                        /* [n_judged] the likeliest token is the right one */
+    struct Transformer tf; /* [n_kv_heads * tail] rows */
+    int n_tail, n_keys;    /* rows of a tail; keys before it */
+    int *tokens, *pos, *seq_begin,
+        *idx;                     /* [n_kv_heads * tail], [n_kv_heads * n_asks + 1], [piece] */
+    int *window;                  /* [n_layers, n_heads] */
+    float *logits;                /* [piece, vocab_size] */
+    float *ref_logits, *ref_prob; /* [n_judged, vocab_size] under full attention */
+    double *ref_lse, *kl, *nll;   /* [n_judged] */
+    uint8_t *hit;                 /* [n_judged] the likeliest token is the right one */
 };
 
 struct Study {
