@@ -21,7 +21,8 @@ enum { STUDY_LENS_MAX = 16 };
 
 /* How heads are scored. Those before HEADS_MASS run heads without their past, the next look at attention. */
 enum HeadMethod {
-    HEADS_ABLATE,  /* KL of the answers when this head alone is confined */
+    HEADS_ABLATE, /* KL of the answers when this head alone is confined */
+    HEADS_DESCEND, /* joint KL at which this head goes, when the least needed of those left goes each time */
     HEADS_DEVIATE, /* change of the layer's attention output alone, relative, squared */
     HEADS_MASS,    /* attention of answer rows on the passkey that they spell */
     HEADS_COPY,    /* share of answer tokens that the head attends to most, in the needle */
@@ -137,6 +138,9 @@ int study_tolerance(struct Study *st, const struct HeadMap *map, const struct To
 /* Up to n_tests exchanges of a kept head near the cut for a dropped one; each that lowers the joint KL stays, as
  * exchanged scores. *n_kept: how many stayed. */
 int study_refine(struct Study *st, struct HeadMap *map, double ratio, int n_tests, int *n_kept);
+/* From a map of ablation, scores in nats * 1/unit, to one in which heads went one after another, all that went before
+ * confined together: a score is the joint KL without that head and those below it. *unit: as of study_scores. */
+int study_descend(struct Study *st, struct HeadMap *map, double *unit);
 
 /* The picture: layers by heads, kept ones marked; a file of its own, for light and dark pages. */
 int headmap_svg(const struct HeadMap *map, const uint8_t *keep, const char *title, struct Str *out);
