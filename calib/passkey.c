@@ -9,6 +9,8 @@ uint64_t passkey_draw(uint64_t seed, uint64_t stream, uint64_t i)
     return hash64(at, sizeof at, seed);
 }
 
+const char PASSKEY_LEAD[] = "Passkey:";
+
 const char *passkey_ordinal(int key)
 {
     static const char *const names[PASSKEYS_MAX] = {
@@ -38,9 +40,9 @@ int passkey_needle(int key, struct Str *out)
 
 int passkey_question(int key, struct Str *out)
 {
-    return str_appendf(
-        out, "Based on the content of the book, what is the %s passkey to the vault?\nPasskey:",
-        passkey_ordinal(key));
+    return str_appendf(out,
+                       "Based on the content of the book, what is the %s passkey to the vault?",
+                       passkey_ordinal(key));
 }
 
 /* Draws until n different steps are found, each put in its place. */

@@ -18,9 +18,11 @@ uint64_t passkey_draw(uint64_t seed, uint64_t stream, uint64_t i);
 const char *passkey_ordinal(int key);
 /* Appends " kilo alpha …", words drawn evenly. Errors: PC_ENOMEM. */
 int passkey_words(uint64_t seed, int key, int n_words, struct Str *out);
-/* Append what stands before the words in the needle and in the question; neither ends in a space. */
+/* Appends what stands before the words in the needle; it does not end in a space. */
 int passkey_needle(int key, struct Str *out);
+/* Appends the question; PASSKEY_LEAD begins the answer, before the words. */
 int passkey_question(int key, struct Str *out);
+extern const char PASSKEY_LEAD[];
 
 /* n <= PASSKEYS_MAX different places out of 1000 even steps from 0.05 to 0.95 of a text, ascending. */
 void passkey_depths(uint64_t seed, int n, double *depths);

@@ -10,9 +10,9 @@ struct MethodName {
 };
 
 static const struct MethodName METHODS[N_HEAD_METHODS] = {
-    [HEADS_ABLATE] = {"ablate"}, [HEADS_DEVIATE] = {"deviate"}, [HEADS_MASS] = {"mass"},
-    [HEADS_COPY] = {"copy"},     [HEADS_ECHO] = {"echo"},       [HEADS_ROPE] = {"rope"},
-    [HEADS_RANDOM] = {"random"},
+    [HEADS_ABLATE] = {"ablate"}, [HEADS_DESCEND] = {"descend"}, [HEADS_DEVIATE] = {"deviate"},
+    [HEADS_MASS] = {"mass"},     [HEADS_COPY] = {"copy"},       [HEADS_ECHO] = {"echo"},
+    [HEADS_ROPE] = {"rope"},     [HEADS_RANDOM] = {"random"},
 };
 
 const char *head_method_name(enum HeadMethod m)
@@ -29,7 +29,7 @@ int head_method_by_name(const char *name, enum HeadMethod *out)
         }
     return err_set(PC_ECONFIG,
                    "flag '--score': '%.32s' is not known; did you mean '%s'? Accepted: ablate, "
-                   "deviate, mass, copy, echo, rope, random",
+                   "descend, deviate, mass, copy, echo, rope, random",
                    name, word_nearest(name, METHODS, N_HEAD_METHODS, sizeof *METHODS));
 }
 
@@ -234,7 +234,8 @@ int study_scores(struct Study *st, enum HeadMethod method, struct HeadMap *map, 
         TRY(headmap_random(&st->shape, st->opt.seed, map));
     } else {
         TRY(headmap_open(&st->shape, !runs_heads(method), map));
-        status = run_samples(st, method, map, unit);
+        status = run_samples(st, method == HEADS_DESCEND ? HEADS_ABLATE : method, map, unit);
+        if (status == PC_OK && method == HEADS_DESCEND) status = study_descend(st, map, unit);
         if (status < 0) {
             headmap_close(map);
             return status;

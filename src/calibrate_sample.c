@@ -1,6 +1,7 @@
 /* calibrate_sample.c - samples of the three kinds as token ids, each from the study's seed and its place alone.
  *
- *   passkeys  frame, haystack with needles at ten depths, "</book>", then every question with its answer
+ *   passkeys  frame, haystack with needles at ten depths, then for each question a tail of its own: "</book>", the
+ *             question, the answer; the model's chat template around it, as prompts have it
  *   text      haystack; its last tokens are the tail
  *   echo      the same random tokens four times; the last time they are the tail
  *
@@ -94,35 +95,55 @@ static int64_t hay_start(const struct Study *st, const struct SamplePlace *p)
 
 /* ==== Passkeys ==== */
 
-/* Tokens of one passkey's needle, question and words. */
+/* Tokens of one passkey's needle and words, and the prompt that asks for it. */
 struct Fact {
-    struct Tokens needle, question, words;
+    struct Tokens needle, words;
+    struct Prompt ask;
 };
 
 static void facts_free(struct Fact *facts, int n)
 {
     for (int i = 0; facts && i < n; i++) {
         tokens_free(&facts[i].needle);
-        tokens_free(&facts[i].question);
         tokens_free(&facts[i].words);
+        prompt_free(&facts[i].ask);
     }
     mem_free(facts);
 }
 
+/* The prompt that asks for a passkey, as a user's would be made. */
+static int ask_make(const struct Study *st, int key, struct Prompt *out)
+{
+    const struct Chat *chat = &st->e->chat;
+    struct Str after = {0};
+    int status;
+    TRY_GOTO(str_appendf(&after, " </book>.\n\n"));
+    TRY_GOTO(passkey_question(key, &after));
+    if (chat->kind == CHAT_RAW) TRY_GOTO(str_appendf(&after, "\n"));
+    struct PromptFrame frame = {"This is a very long story book: <book>", after.data, 0, 0};
+    struct PromptText text = {.context = "",
+                              .answer_prefix = PASSKEY_LEAD,
+                              .system = st->e->settings.system,
+                              .chat = chat,
+                              .frame = &frame};
+    status = prompt_make(st->e->tok, &text, out);
+fail:
+    str_free(&after);
+    return status;
+}
+
 static int fact_make(const struct Study *st, uint64_t seed, int key, struct Fact *f)
 {
-    struct Str needle = {0}, question = {0}, words = {0};
+    struct Str needle = {0}, words = {0};
     int status;
     TRY_GOTO(str_append(&needle, "\n\n", 2));
     TRY_GOTO(passkey_needle(key, &needle));
-    TRY_GOTO(passkey_question(key, &question));
     TRY_GOTO(passkey_words(seed, key, st->opt.words, &words));
     TRY_GOTO(add_text(st, needle.data, &f->needle));
-    TRY_GOTO(add_text(st, question.data, &f->question));
     TRY_GOTO(add_text(st, words.data, &f->words));
+    status = ask_make(st, key, &f->ask);
 fail:
     str_free(&needle);
-    str_free(&question);
     str_free(&words);
     return status;
 }
@@ -138,15 +159,15 @@ static int add_needle(struct StudySample *s, const struct Fact *f, int key,
     return add_tokens(c, gap->ids, gap->n);
 }
 
-static int add_question(struct StudySample *s, const struct Fact *f, int key,
-                        const struct Tokens *gap)
+static int add_ask(struct StudySample *s, const struct Fact *f, int key)
 {
     struct Tokens *t = &s->prompt.tail;
-    TRY(add_tokens(t, f->question.ids, f->question.n));
+    s->ask_begin[key] = t->n;
+    TRY(add_tokens(t, f->ask.tail.ids, f->ask.tail.n));
     s->answer[key].begin = t->n;
     TRY(add_tokens(t, f->words.ids, f->words.n));
     s->answer[key].end = t->n;
-    return add_tokens(t, gap->ids, gap->n);
+    return PC_OK;
 }
 
 /* The haystack in pieces, a needle after each but the last. */
@@ -171,15 +192,14 @@ static int fill_passkeys(const struct Study *st, const struct SamplePlace *p, st
 {
     int n = st->opt.passkeys, len = sample_len(st, p), buried = 0, judged = 0;
     s->n_asks = n;
-    TRY(add_bos(st, &s->prompt.prefix));
-    TRY(add_text(st, "This is a very long story book: <book>", &s->prompt.prefix));
-    TRY(add_text(st, " </book>.\n\n", &s->prompt.tail));
     for (int i = 0; i < n; i++) {
         TRY(fact_make(st, sample_seed(st, p), i, &facts[i]));
-        TRY(add_question(s, &facts[i], i, gap));
+        TRY(add_ask(s, &facts[i], i));
         buried += facts[i].needle.n + facts[i].words.n + gap->n;
         judged += facts[i].words.n;
     }
+    s->ask_begin[n] = s->prompt.tail.n;
+    TRY(add_tokens(&s->prompt.prefix, facts[0].ask.prefix.ids, facts[0].ask.prefix.n));
     int around = s->prompt.prefix.n + s->prompt.tail.n + buried;
     if (len - around < HAY_MIN)
         return err_set(PC_ERANGE,
@@ -216,6 +236,7 @@ static int make_text(const struct Study *st, const struct SamplePlace *p, struct
     TRY(add_hay(st, p, start + n, tail, &s->prompt.tail));
     TRY(alloc_rows(s, s->prompt.tail.n));
     s->n_asks = 1;
+    s->ask_begin[1] = s->prompt.tail.n;
     judge_rows(s, 1, s->prompt.tail.n, 0);
     return PC_OK;
 }
@@ -240,6 +261,7 @@ static int make_echo(const struct Study *st, const struct SamplePlace *p, struct
     for (int copy = 0; copy < 3; copy++) TRY(add_tokens(&s->prompt.context, s->prompt.tail.ids, n));
     TRY(alloc_rows(s, n));
     s->n_asks = 1;
+    s->ask_begin[1] = n;
     judge_rows(s, 1, n, 0);
     return PC_OK;
 }
