@@ -117,6 +117,9 @@ int study_open(struct Study *st, struct Engine *e, const struct StudyOptions *op
     if (!st->opt.held_out) st->opt.held_out = (st->opt.samples + 1) / 2;
     if (opt->parallel) TRY(plan_parallel(st));
     if (st->opt.n_lens == 0) default_lens(st);
+    int samples = opt->samples > st->opt.held_out ? opt->samples : st->opt.held_out;
+    st->own = mem_alloc((size_t)samples * 2 * PASSKEYS_MAX, sizeof *st->own * (1 + OWN_TOKENS));
+    if (!st->own) return PC_ENOMEM;
     TRY(tokenizer_encode(e->tok, text, len, false, &st->text));
     return check_options(st);
 }
@@ -125,6 +128,7 @@ void study_close(struct Study *st)
 {
     study_leave(st);
     tokens_free(&st->text);
+    mem_free(st->own);
     *st = (struct Study){0};
 }
 
@@ -258,20 +262,20 @@ static void add_joint(const struct Reading *r, struct Joint *j, int n_samples)
     const struct StudySample *s = &r->sample;
     double kl = 0, nll = 0;
     int exact = 0, right = 0;
-    for (int i = 0; i < s->n_judged; i++) {
+    for (int i = 0; i < s->n_rows; i++) {
         kl += r->kl[i];
         nll += r->nll[i];
         right += r->hit[i];
     }
-    for (int i = 0; i < s->n_judged;) {
+    for (int i = 0; i < s->n_rows;) {
         bool all = true;
         int ask = s->ask[i];
-        for (; i < s->n_judged && s->ask[i] == ask; i++) all = all && r->hit[i];
+        for (; i < s->n_rows && s->ask[i] == ask; i++) all = all && r->hit[i];
         exact += all;
     }
-    j->kl += kl / s->n_judged / n_samples;
-    j->nll += nll / s->n_judged / n_samples;
-    j->right += (double)right / s->n_judged / n_samples;
+    j->kl += kl / s->n_rows / n_samples;
+    j->nll += nll / s->n_rows / n_samples;
+    j->right += (double)right / s->n_rows / n_samples;
     j->exact += (double)exact / s->n_asks / n_samples;
 }
 

@@ -1,9 +1,10 @@
 /* calibrate.h - which KV heads of a model must remember the long past, found without training (headwise.md D.4).
  *
  * A sample is a long text with needles in it, framed as the model's chats are, and a tail for each needle that asks for
- * it, answer given ("teacher forced"). It is read once with full attention; then only its tails are run again, each a
- * sequence of its own behind the text, with some heads confined to the first `sink` and the last `recent` keys. What that
- * does to the distribution of the answers is what these heads are for:
+ * it. Every second answer is spelled from the needle ("teacher forced"); the others are what the model itself says under
+ * full attention, so that how an answer begins counts too. The text is read once; then only its tails are run again,
+ * each a sequence of its own behind the text, with some heads confined to the first `sink` and the last `recent` keys.
+ * What that does to the distribution of the answers is what these heads are for:
  *
  *   study_open -> study_scores (one head at a time, or what its attention looks at) -> a head map
  *              -> study_joint (all streaming heads of a choice at once) -> choose, refine, report
@@ -18,7 +19,7 @@
 #include "headmap.h"
 #include "session.h"
 
-enum { STUDY_LENS_MAX = 16 };
+enum { STUDY_LENS_MAX = 16, OWN_TOKENS = 16 };
 
 /* How heads are scored. Those before HEADS_MASS run heads without their past, the next look at attention. */
 enum HeadMethod {
@@ -62,12 +63,13 @@ struct StudySample {
     struct Prompt
         prompt; /* its tail, all asks one behind the other, is run with and without heads' pasts */
     int n_asks; /* 1 without passkeys: the whole tail */
+    bool own[PASSKEYS_MAX];          /* the answer is the model's own */
     int ask_begin[PASSKEYS_MAX + 1]; /* rows of the tail: each ask sees none of the others */
     struct Span
         needle[PASSKEYS_MAX]; /* the passkey's words, counted from the first token of the prefix */
-    struct Span answer[PASSKEYS_MAX]; /* the same words in the tail */
-    int n_rows;                       /* rows whose next token is part of an answer */
-    int n_judged; /* of these the first so many are held against full attention */
+    struct Span answer[PASSKEYS_MAX]; /* in the tail: the same words, or room for the model's own */
+    int n_rows, max_rows; /* rows whose next token is part of an answer; room for them */
+    int n_spelled;        /* of these the first so many spell a needle */
     int *rows, *targets,
         *ask; /* [n_rows] row in the tail, token that follows, of which answer; owned */
 };
@@ -90,9 +92,9 @@ struct Reading {
         *idx;                     /* [n_kv_heads * tail], [n_kv_heads * n_asks + 1], [piece] */
     int *window;                  /* [n_layers, n_heads] */
     float *logits;                /* [piece, vocab_size] */
-    float *ref_logits, *ref_prob; /* [n_judged, vocab_size] under full attention */
-    double *ref_lse, *kl, *nll;   /* [n_judged] */
-    uint8_t *hit;                 /* [n_judged] the likeliest token is the right one */
+    float *ref_logits, *ref_prob; /* [n_rows, vocab_size] under full attention */
+    double *ref_lse, *kl, *nll;   /* [n_rows] */
+    uint8_t *hit;                 /* [n_rows] the likeliest token is the right one */
 };
 
 struct Study {
@@ -101,16 +103,18 @@ struct Study {
     struct HeadShape shape;
     struct Tokens text; /* the haystack; its last quarter is for held-out samples */
     int chunks, chunk;  /* parallel: chunks of a sample at least, tokens of one at most */
+    int *
+        own; /* [2, samples at most, PASSKEYS_MAX, 1 + OWN_TOKENS] how many, and the model's own answer; 0: not asked */
     struct Reading reading;
 };
 
 /* How samples fare under one choice of heads. */
 struct Joint {
-    double kl; /* mean over judged rows against full attention, nats */
+    double kl; /* mean over answers' rows against full attention, nats */
     double
         exact; /* share of answers whose every token is the likeliest: what greedy decoding would spell */
     double right; /* share of answer tokens that are the likeliest */
-    double nll;   /* mean over judged rows, nats a token */
+    double nll;   /* mean over answers' rows, nats a token */
 };
 
 /* text is the haystack, UTF-8. Fills lens, and held_out when it is 0. study_close also takes a study that failed to
@@ -155,6 +159,12 @@ int headmap_svg(const struct HeadMap *map, const uint8_t *keep, const char *titl
 int study_sample_make(const struct Study *st, const struct SamplePlace *place,
                       struct StudySample *out);
 void study_sample_free(struct StudySample *s);
+
+/* Adds the rows that predict tail tokens [begin, end), begin > 0, of answer `ask`. */
+void sample_rows(struct StudySample *s, const int *tail, int begin, int end, int ask);
+
+/* calibrate_answer.c: puts the model's own answers into the tail of the sample that was read, and adds their rows. */
+int study_answer(struct Study *st, const struct SamplePlace *place);
 
 /* calibrate_read.c */
 int study_enter(struct Study *st,

@@ -165,7 +165,7 @@ static void score_ask(struct Study *st, enum HeadMethod method, struct Looks *k,
 static void score_layer(struct Study *st, enum HeadMethod method, struct Looks *k, double *q_sum)
 {
     const struct StudySample *s = &st->reading.sample;
-    int heads = st->shape.n_heads, rows = s->n_rows;
+    int heads = st->shape.n_heads, rows = s->n_spelled;
     for (int first = 0, end; first < rows; first = end) {
         for (end = first; end < rows && s->ask[end] == s->ask[first]; end++) continue;
         score_ask(st, method, k, first, end);

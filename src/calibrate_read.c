@@ -36,7 +36,7 @@ static int alloc_host(struct Study *st)
     struct Reading *r = &st->reading;
     const struct ModelConfig *m = &st->e->model.cfg;
     size_t heads = (size_t)m->n_kv_heads, asks = heads * (size_t)r->sample.n_asks,
-           copies = heads * (size_t)r->n_tail, judged = (size_t)r->sample.n_judged,
+           copies = heads * (size_t)r->n_tail, judged = (size_t)r->sample.max_rows,
            vocab = (size_t)m->vocab_size;
     r->tokens = mem_alloc(copies, sizeof *r->tokens);
     r->pos = mem_alloc(copies, sizeof *r->pos);
@@ -99,6 +99,7 @@ int study_enter(struct Study *st, const struct SamplePlace *place)
     int status = read_sample(st);
     st->e->settings = before;
     st->e->heads = heads;
+    if (status == PC_OK) status = study_answer(st, place);
     return status < 0 ? status : take_reference(st);
 }
 
@@ -213,7 +214,7 @@ static void keep_piece(struct Study *st, int first, int n)
 /* Pieces of equal length: a single row left over would take the device's other way to logits. */
 static int each_piece(struct Study *st, int copy, void (*take)(struct Study *st, int first, int n))
 {
-    int n = st->reading.sample.n_judged, pieces = (n + PIECE - 1) / PIECE;
+    int n = st->reading.sample.n_rows, pieces = (n + PIECE - 1) / PIECE;
     for (int i = 0; i < pieces; i++) {
         int first = (int)((int64_t)n * i / pieces), end = (int)((int64_t)n * (i + 1) / pieces);
         TRY(piece_logits(st, copy, first, end - first));
