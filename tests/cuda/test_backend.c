@@ -265,6 +265,7 @@ static void run_case(const struct Case *c, struct Engine *cpu, struct Engine *gp
 /* ==== Steps of decoding ==== */
 
 enum { STEPS = 150 };
+static int n_steps = STEPS, n_rounds = 3; /* fewer under a sanitizer */
 enum StepWay { WAY_OPS, WAY_LOGITS, WAY_BEST };
 
 /* What steps read of their past, and what they counted. */
@@ -273,7 +274,7 @@ struct StepPages {
     struct PageCounts counts;
 };
 
-/* STEPS tokens behind the case's past: out [STEPS, vocab_size], or with WAY_BEST the best tokens. */
+/* n_steps tokens behind the case's past: out [n_steps, vocab_size], or with WAY_BEST the best tokens. */
 static void run_steps(struct Engine *gpu, const struct Case *c, const struct Plan *p,
                       enum StepWay way, struct StepPages *pages, float *out, int *best)
 {
@@ -284,13 +285,13 @@ static void run_steps(struct Engine *gpu, const struct Case *c, const struct Pla
     open_case(&s, c, p);
     kv_table_close(&s.past);
     kv_writes_close(&s.writes);
-    must(kv_table_open(&s.past, m, (c->past + STEPS) / PAGE_TOKENS + 2));
+    must(kv_table_open(&s.past, m, (c->past + n_steps) / PAGE_TOKENS + 2));
     must(kv_writes_open(&s.writes, m->n_layers * m->n_kv_heads + 64));
     make_past(&s, c);
     bool selects = pages->select.index != PAGE_INDEX_OFF;
     if (selects) must(kv_index_open(&s.kv, pages->select.index));
     if (selects) must(kv_index_all(&s.kv, &s.past));
-    for (int t = 0; t < STEPS; t++) {
+    for (int t = 0; t < n_steps; t++) {
         int id = (t * 37 + 5) % m->vocab_size, pos = c->past + t;
         struct Batch b = {.tokens = &id,
                           .pos = &pos,
@@ -318,27 +319,27 @@ static void test_steps(struct Engine *gpu, const char *model, int past, struct P
     struct Case c = {.model = model, .seqs = 1, .rows = {1}, .past = past};
     struct Plan p = plan_case(&c, &gpu->model.cfg);
     struct StepPages by_ops = {.select = select}, pages = by_ops;
-    size_t vocab = (size_t)gpu->model.cfg.vocab_size, n = STEPS * vocab;
+    size_t vocab = (size_t)gpu->model.cfg.vocab_size, n = (size_t)n_steps * vocab;
     float *ops = calloc(n, sizeof *ops), *logits = calloc(n, sizeof *logits);
     int best[STEPS], id;
     char where[160];
     snprintf(where, sizeof where, "%s, past %d, index %d, %d pages, mass %g", model, past,
              (int)select.index, select.pages, (double)select.mass);
-    p.shape.keys += STEPS;
+    p.shape.keys += n_steps;
     p.shape.rows = past > 256 ? past : 256;
     p.shape.selects = select.index != PAGE_INDEX_OFF;
     run_steps(gpu, &c, &p, WAY_OPS, &by_ops, ops, best);
-    for (int round = 0; round < 3; round++) {
+    for (int round = 0; round < n_rounds; round++) {
         run_steps(gpu, &c, &p, WAY_LOGITS, &pages, logits, best);
         int wrong = 0;
-        for (int t = 0; t < STEPS; t++)
+        for (int t = 0; t < n_steps; t++)
             wrong += memcmp(ops + t * vocab, logits + t * vocab, vocab * sizeof *ops) != 0;
         check(wrong == 0, "steps: logits", where, wrong);
         check(!memcmp(&pages.counts, &by_ops.counts, sizeof pages.counts), "steps: pages counted",
               where, (double)pages.counts.read);
         run_steps(gpu, &c, &p, WAY_BEST, &pages, logits, best);
         wrong = 0;
-        for (int t = 0; t < STEPS; t++)
+        for (int t = 0; t < n_steps; t++)
             wrong += sampler_argmax(ops + t * vocab, (int)vocab, &id) < 0 || id != best[t];
         check(wrong == 0, "steps: best token", where, wrong);
     }
@@ -357,10 +358,10 @@ static void test_select_steps(struct Engine *gpu, const char *model, int past)
                                               {PAGE_INDEX_BOUND, 0, 0.3f, 1, 0}};
     struct Case c = {.model = model, .seqs = 1, .rows = {1}, .past = past};
     struct Plan p = plan_case(&c, &gpu->model.cfg);
-    size_t n = STEPS * (size_t)gpu->model.cfg.vocab_size;
+    size_t n = (size_t)n_steps * (size_t)gpu->model.cfg.vocab_size;
     float *all = calloc(n, sizeof *all), *some = calloc(n, sizeof *some);
     int best[STEPS];
-    p.shape.keys += STEPS;
+    p.shape.keys += n_steps;
     p.shape.rows = past > 256 ? past : 256;
     struct StepPages off = {.select = {.index = PAGE_INDEX_OFF}};
     run_steps(gpu, &c, &p, WAY_OPS, &off, all, best);
@@ -450,6 +451,14 @@ static void run_text(struct Engine *e, const char *text, const char *overrides[]
     must(run_tapped(e, &req, r, rows));
 }
 
+/* Random text ranks chunks by next to nothing: whether both backends read the same ones. */
+static bool same_chunks(const struct Result *a, const struct Result *b)
+{
+    for (int i = 0; i < a->plan.n_chunks; i++)
+        if (a->chunks[i].kept != b->chunks[i].kept) return false;
+    return true;
+}
+
 /* Logits of an answer's rows, as long as both answers were the same before. */
 static void compare_answers(const struct Result *a, const struct Result *b, const float *want,
                             const float *got, double limit, const char *name)
@@ -480,6 +489,7 @@ static void run_whole(struct Engine *cpu, struct Engine *gpu, const char *model,
     size_t room = ROWS_KEPT * (size_t)cpu->model.cfg.vocab_size;
     float *want = calloc(room, sizeof *want), *got = calloc(room, sizeof *got);
     snprintf(name, sizeof name, "%s, %s", model, w->name);
+    seed = 7 + w->len; /* the same text, whichever cases ran before */
     for (size_t i = 0; i < w->len; i++) text[i] = i % 60 == 59 ? '\n' : (char)('a' + rng() % 26);
     text[w->len] = 0;
     run_text(cpu, text, overrides, &a, want);
@@ -493,7 +503,10 @@ static void run_whole(struct Engine *cpu, struct Engine *gpu, const char *model,
         if (!isnan(a.chunks[i].score))
             worst = fmax(worst, fabs(a.chunks[i].score - b.chunks[i].score));
     check(worst < 0.05 * loose, "chunk scores", name, worst);
-    compare_answers(&a, &b, want, got, w->limit, name);
+    if (same_chunks(&a, &b))
+        compare_answers(&a, &b, want, got, w->limit, name);
+    else
+        printf("%s: other chunks kept, scores %g apart at most\n", name, worst);
     check(b.peak_bytes <= b.plan.peak_bytes, "peak within the plan", name,
           (double)b.peak_bytes / (double)b.plan.peak_bytes);
     check(b.peak_bytes * 1.02 >= b.plan.peak_bytes, "plan within 2% of the peak", name,
@@ -509,7 +522,7 @@ static void run_whole(struct Engine *cpu, struct Engine *gpu, const char *model,
 /* With any argument: little enough for compute-sanitizer (tests/cuda/sanitize.sh). */
 int main(int argc, char **argv)
 {
-    bool brief = argc > 1;
+    bool brief = argc > 1 && !strcmp(argv[1], "brief");        /* else "whole" */
     size_t only = argc > 2 ? (size_t)atoi(argv[2]) : SIZE_MAX; /* one of the sides */
     size_t n_cases =
         argc > 3 ? (size_t)atoi(argv[3]) : SIZE_MAX; /* its first ones, and no whole run */
@@ -593,8 +606,9 @@ int main(int argc, char **argv)
         puts("SKIP: no GPU");
         return 0;
     }
+    if (brief) n_steps = 12, n_rounds = 1; /* into the next page */
     for (size_t m = 0; m < sizeof sides / sizeof *sides; m++) {
-        if (brief && (only == SIZE_MAX ? m % 3 && m != 4 : m != only)) continue;
+        if (only == SIZE_MAX ? brief && m % 3 && m != 4 : m != only) continue;
         char name[64];
         snprintf(name, sizeof name, "%s, kv %s", sides[m].model, sides[m].kv_type);
         struct Engine *cpu = open_side(sides[m].model, "cpu", sides[m].kv_type),
@@ -621,7 +635,7 @@ int main(int argc, char **argv)
     static const char *const step_models[] = {"geometry:smollm2-135m",
                                               "geometry:qwen2.5-0.5b:q8_0"};
     static const char *const kv_types[] = {"auto", "q8", "q4"};
-    for (size_t m = 0; m < 6 && !brief; m++) {
+    for (size_t m = 0; m < 6 && !brief && only >= sizeof sides / sizeof *sides; m++) {
         const char *name = step_models[m / 3];
         struct Engine *gpu = open_side(name, "cuda", kv_types[m % 3]);
         test_steps(gpu, name, 3000, (struct PageSelect){.index = PAGE_INDEX_OFF});
