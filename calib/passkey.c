@@ -41,7 +41,7 @@ int passkey_needle(int key, struct Str *out)
 int passkey_question(int key, struct Str *out)
 {
     return str_appendf(out,
-                       "Based on the content of the book, what is the %s passkey to the vault?",
+                       "What is the %s passkey to the vault?",
                        passkey_ordinal(key));
 }
 

@@ -8,7 +8,11 @@
 
 #include <string.h>
 
-enum { TRIED = 9, GOING = 6 }; /* heads tried a round; one of so many left goes, at least one */
+enum {
+    TRIED = 12,
+    GOING = 6,
+    GOING_MAX = 4
+}; /* heads tried a round; one of six that are left goes, and 1 to 4 */
 
 static const struct SamplePlace SCORING = {SAMPLE_PASSKEYS, false, 0};
 
@@ -90,7 +94,7 @@ static void let_go(struct Descent *d)
 static int descend(struct Study *st, struct Descent *d)
 {
     while (d->left > 0) {
-        int going = d->left / GOING;
+        int going = d->left / GOING < GOING_MAX ? d->left / GOING : GOING_MAX;
         pick(d);
         TRY(try_round(st, d));
         for (int i = 0; i < (going > 1 ? going : 1); i++) let_go(d);

@@ -1,7 +1,7 @@
 /* calibrate_sample.c - samples of the three kinds as token ids, each from the study's seed and its place alone.
  *
- *   passkeys  frame, haystack with needles at ten depths, then for each question a tail of its own: "</book>", the
- *             question, the answer; the model's chat template around it, as prompts have it. Every second needle is a
+ *   passkeys  haystack with needles at ten depths, then for each question a tail of its own: the question, the
+ *             answer; the model's chat template around it, as prompts have it. Every second needle is a
  *             code, whose answer the model gives (calibrate_answer.c); here it is room for one
  *   text      haystack; its last tokens are the tail
  *   echo      the same random tokens four times; the last time they are the tail
@@ -117,20 +117,18 @@ static void facts_free(struct Fact *facts, int n)
 static int ask_make(const struct Study *st, bool code, int key, struct Prompt *out)
 {
     const struct Chat *chat = &st->e->chat;
-    struct Str after = {0};
+    struct Str question = {0};
     int status;
-    TRY_GOTO(str_appendf(&after, " </book>.\n\n"));
-    TRY_GOTO(code ? code_question(key, &after) : passkey_question(key, &after));
-    if (chat->kind == CHAT_RAW) TRY_GOTO(str_appendf(&after, "\n"));
-    struct PromptFrame frame = {"This is a very long story book: <book>", after.data, 0, 0};
+    TRY_GOTO(code ? code_question(key, &question) : passkey_question(key, &question));
+    if (chat->kind == CHAT_RAW) TRY_GOTO(str_appendf(&question, "\n"));
     struct PromptText text = {.context = "",
+                              .question = question.data,
                               .answer_prefix = code ? "" : PASSKEY_LEAD,
                               .system = st->e->settings.system,
-                              .chat = chat,
-                              .frame = &frame};
+                              .chat = chat};
     status = prompt_make(st->e->tok, &text, out);
 fail:
-    str_free(&after);
+    str_free(&question);
     return status;
 }
 
