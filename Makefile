@@ -133,7 +133,7 @@ CUDA_DIR := build/cuda$(DIR:build/cpu%=%)
 CUDA_OBJECTS := $(patsubst cuda/%.cu,$(CUDA_DIR)/%.o,$(wildcard cuda/*.cu))
 CUDA_PROGRAMS := $(CUDA_DIR)/pcomp $(CUDA_DIR)/pcomp-eval
 CUDA_TESTS := $(patsubst tests/cuda/%,$(CUDA_DIR)/tests/%,$(basename $(wildcard tests/cuda/test_*.cu tests/cuda/test_*.c))) \
-  $(CUDA_DIR)/tests/test_golden
+  $(CUDA_DIR)/tests/test_golden $(CUDA_DIR)/tests/lt_written.so
 HOPPER := -gencode=arch=compute_90a,code=sm_90a
 GENCODE := -gencode=arch=compute_80,code=[sm_80,compute_80] $(HOPPER)
 NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Isrc -I. -Xcompiler -Wall,-Wextra,-Wno-missing-field-initializers -Werror all-warnings -MMD -MP
@@ -162,6 +162,10 @@ $(CUDA_DIR)/tests/%: tests/cuda/%.cu $(CUDA_OBJECTS)
 $(CUDA_DIR)/tests/%: $(DIR)/tests/cuda/%.o $(OBJECTS) $(CUDA_OBJECTS)
 	@mkdir -p $(@D)
 	$(LINK) -o $@ $^ $(LIBS) $(CUDA_LIBS)
+
+$(CUDA_DIR)/tests/lt_written.so: tests/cuda/lt_written.c
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -O2 -shared -fPIC -I$(CUDA_FOLDER)/include -o $@ $< -ldl
 
 $(CUDA_DIR)/tests/test_golden: $(DIR)/tests/unit/test_golden.o $(OBJECTS) $(CUDA_OBJECTS)
 	@mkdir -p $(@D)

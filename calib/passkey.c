@@ -1,13 +1,15 @@
 /* passkey.c - see passkey.h. */
 #include "passkey.h"
 
-enum { STEPS = 1000, STREAM_DEPTHS = 1 << 20 };
+enum { STEPS = 1000, STREAM_DEPTHS = 1 << 20, STREAM_CODES = 1 << 21 };
 
 uint64_t passkey_draw(uint64_t seed, uint64_t stream, uint64_t i)
 {
     uint64_t at[2] = {stream, i};
     return hash64(at, sizeof at, seed);
 }
+
+const char PASSKEY_LEAD[] = "Passkey:";
 
 const char *passkey_ordinal(int key)
 {
@@ -38,9 +40,34 @@ int passkey_needle(int key, struct Str *out)
 
 int passkey_question(int key, struct Str *out)
 {
-    return str_appendf(
-        out, "Based on the content of the book, what is the %s passkey to the vault?\nPasskey:",
-        passkey_ordinal(key));
+    return str_appendf(out,
+                       "What is the %s passkey to the vault?",
+                       passkey_ordinal(key));
+}
+
+static const char *code_place(int key)
+{
+    static const char *const names[PASSKEYS_MAX] = {
+        "harbour",  "mill",     "bakery",  "lighthouse", "school", "foundry", "orchard",
+        "station",  "chapel",   "quarry",  "brewery",    "museum", "stable",  "theatre",
+        "shipyard", "vineyard", "library", "hospital",   "market", "tannery"};
+    return names[key];
+}
+
+int code_digits(uint64_t seed, int key, struct Str *out)
+{
+    uint64_t digits = passkey_draw(seed, (uint64_t)key, STREAM_CODES) % 9000000 + 1000000;
+    return str_appendf(out, " %d", (int)digits);
+}
+
+int code_needle(int key, struct Str *out)
+{
+    return str_appendf(out, "The secret code of the %s is", code_place(key));
+}
+
+int code_question(int key, struct Str *out)
+{
+    return str_appendf(out, "What is the secret code of the %s?", code_place(key));
 }
 
 /* Draws until n different steps are found, each put in its place. */

@@ -10,9 +10,9 @@ struct MethodName {
 };
 
 static const struct MethodName METHODS[N_HEAD_METHODS] = {
-    [HEADS_ABLATE] = {"ablate"}, [HEADS_DEVIATE] = {"deviate"}, [HEADS_MASS] = {"mass"},
-    [HEADS_COPY] = {"copy"},     [HEADS_ECHO] = {"echo"},       [HEADS_ROPE] = {"rope"},
-    [HEADS_RANDOM] = {"random"},
+    [HEADS_ABLATE] = {"ablate"}, [HEADS_DESCEND] = {"descend"}, [HEADS_DEVIATE] = {"deviate"},
+    [HEADS_MASS] = {"mass"},     [HEADS_COPY] = {"copy"},       [HEADS_ECHO] = {"echo"},
+    [HEADS_ROPE] = {"rope"},     [HEADS_RANDOM] = {"random"},
 };
 
 const char *head_method_name(enum HeadMethod m)
@@ -29,7 +29,7 @@ int head_method_by_name(const char *name, enum HeadMethod *out)
         }
     return err_set(PC_ECONFIG,
                    "flag '--score': '%.32s' is not known; did you mean '%s'? Accepted: ablate, "
-                   "deviate, mass, copy, echo, rope, random",
+                   "descend, deviate, mass, copy, echo, rope, random",
                    name, word_nearest(name, METHODS, N_HEAD_METHODS, sizeof *METHODS));
 }
 
@@ -117,6 +117,9 @@ int study_open(struct Study *st, struct Engine *e, const struct StudyOptions *op
     if (!st->opt.held_out) st->opt.held_out = (st->opt.samples + 1) / 2;
     if (opt->parallel) TRY(plan_parallel(st));
     if (st->opt.n_lens == 0) default_lens(st);
+    int samples = opt->samples > st->opt.held_out ? opt->samples : st->opt.held_out;
+    st->own = mem_alloc((size_t)samples * 2 * PASSKEYS_MAX, sizeof *st->own * (1 + OWN_TOKENS));
+    if (!st->own) return PC_ENOMEM;
     TRY(tokenizer_encode(e->tok, text, len, false, &st->text));
     return check_options(st);
 }
@@ -125,6 +128,7 @@ void study_close(struct Study *st)
 {
     study_leave(st);
     tokens_free(&st->text);
+    mem_free(st->own);
     *st = (struct Study){0};
 }
 
@@ -234,7 +238,8 @@ int study_scores(struct Study *st, enum HeadMethod method, struct HeadMap *map, 
         TRY(headmap_random(&st->shape, st->opt.seed, map));
     } else {
         TRY(headmap_open(&st->shape, !runs_heads(method), map));
-        status = run_samples(st, method, map, unit);
+        status = run_samples(st, method == HEADS_DESCEND ? HEADS_ABLATE : method, map, unit);
+        if (status == PC_OK && method == HEADS_DESCEND) status = study_descend(st, map, unit);
         if (status < 0) {
             headmap_close(map);
             return status;
@@ -257,20 +262,20 @@ static void add_joint(const struct Reading *r, struct Joint *j, int n_samples)
     const struct StudySample *s = &r->sample;
     double kl = 0, nll = 0;
     int exact = 0, right = 0;
-    for (int i = 0; i < s->n_judged; i++) {
+    for (int i = 0; i < s->n_rows; i++) {
         kl += r->kl[i];
         nll += r->nll[i];
         right += r->hit[i];
     }
-    for (int i = 0; i < s->n_judged;) {
+    for (int i = 0; i < s->n_rows;) {
         bool all = true;
         int ask = s->ask[i];
-        for (; i < s->n_judged && s->ask[i] == ask; i++) all = all && r->hit[i];
+        for (; i < s->n_rows && s->ask[i] == ask; i++) all = all && r->hit[i];
         exact += all;
     }
-    j->kl += kl / s->n_judged / n_samples;
-    j->nll += nll / s->n_judged / n_samples;
-    j->right += (double)right / s->n_judged / n_samples;
+    j->kl += kl / s->n_rows / n_samples;
+    j->nll += nll / s->n_rows / n_samples;
+    j->right += (double)right / s->n_rows / n_samples;
     j->exact += (double)exact / s->n_asks / n_samples;
 }
 

@@ -1,8 +1,10 @@
 /* calibrate.h - which KV heads of a model must remember the long past, found without training (headwise.md D.4).
  *
- * A sample is a long text with needles in it and a tail that asks for them, answers given ("teacher forced"). It is
- * read once with full attention; then only its tail is run again, with some heads confined to the first `sink`
- * and the last `recent` keys. What that does to the distribution of the answers is what these heads are for:
+ * A sample is a long text with needles in it, framed as the model's chats are, and a tail for each needle that asks for
+ * it. Every second answer is spelled from the needle ("teacher forced"); the others are what the model itself says under
+ * full attention, so that how an answer begins counts too. The text is read once; then only its tails are run again,
+ * each a sequence of its own behind the text, with some heads confined to the first `sink` and the last `recent` keys.
+ * What that does to the distribution of the answers is what these heads are for:
  *
  *   study_open -> study_scores (one head at a time, or what its attention looks at) -> a head map
  *              -> study_joint (all streaming heads of a choice at once) -> choose, refine, report
@@ -17,11 +19,12 @@
 #include "headmap.h"
 #include "session.h"
 
-enum { STUDY_LENS_MAX = 16 };
+enum { STUDY_LENS_MAX = 16, OWN_TOKENS = 16 };
 
 /* How heads are scored. Those before HEADS_MASS run heads without their past, the next look at attention. */
 enum HeadMethod {
-    HEADS_ABLATE,  /* KL of the answers when this head alone is confined */
+    HEADS_ABLATE, /* KL of the answers when this head alone is confined */
+    HEADS_DESCEND, /* joint KL at which this head goes, when the least needed of those left goes each time */
     HEADS_DEVIATE, /* change of the layer's attention output alone, relative, squared */
     HEADS_MASS,    /* attention of answer rows on the passkey that they spell */
     HEADS_COPY,    /* share of answer tokens that the head attends to most, in the needle */
@@ -57,13 +60,16 @@ struct Span {
 };
 
 struct StudySample {
-    struct Prompt prompt; /* its tail is run with and without heads' pasts */
-    int n_asks;           /* 1 without passkeys: the whole tail */
+    struct Prompt
+        prompt; /* its tail, all asks one behind the other, is run with and without heads' pasts */
+    int n_asks; /* 1 without passkeys: the whole tail */
+    bool own[PASSKEYS_MAX];          /* the answer is the model's own */
+    int ask_begin[PASSKEYS_MAX + 1]; /* rows of the tail: each ask sees none of the others */
     struct Span
         needle[PASSKEYS_MAX]; /* the passkey's words, counted from the first token of the prefix */
-    struct Span answer[PASSKEYS_MAX]; /* the same words in the tail */
-    int n_rows;                       /* rows whose next token is part of an answer */
-    int n_judged; /* of these the first so many are held against full attention */
+    struct Span answer[PASSKEYS_MAX]; /* in the tail: the same words, or room for the model's own */
+    int n_rows, max_rows; /* rows whose next token is part of an answer; room for them */
+    int n_spelled;        /* of these the first so many spell a needle */
     int *rows, *targets,
         *ask; /* [n_rows] row in the tail, token that follows, of which answer; owned */
 };
@@ -80,14 +86,15 @@ struct Reading {
     struct Session session; /* owns the prompt */
     struct Result result;
     struct Request request;
-    struct Transformer tf;               /* [n_kv_heads * tail] rows */
-    int n_tail, n_keys;                  /* rows of a tail; keys before it */
-    int *tokens, *pos, *seq_begin, *idx; /* [n_kv_heads * tail], [n_kv_heads + 1], [piece] */
-    int *window;                         /* [n_layers, n_heads] */
-    float *logits;                       /* [piece, vocab_size] */
-    float *ref_logits, *ref_prob;        /* [n_judged, vocab_size] under full attention */
-    double *ref_lse, *kl, *nll;          /* [n_judged] */
-    uint8_t *hit;                        /* [n_judged] the likeliest token is the right one */
+    struct Transformer tf; /* [n_kv_heads * tail] rows */
+    int n_tail, n_keys;    /* rows of a tail; keys before it */
+    int *tokens, *pos, *seq_begin,
+        *idx;                     /* [n_kv_heads * tail], [n_kv_heads * n_asks + 1], [piece] */
+    int *window;                  /* [n_layers, n_heads] */
+    float *logits;                /* [piece, vocab_size] */
+    float *ref_logits, *ref_prob; /* [n_rows, vocab_size] under full attention */
+    double *ref_lse, *kl, *nll;   /* [n_rows] */
+    uint8_t *hit;                 /* [n_rows] the likeliest token is the right one */
 };
 
 struct Study {
@@ -96,16 +103,18 @@ struct Study {
     struct HeadShape shape;
     struct Tokens text; /* the haystack; its last quarter is for held-out samples */
     int chunks, chunk;  /* parallel: chunks of a sample at least, tokens of one at most */
+    int *
+        own; /* [2, samples at most, PASSKEYS_MAX, 1 + OWN_TOKENS] how many, and the model's own answer; 0: not asked */
     struct Reading reading;
 };
 
 /* How samples fare under one choice of heads. */
 struct Joint {
-    double kl; /* mean over judged rows against full attention, nats */
+    double kl; /* mean over answers' rows against full attention, nats */
     double
         exact; /* share of answers whose every token is the likeliest: what greedy decoding would spell */
     double right; /* share of answer tokens that are the likeliest */
-    double nll;   /* mean over judged rows, nats a token */
+    double nll;   /* mean over answers' rows, nats a token */
 };
 
 /* text is the haystack, UTF-8. Fills lens, and held_out when it is 0. study_close also takes a study that failed to
@@ -137,6 +146,9 @@ int study_tolerance(struct Study *st, const struct HeadMap *map, const struct To
 /* Up to n_tests exchanges of a kept head near the cut for a dropped one; each that lowers the joint KL stays, as
  * exchanged scores. *n_kept: how many stayed. */
 int study_refine(struct Study *st, struct HeadMap *map, double ratio, int n_tests, int *n_kept);
+/* From a map of ablation, scores in nats * 1/unit, to one in which heads went one after another, all that went before
+ * confined together: a score is the joint KL without that head and those below it. *unit: as of study_scores. */
+int study_descend(struct Study *st, struct HeadMap *map, double *unit);
 
 /* The picture: layers by heads, kept ones marked; a file of its own, for light and dark pages. */
 int headmap_svg(const struct HeadMap *map, const uint8_t *keep, const char *title, struct Str *out);
@@ -147,6 +159,12 @@ int headmap_svg(const struct HeadMap *map, const uint8_t *keep, const char *titl
 int study_sample_make(const struct Study *st, const struct SamplePlace *place,
                       struct StudySample *out);
 void study_sample_free(struct StudySample *s);
+
+/* Adds the rows that predict tail tokens [begin, end), begin > 0, of answer `ask`. */
+void sample_rows(struct StudySample *s, const int *tail, int begin, int end, int ask);
+
+/* calibrate_answer.c: puts the model's own answers into the tail of the sample that was read, and adds their rows. */
+int study_answer(struct Study *st, const struct SamplePlace *place);
 
 /* calibrate_read.c */
 int study_enter(struct Study *st,

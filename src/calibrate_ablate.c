@@ -126,8 +126,8 @@ static int score_ablation(struct Study *st, int layer, struct Walk *w, double *s
     for (int h = 0; h < n; h++) {
         double kl = 0;
         TRY(tail_judge(st, h));
-        for (int i = 0; i < r->sample.n_judged; i++) kl += r->kl[i];
-        sum[h] += kl / r->sample.n_judged;
+        for (int i = 0; i < r->sample.n_rows; i++) kl += r->kl[i];
+        sum[h] += kl / r->sample.n_rows;
     }
     return PC_OK;
 }
@@ -174,9 +174,9 @@ static int score_deviation(struct Study *st, int layer, struct Walk *w, double *
     const struct StudySample *s = &st->reading.sample;
     int dim = st->e->model.cfg.dim, tail = st->reading.n_tail;
     TRY(project_both(st, layer, w));
-    for (int i = 0; i < s->n_judged; i++) {
+    for (int i = 0; i < s->n_rows; i++) {
         const float *whole = w->whole + (size_t)s->rows[i] * dim;
-        double all = squared(whole, NULL, dim) * s->n_judged;
+        double all = squared(whole, NULL, dim) * s->n_rows;
         for (int h = 0; h < st->shape.n_kv_heads; h++) {
             const float *copy = w->copies + ((size_t)h * tail + s->rows[i]) * dim;
             sum[h] += all > 0 ? squared(copy, whole, dim) / all : 0;

@@ -12,11 +12,11 @@
 
 /* One layer on the host; owned. */
 struct Looks {
-    int n_keys;    /* before the tail and in it */
-    float *q;      /* [tail, n_heads * head_dim] */
-    float *own;    /* [tail, n_kv_heads * head_dim] keys of the tail */
-    float *keys;   /* [n_kv_heads, n_keys, head_dim] */
-    float *prob;   /* [threads, n_keys] */
+    int n_keys;  /* before the tail, and of one ask at most */
+    float *q;    /* [tail, n_heads * head_dim] */
+    float *own;  /* [tail, n_kv_heads * head_dim] keys of the tail */
+    float *keys; /* [n_kv_heads, n_keys, head_dim]; behind the cache's those of one ask at a time */
+    float *prob; /* [threads, n_keys] */
     double *score; /* [n_rows, n_heads] */
     int *ids;      /* [n_keys] tokens */
     double *head;  /* [head_dim] */
@@ -24,12 +24,22 @@ struct Looks {
     void *raw;     /* [tail, n_heads * head_dim] in the device's type */
 };
 
+static int longest_ask(const struct StudySample *s)
+{
+    int longest = 0;
+    for (int a = 0; a < s->n_asks; a++) {
+        int n = s->ask_begin[a + 1] - s->ask_begin[a];
+        if (n > longest) longest = n;
+    }
+    return longest;
+}
+
 static int looks_open(const struct Study *st, struct Looks *k)
 {
     const struct Reading *r = &st->reading;
     const struct ModelConfig *m = &st->e->model.cfg;
     size_t tail = (size_t)r->n_tail, dim = (size_t)m->head_dim, heads = (size_t)m->n_heads,
-           kv = (size_t)m->n_kv_heads, n = (size_t)r->n_keys + tail;
+           kv = (size_t)m->n_kv_heads, n = (size_t)r->n_keys + (size_t)longest_ask(&r->sample);
     *k = (struct Looks){.n_keys = (int)n};
     k->q = mem_alloc(tail * heads * dim, sizeof *k->q);
     k->own = mem_alloc(tail * kv * dim, sizeof *k->own);
@@ -52,11 +62,11 @@ static void looks_close(struct Looks *k)
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
 }
 
-/* Tokens of the keys in the order of the cache. */
+/* Tokens of the cache's keys in their order. */
 static void list_ids(const struct Prompt *p, int *ids)
 {
-    const struct Tokens *parts[] = {&p->prefix, &p->context, &p->tail};
-    for (int i = 0; i < 3; i++) {
+    const struct Tokens *parts[] = {&p->prefix, &p->context};
+    for (int i = 0; i < 2; i++) {
         if (parts[i]->n) memcpy(ids, parts[i]->ids, sizeof *ids * (size_t)parts[i]->n);
         ids += parts[i]->n;
     }
@@ -74,7 +84,7 @@ static int download_f32(struct Study *st, const void *from, size_t n, void *raw,
     return PC_OK;
 }
 
-/* Keys of one head: the cache's, then the tail's. */
+/* The cache's keys of one head. */
 static int read_keys(struct Study *st, int layer, int kv_head, struct Looks *k)
 {
     struct Reading *r = &st->reading;
@@ -87,9 +97,6 @@ static int read_keys(struct Study *st, int layer, int kv_head, struct Looks *k)
         for (int at = 0; at < (int)refs[i].len; at++, n++)
             TRY(r->tf.be->kv_read(r->tf.dev, &r->session.kv.pool, refs[i], at,
                                   keys + (size_t)n * dim, k->value));
-    for (int row = 0; row < r->n_tail; row++, n++)
-        memcpy(keys + (size_t)n * dim, k->own + ((size_t)row * m->n_kv_heads + kv_head) * dim,
-               sizeof *keys * (size_t)dim);
     return PC_OK;
 }
 
@@ -116,27 +123,52 @@ static double look_at(const struct Study *st, enum HeadMethod method, const stru
 {
     const struct StudySample *s = &st->reading.sample;
     struct Span needle = s->needle[s->ask[i]];
-    int n = st->reading.n_keys + s->rows[i] + 1;
+    int n = st->reading.n_keys + s->rows[i] - s->ask_begin[s->ask[i]] + 1;
     if (method == HEADS_MASS) return attention_mass(prob, needle.begin, needle.end);
     if (method == HEADS_COPY)
         return attention_copies(prob, n, needle.begin, needle.end, k->ids, s->targets[i]);
     return attention_echo(prob, k->ids, n);
 }
 
-/* Mean over rows of what each query head of the layer looks at. */
-static void score_layer(struct Study *st, enum HeadMethod method, struct Looks *k, double *q_sum)
+/* An ask's own keys and tokens behind the cache's. */
+static void enter_ask(const struct Study *st, int ask, struct Looks *k)
 {
     const struct Reading *r = &st->reading;
-    int heads = st->shape.n_heads, group = heads / st->shape.n_kv_heads, rows = r->sample.n_rows,
+    int begin = r->sample.ask_begin[ask], n = r->sample.ask_begin[ask + 1] - begin,
+        heads = st->shape.n_kv_heads, dim = st->e->model.cfg.head_dim;
+    memcpy(k->ids + r->n_keys, r->session.prompt.tail.ids + begin, sizeof *k->ids * (size_t)n);
+    for (int h = 0; h < heads; h++)
+        for (int i = 0; i < n; i++)
+            memcpy(k->keys + ((size_t)h * k->n_keys + (size_t)(r->n_keys + i)) * dim,
+                   k->own + ((size_t)(begin + i) * heads + h) * dim, sizeof *k->keys * (size_t)dim);
+}
+
+/* Rows [first, end) of those that count, all of one ask. */
+static void score_ask(struct Study *st, enum HeadMethod method, struct Looks *k, int first, int end)
+{
+    const struct Reading *r = &st->reading;
+    int heads = st->shape.n_heads, group = heads / st->shape.n_kv_heads, ask = r->sample.ask[first],
         dim = st->e->model.cfg.head_dim;
+    enter_ask(st, ask, k);
 #pragma omp parallel for schedule(dynamic, 16) num_threads(st->e->settings.threads)
-    for (int job = 0; job < rows * heads; job++) {
+    for (int job = first * heads; job < end * heads; job++) {
         int i = job / heads, head = job % heads, row = r->sample.rows[i];
         float *prob = k->prob + (size_t)omp_get_thread_num() * k->n_keys;
         attention_row(k->q + ((size_t)row * heads + head) * dim,
-                      k->keys + (size_t)(head / group) * k->n_keys * dim, r->n_keys + row + 1, dim,
-                      prob);
+                      k->keys + (size_t)(head / group) * k->n_keys * dim,
+                      r->n_keys + row - r->sample.ask_begin[ask] + 1, dim, prob);
         k->score[job] = look_at(st, method, k, i, prob);
+    }
+}
+
+/* Mean over rows of what each query head of the layer looks at. */
+static void score_layer(struct Study *st, enum HeadMethod method, struct Looks *k, double *q_sum)
+{
+    const struct StudySample *s = &st->reading.sample;
+    int heads = st->shape.n_heads, rows = s->n_spelled;
+    for (int first = 0, end; first < rows; first = end) {
+        for (end = first; end < rows && s->ask[end] == s->ask[first]; end++) continue;
+        score_ask(st, method, k, first, end);
     }
     for (int job = 0; job < rows * heads; job++) q_sum[job % heads] += k->score[job] / rows;
 }

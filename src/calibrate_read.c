@@ -35,11 +35,12 @@ static int alloc_host(struct Study *st)
 {
     struct Reading *r = &st->reading;
     const struct ModelConfig *m = &st->e->model.cfg;
-    size_t heads = (size_t)m->n_kv_heads, copies = heads * (size_t)r->n_tail,
-           judged = (size_t)r->sample.n_judged, vocab = (size_t)m->vocab_size;
+    size_t heads = (size_t)m->n_kv_heads, asks = heads * (size_t)r->sample.n_asks,
+           copies = heads * (size_t)r->n_tail, judged = (size_t)r->sample.max_rows,
+           vocab = (size_t)m->vocab_size;
     r->tokens = mem_alloc(copies, sizeof *r->tokens);
     r->pos = mem_alloc(copies, sizeof *r->pos);
-    r->seq_begin = mem_alloc(heads + 1, sizeof *r->seq_begin);
+    r->seq_begin = mem_alloc(asks + 1, sizeof *r->seq_begin);
     r->idx = mem_alloc(PIECE, sizeof *r->idx);
     r->window = mem_alloc((size_t)m->n_layers * (size_t)m->n_heads, sizeof *r->window);
     r->logits = mem_alloc(PIECE * vocab, sizeof *r->logits);
@@ -62,7 +63,7 @@ static int open_tail(struct Study *st)
     struct Engine *e = st->e;
     int copies = e->model.cfg.n_kv_heads;
     struct BatchShape shape = {.rows = copies * r->n_tail,
-                               .seqs = copies,
+                               .seqs = copies * r->sample.n_asks,
                                .keys = r->n_keys + r->n_tail,
                                .head_rows = PIECE};
     TRY(alloc_host(st));
@@ -98,6 +99,7 @@ int study_enter(struct Study *st, const struct SamplePlace *place)
     int status = read_sample(st);
     st->e->settings = before;
     st->e->heads = heads;
+    if (status == PC_OK) status = study_answer(st, place);
     return status < 0 ? status : take_reference(st);
 }
 
@@ -131,15 +133,17 @@ int tail_begin(struct Study *st, int n, const struct HeadMasks *masks, struct Ba
 {
     struct Reading *r = &st->reading;
     const struct Session *s = &r->session;
-    for (int i = 0; i < n * r->n_tail; i++) {
-        r->tokens[i] = s->prompt.tail.ids[i % r->n_tail];
-        r->pos[i] = s->plan.question_pos + i % r->n_tail;
-    }
-    for (int i = 0; i <= n; i++) r->seq_begin[i] = i * r->n_tail;
+    int asks = r->sample.n_asks;
+    const int *begin = r->sample.ask_begin;
+    for (int i = 0; i < n * r->n_tail; i++) r->tokens[i] = s->prompt.tail.ids[i % r->n_tail];
+    for (int i = 0; i <= n * asks; i++) r->seq_begin[i] = i / asks * r->n_tail + begin[i % asks];
+    for (int i = 0; i < n * asks; i++)
+        for (int row = r->seq_begin[i]; row < r->seq_begin[i + 1]; row++)
+            r->pos[row] = s->plan.question_pos + row - r->seq_begin[i];
     *b = (struct Batch){.tokens = r->tokens,
                         .pos = r->pos,
                         .seq_begin = r->seq_begin,
-                        .n_seqs = n,
+                        .n_seqs = n * asks,
                         .pool = &s->kv.pool,
                         .past = &s->merged,
                         .masks = masks};
@@ -210,7 +214,7 @@ static void keep_piece(struct Study *st, int first, int n)
 /* Pieces of equal length: a single row left over would take the device's other way to logits. */
 static int each_piece(struct Study *st, int copy, void (*take)(struct Study *st, int first, int n))
 {
-    int n = st->reading.sample.n_judged, pieces = (n + PIECE - 1) / PIECE;
+    int n = st->reading.sample.n_rows, pieces = (n + PIECE - 1) / PIECE;
     for (int i = 0; i < pieces; i++) {
         int first = (int)((int64_t)n * i / pieces), end = (int)((int64_t)n * (i + 1) / pieces);
         TRY(piece_logits(st, copy, first, end - first));

@@ -1,6 +1,8 @@
 /* calibrate_sample.c - samples of the three kinds as token ids, each from the study's seed and its place alone.
  *
- *   passkeys  frame, haystack with needles at ten depths, "</book>", then every question with its answer
+ *   passkeys  haystack with needles at ten depths, then for each question a tail of its own: the question, the
+ *             answer; the model's chat template around it, as prompts have it. Every second needle is a
+ *             code, whose answer the model gives (calibrate_answer.c); here it is room for one
  *   text      haystack; its last tokens are the tail
  *   echo      the same random tokens four times; the last time they are the tail
  *
@@ -50,18 +52,18 @@ static int add_bos(const struct Study *st, struct Tokens *out)
 
 static int alloc_rows(struct StudySample *s, int n)
 {
+    s->max_rows = n;
     s->rows = mem_alloc((size_t)n, sizeof *s->rows);
     s->targets = mem_alloc((size_t)n, sizeof *s->targets);
     s->ask = mem_alloc((size_t)n, sizeof *s->ask);
     return s->rows && s->targets && s->ask ? PC_OK : PC_ENOMEM;
 }
 
-/* The rows that predict tail tokens [begin, end), begin > 0. */
-static void judge_rows(struct StudySample *s, int begin, int end, int ask)
+void sample_rows(struct StudySample *s, const int *tail, int begin, int end, int ask)
 {
     for (int t = begin; t < end; t++, s->n_rows++) {
         s->rows[s->n_rows] = t - 1;
-        s->targets[s->n_rows] = s->prompt.tail.ids[t];
+        s->targets[s->n_rows] = tail[t];
         s->ask[s->n_rows] = ask;
     }
 }
@@ -94,35 +96,55 @@ static int64_t hay_start(const struct Study *st, const struct SamplePlace *p)
 
 /* ==== Passkeys ==== */
 
-/* Tokens of one passkey's needle, question and words. */
+/* Tokens of one needle up to its words, of its words, and the prompt that asks for it. */
 struct Fact {
-    struct Tokens needle, question, words;
+    bool code; /* else a passkey */
+    struct Tokens needle, words;
+    struct Prompt ask;
 };
 
 static void facts_free(struct Fact *facts, int n)
 {
     for (int i = 0; facts && i < n; i++) {
         tokens_free(&facts[i].needle);
-        tokens_free(&facts[i].question);
         tokens_free(&facts[i].words);
+        prompt_free(&facts[i].ask);
     }
     mem_free(facts);
 }
 
+/* The prompt that asks for it, as a user's would be made. */
+static int ask_make(const struct Study *st, bool code, int key, struct Prompt *out)
+{
+    const struct Chat *chat = &st->e->chat;
+    struct Str question = {0};
+    int status;
+    TRY_GOTO(code ? code_question(key, &question) : passkey_question(key, &question));
+    if (chat->kind == CHAT_RAW) TRY_GOTO(str_appendf(&question, "\n"));
+    struct PromptText text = {.context = "",
+                              .question = question.data,
+                              .answer_prefix = code ? "" : PASSKEY_LEAD,
+                              .system = st->e->settings.system,
+                              .chat = chat};
+    status = prompt_make(st->e->tok, &text, out);
+fail:
+    str_free(&question);
+    return status;
+}
+
 static int fact_make(const struct Study *st, uint64_t seed, int key, struct Fact *f)
 {
-    struct Str needle = {0}, question = {0}, words = {0};
+    struct Str needle = {0}, words = {0};
     int status;
     TRY_GOTO(str_append(&needle, "\n\n", 2));
-    TRY_GOTO(passkey_needle(key, &needle));
-    TRY_GOTO(passkey_question(key, &question));
-    TRY_GOTO(passkey_words(seed, key, st->opt.words, &words));
+    TRY_GOTO(f->code ? code_needle(key, &needle) : passkey_needle(key, &needle));
+    TRY_GOTO(f->code ? code_digits(seed, key, &words)
+                     : passkey_words(seed, key, st->opt.words, &words));
     TRY_GOTO(add_text(st, needle.data, &f->needle));
-    TRY_GOTO(add_text(st, question.data, &f->question));
     TRY_GOTO(add_text(st, words.data, &f->words));
+    status = ask_make(st, f->code, key, &f->ask);
 fail:
     str_free(&needle);
-    str_free(&question);
     str_free(&words);
     return status;
 }
@@ -138,15 +160,17 @@ static int add_needle(struct StudySample *s, const struct Fact *f, int key,
     return add_tokens(c, gap->ids, gap->n);
 }
 
-static int add_question(struct StudySample *s, const struct Fact *f, int key,
-                        const struct Tokens *gap)
+static int add_ask(struct StudySample *s, const struct Fact *f, int key)
 {
     struct Tokens *t = &s->prompt.tail;
-    TRY(add_tokens(t, f->question.ids, f->question.n));
+    s->own[key] = f->code;
+    s->ask_begin[key] = t->n;
+    TRY(add_tokens(t, f->ask.tail.ids, f->ask.tail.n));
     s->answer[key].begin = t->n;
-    TRY(add_tokens(t, f->words.ids, f->words.n));
+    if (!f->code) TRY(add_tokens(t, f->words.ids, f->words.n));
+    for (int i = 0; f->code && i < OWN_TOKENS; i++) TRY(tokens_push(t, f->words.ids[0]));
     s->answer[key].end = t->n;
-    return add_tokens(t, gap->ids, gap->n);
+    return PC_OK;
 }
 
 /* The haystack in pieces, a needle after each but the last. */
@@ -169,17 +193,17 @@ static int bury(const struct Study *st, const struct SamplePlace *p, const struc
 static int fill_passkeys(const struct Study *st, const struct SamplePlace *p, struct Fact *facts,
                          const struct Tokens *gap, struct StudySample *s)
 {
-    int n = st->opt.passkeys, len = sample_len(st, p), buried = 0, judged = 0;
+    int n = st->opt.passkeys, len = sample_len(st, p), buried = 0, rows = 0;
     s->n_asks = n;
-    TRY(add_bos(st, &s->prompt.prefix));
-    TRY(add_text(st, "This is a very long story book: <book>", &s->prompt.prefix));
-    TRY(add_text(st, " </book>.\n\n", &s->prompt.tail));
     for (int i = 0; i < n; i++) {
+        facts[i].code = i % 2;
         TRY(fact_make(st, sample_seed(st, p), i, &facts[i]));
-        TRY(add_question(s, &facts[i], i, gap));
+        TRY(add_ask(s, &facts[i], i));
         buried += facts[i].needle.n + facts[i].words.n + gap->n;
-        judged += facts[i].words.n;
+        rows += s->answer[i].end - s->answer[i].begin;
     }
+    s->ask_begin[n] = s->prompt.tail.n;
+    TRY(add_tokens(&s->prompt.prefix, facts[0].ask.prefix.ids, facts[0].ask.prefix.n));
     int around = s->prompt.prefix.n + s->prompt.tail.n + buried;
     if (len - around < HAY_MIN)
         return err_set(PC_ERANGE,
@@ -188,8 +212,9 @@ static int fill_passkeys(const struct Study *st, const struct SamplePlace *p, st
                        "of %d or more",
                        n, st->opt.words, around, len, around + HAY_MIN);
     TRY(bury(st, p, facts, len - around, gap, s));
-    TRY(alloc_rows(s, judged));
-    for (int i = 0; i < n; i++) judge_rows(s, s->answer[i].begin, s->answer[i].end, i);
+    TRY(alloc_rows(s, rows));
+    for (int i = 0; i < n; i++)
+        if (!s->own[i]) sample_rows(s, s->prompt.tail.ids, s->answer[i].begin, s->answer[i].end, i);
     return PC_OK;
 }
 
@@ -216,7 +241,8 @@ static int make_text(const struct Study *st, const struct SamplePlace *p, struct
     TRY(add_hay(st, p, start + n, tail, &s->prompt.tail));
     TRY(alloc_rows(s, s->prompt.tail.n));
     s->n_asks = 1;
-    judge_rows(s, 1, s->prompt.tail.n, 0);
+    s->ask_begin[1] = s->prompt.tail.n;
+    sample_rows(s, s->prompt.tail.ids, 1, s->prompt.tail.n, 0);
     return PC_OK;
 }
 
@@ -240,16 +266,22 @@ static int make_echo(const struct Study *st, const struct SamplePlace *p, struct
     for (int copy = 0; copy < 3; copy++) TRY(add_tokens(&s->prompt.context, s->prompt.tail.ids, n));
     TRY(alloc_rows(s, n));
     s->n_asks = 1;
-    judge_rows(s, 1, n, 0);
+    s->ask_begin[1] = n;
+    sample_rows(s, s->prompt.tail.ids, 1, n, 0);
     return PC_OK;
+}
+
+static int make_kind(const struct Study *st, const struct SamplePlace *p, struct StudySample *s)
+{
+    if (p->kind == SAMPLE_ECHO) return make_echo(st, p, s);
+    return p->kind == SAMPLE_TEXT ? make_text(st, p, s) : make_passkeys(st, p, s);
 }
 
 int study_sample_make(const struct Study *st, const struct SamplePlace *place,
                       struct StudySample *out)
 {
     *out = (struct StudySample){0};
-    if (place->kind == SAMPLE_ECHO) return make_echo(st, place, out);
-    TRY(place->kind == SAMPLE_TEXT ? make_text(st, place, out) : make_passkeys(st, place, out));
-    out->n_judged = out->n_rows;
+    TRY(make_kind(st, place, out));
+    out->n_spelled = out->n_rows;
     return PC_OK;
 }

@@ -226,10 +226,10 @@ static void wave_shapes(struct Session *s)
     bool alone = s->e->team->rank == 0 && !s->together; /* takes in what the others have read */
     s->n_slots = min_int(p->keep + p->wave, alone ? p->n_read : s->n_mine);
     int before = kv_pages(p0), behind = kv_pages(q + p->max_tokens) + 1;
-    s->n_pages =
-        (size_t)p->heads_full * ((size_t)s->n_slots * kv_pages(s->cap) + before) +
-        (size_t)parts_heads(s) * behind +
-        (size_t)p->heads_streaming * ring_for(s, kv_pages(p->chunk_tokens) + before + behind);
+    s->n_pages = (size_t)p->heads_full * ((size_t)s->n_slots * kv_pages(s->cap) + before) +
+                 (size_t)parts_heads(s) * behind +
+                 (size_t)p->heads_streaming * ((size_t)s->n_slots * heads_chunk_pages(s) + before +
+                                               min_int(behind, heads_ring(s)));
     s->mass_stride = needs_mass(s) ? max_int(mass_keys, answer_keys) : 0;
 }
 

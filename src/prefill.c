@@ -232,16 +232,6 @@ static int choose_on_device(struct Session *s, struct Wave *w, int layer,
     return s->tf.be->keep(s->tf.dev, args, &keep);
 }
 
-/* What a streaming head keeps of the wave: the last chunk of all, which is rank 0's last, stands behind the prefix for it,
- * whether it wins or not; no later wave reads the prefix. */
-static int keep_streaming(struct Session *s, const struct Wave *w, int layer, int kv_head)
-{
-    int last = w->n - 1;
-    struct KvRows rows = {s->tf.k, s->tf.v, s->seq_begin[last], NULL, wave_len(s, w, last)};
-    if (w->chunk[last] != s->todo[s->n_mine - 1]) return PC_OK;
-    return heads_append(s, &s->prefix, layer, kv_head, &rows);
-}
-
 bool wave_chooses_on_device(const struct Session *s)
 {
     return s->tf.be->keep && s->set.n_calib == 0 && !s->observer;
@@ -262,7 +252,11 @@ static int keep_tokens(struct Session *s, struct Wave *w, int layer, const struc
     for (int i = 0; i < w->n; i++) {
         struct KvRows rows = {s->tf.k, s->tf.v, s->seq_begin[i], NULL, wave_len(s, w, i)};
         for (int h = 0; h < heads; h++) {
-            if (heads_stream(s, layer, h)) continue;
+            if (heads_stream(s, layer, h)) {
+                struct KvRows all = {s->tf.k, s->tf.v, s->seq_begin[i], NULL, wave_len(s, w, i)};
+                TRY(heads_keep_chunk(s, &w->slot[i]->table, layer, h, &all));
+                continue;
+            }
             if (chosen) {
                 rows.index = s->keep_dev + mass_at(s, i, h);
                 rows.n = w->slot[i]->kept[layer * heads + h];
@@ -270,8 +264,6 @@ static int keep_tokens(struct Session *s, struct Wave *w, int layer, const struc
             TRY(kv_append(&s->kv, &w->slot[i]->table, layer, h, &rows, &s->writes));
         }
     }
-    for (int h = 0; h < heads; h++)
-        if (heads_stream(s, layer, h)) TRY(keep_streaming(s, w, layer, h));
     return kv_flush(&s->kv, &s->writes);
 }
 
@@ -389,10 +381,12 @@ int merge_kept(struct Session *s)
         for (int h = 0; h < s->merged.n_heads; h++) s->out->kv_in[h] += c->end - c->begin;
         if (!slot && s->together) continue; /* another rank has it */
         if (!slot) return err_set(PC_EINTERNAL, "kept chunk %d has no slot", kept[i]);
+        if (i < n - 1) heads_forget_chunk(s, &slot->table);
         for (int h = 0; h < s->merged.n_heads; h++) s->out->kv_kept[h] += slot->table.n_tokens[h];
-        kv_bias(&slot->table, chunk_bias(s, kept[i], best), NULL);
+        kv_bias(&slot->table, chunk_bias(s, kept[i], best), s->heads.streams);
         TRY(kv_move(&s->merged, &slot->table));
     }
+    heads_slide(s, &s->merged);
     for (int h = 0; s->heads.streams && h < s->merged.n_heads; h++)
         if (s->heads.streams[h] && parts_own(s, h))
             s->out->kv_kept[h] = heads_kept(s, h, (int)s->out->kv_in[h]);

@@ -63,7 +63,7 @@ static int resolve_rules(struct Session *s)
 static int alloc_slots(struct Session *s)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
-    int pages = kv_pages(s->cap);
+    int ends = heads_chunk_pages(s), pages = kv_pages(s->cap) > ends ? kv_pages(s->cap) : ends;
     size_t heads = (size_t)m->n_layers * m->n_kv_heads;
     s->slots = mem_alloc((size_t)s->n_slots, sizeof *s->slots);
     if (!s->slots) return PC_ENOMEM;

@@ -69,6 +69,7 @@ struct RankParts {
     struct AttnPart *part; /* [team size] in there */
     uint8_t
         *own; /* [n_layers * n_kv_heads] 1: prefix, question and answer are in this rank's pages */
+    int streams_to;  /* the rank of streaming heads */
     int64_t *kept;   /* [team size, n_layers * n_kv_heads] */
     uint64_t digest; /* of what all ranks have had in common up to the rows at hand */
 };
@@ -181,6 +182,16 @@ int heads_share(const struct Session *s, int cap); /* the cap of full heads, wit
 /* Bytes of all caches when full, in pages of so many tokens (headmap_memory). */
 int heads_formula(const struct Session *s, size_t page_tokens, size_t *bytes);
 bool heads_stream(const struct Session *s, int layer, int kv_head);
+/* What a streaming head keeps of a chunk of n tokens behind the prefix: so many of its first and of its last. */
+struct HeadChunk {
+    int first, last;
+};
+struct HeadChunk heads_of_chunk(const struct Session *s, int n);
+int heads_chunk_pages(
+    const struct Session *s); /* of one head and a chunk in its slot; 0: none streams */
+int heads_keep_chunk(struct Session *s, struct HeadTable *t, int layer, int kv_head,
+                     const struct KvRows *chunk);
+void heads_forget_chunk(struct Session *s, struct HeadTable *t); /* what streaming heads kept */
 /* Rows of a batch behind the tokens of a streaming head; those that no later row sees are left out. rows->index NULL. */
 int heads_append(struct Session *s, struct HeadTable *t, int layer, int kv_head,
                  const struct KvRows *rows);
@@ -271,7 +282,8 @@ int share_end(struct Session *s); /* waits until rank 0, or all, have answered *
 int parts_plan(struct Session *s); /* fills together; PC_ECONFIG names what cannot be done so */
 /* Whether prefix, question and answer of a head, layer * n_kv_heads + KV head, are in this rank's pages. */
 bool parts_own(const struct Session *s, int head);
-int parts_heads(const struct Session *s);    /* full heads of which they are */
+void parts_stream_to(struct Session *s, int rank); /* streaming heads go there */
+int parts_heads(const struct Session *s);          /* full heads of which they are */
 int parts_kept(const struct Session *s);     /* most kept chunks that this rank has at the end */
 size_t parts_bytes(const struct Session *s); /* of main memory */
 /* What ranks must agree on for that, beside the run's plan; 0 where rank 0 answers. */

@@ -2,9 +2,12 @@
  * they keep.
  *
  * A streaming head keeps the first tokens of the sequence (sinks) and the last ones before the row at hand. Its keys are
- * always the beginning and the end of what one sequence sees: the prefix, the text (in chunk-parallel runs: the last chunk
- * that is read, whoever wins), the question, the answer. So counting keys in its own table leaves the distances that its
+ * always the beginning and the end of what one sequence sees: the prefix, the text (in chunk-parallel runs: the last of
+ * the chunks that are kept), the question, the answer. So counting keys in its own table leaves the distances that its
  * window needs as they are, and masks make it exact where the pages of its ring hold more.
+ *
+ * The end of a chunk that is not kept would not do: it says what the other heads do not know. With that, SmolLM2 went on
+ * with the book instead of answering (4 needles of 60; tests/quality/RESULTS.md).
  */
 #include "session.h"
 
@@ -94,6 +97,12 @@ int heads_ring(const struct Session *s)
     return kv_pages(s->heads.sinks) + kv_pages(s->heads.recent + PAGE_TOKENS - 1) + 1;
 }
 
+int heads_chunk_pages(const struct Session *s)
+{
+    struct HeadChunk keep = heads_of_chunk(s, s->plan.chunk_tokens);
+    return s->plan.heads_streaming ? kv_pages(keep.first + keep.last) : 0;
+}
+
 int heads_share(const struct Session *s, int cap)
 {
     int full = s->plan.heads_full, n = full + s->plan.heads_streaming;
@@ -128,6 +137,31 @@ int heads_formula(const struct Session *s, size_t page_tokens, size_t *bytes)
 }
 
 /* ==== What streaming heads keep ==== */
+
+struct HeadChunk heads_of_chunk(const struct Session *s, int n)
+{
+    int first = s->heads.sinks - s->prompt.prefix.n, last = s->heads.recent - 1;
+    first = first < 0 ? 0 : first < n ? first : n;
+    return (struct HeadChunk){first, n - first < last ? n - first : last};
+}
+
+int heads_keep_chunk(struct Session *s, struct HeadTable *t, int layer, int kv_head,
+                     const struct KvRows *chunk)
+{
+    struct HeadChunk keep = heads_of_chunk(s, chunk->n);
+    struct KvRows first = *chunk, last = *chunk;
+    first.n = keep.first;
+    last.row0 += chunk->n - keep.last;
+    last.n = keep.last;
+    TRY(kv_append(&s->kv, t, layer, kv_head, &first, &s->writes));
+    return kv_append(&s->kv, t, layer, kv_head, &last, &s->writes);
+}
+
+void heads_forget_chunk(struct Session *s, struct HeadTable *t)
+{
+    for (int h = 0; s->heads.streams && h < t->n_heads; h++)
+        if (s->heads.streams[h]) kv_clear_head(&s->kv, t, h);
+}
 
 bool heads_stream(const struct Session *s, int layer, int kv_head)
 {

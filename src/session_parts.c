@@ -6,7 +6,7 @@
  * needs no message. Their logits are part of what is exchanged next: ranks that part are found out at once.
  *
  * What is there once, the prefix, the question and the answer, belongs to one rank a head: head g to rank g mod R, but heads
- * that stream to rank 0, which has read the last chunk.
+ * that stream to the rank that has read the last kept chunk, whose end they see.
  */
 #include "session.h"
 
@@ -41,7 +41,15 @@ bool parts_own(const struct Session *s, int head)
 {
     const struct Team *t = s->e->team;
     if (!s->together) return true;
-    return t->rank == (s->heads.streams && s->heads.streams[head] ? 0 : head % t->size);
+    bool streams = s->heads.streams && s->heads.streams[head];
+    return t->rank == (streams ? s->parts.streams_to : head % t->size);
+}
+
+void parts_stream_to(struct Session *s, int rank)
+{
+    s->parts.streams_to = rank;
+    int n = s->plan.heads_full + s->plan.heads_streaming;
+    for (int h = 0; h < n; h++) s->parts.own[h] = parts_own(s, h);
 }
 
 int parts_heads(const struct Session *s)
@@ -102,7 +110,7 @@ int parts_open(struct Session *s)
     p->own = mem_alloc(heads, 1);
     p->kept = mem_alloc(team * heads, sizeof *p->kept);
     if (!p->said || !p->part || !p->own || !p->kept) return PC_ENOMEM;
-    for (size_t h = 0; h < heads; h++) p->own[h] = parts_own(s, (int)h);
+    parts_stream_to(s, 0);
     return PC_OK;
 }
 

@@ -569,24 +569,22 @@ static int gather_full(struct Session *s, struct Slot *slot, int n, int head)
     return kv_gather(&s->kv, &slot->table, head / heads, head % heads, &t);
 }
 
-/* What streaming heads see of the last chunk that was read goes behind the prefix, whether it won or not. */
-static int gather_streaming(struct Session *s, int head, int past)
+/* What a streaming head has of it. */
+static int gather_streaming(struct Session *s, struct Slot *slot, int head)
 {
     const struct HeadTable *t = &s->staged[0];
-    int heads = s->e->model.cfg.n_kv_heads, n = t->n_tokens[head] - past,
-        sinks = s->heads.sinks - past, last = s->heads.recent - 1;
-    sinks = sinks < 0 ? 0 : sinks < n ? sinks : n;
-    struct KvTokens tokens = {t, head, past, NULL, n};
-    kv_slide(&s->kv, &s->prefix, head, s->heads.sinks, last - (n - sinks));
-    return kv_gather(&s->kv, &s->prefix, head / heads, head % heads, &tokens);
+    int heads = s->e->model.cfg.n_kv_heads, past = s->prefix.n_tokens[head];
+    struct KvTokens all = {t, head, past, NULL, t->n_tokens[head] - past};
+    return kv_gather(&s->kv, &slot->table, head / heads, head % heads, &all);
 }
 
-static int recall_streaming(struct Session *s, int chunk)
+static int gather_chunk(struct Session *s, struct Slot *slot, int n, bool last)
 {
-    if (!s->heads.streams) return PC_OK;
-    TRY(load_chunk(s, chunk, 0));
-    for (int h = 0; h < s->prefix.n_heads; h++)
-        if (s->heads.streams[h]) TRY(gather_streaming(s, h, s->prefix.n_tokens[h]));
+    for (int h = 0; h < s->prefix.n_heads; h++) {
+        bool streams = s->heads.streams && s->heads.streams[h];
+        if (!streams) TRY(gather_full(s, slot, n, h));
+        if (streams && last) TRY(gather_streaming(s, slot, h));
+    }
     return PC_OK;
 }
 
@@ -600,9 +598,7 @@ int recall_kept(struct Session *s)
         if (!slot) return err_set(PC_EINTERNAL, "kept chunk %d has no slot", chunk);
         TRY(session_stop(s));
         TRY(load_chunk(s, chunk, 0));
-        for (int h = 0; h < s->prefix.n_heads; h++)
-            if (!s->heads.streams || !s->heads.streams[h]) TRY(gather_full(s, slot, len, h));
+        TRY(gather_chunk(s, slot, len, i == n - 1));
     }
-    /* rank 0's last is the last of all: session_team.c */
-    return s->e->team->rank ? PC_OK : recall_streaming(s, s->todo[s->n_mine - 1]);
+    return PC_OK;
 }

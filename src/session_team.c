@@ -173,6 +173,7 @@ int share_winners(struct Session *s)
     for (int i = 0; i < n; i++) {
         int reader = reader_of(s, place_of(s, kept[i], i));
         s->out->chunks[kept[i]].kept = true;
+        if (s->together) parts_stream_to(s, reader); /* the last one's */
         if (reader == 0 || s->together) continue;
         TRY(session_stop(s));
         if (t->rank == 0) TRY(receive_chunk(s, kept[i], reader));

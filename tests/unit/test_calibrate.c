@@ -32,7 +32,7 @@ static struct StudyOptions options(void)
                                  .n_lens = 1,
                                  .samples = 1,
                                  .held_out = 1,
-                                 .passkeys = 2,
+                                 .passkeys = 3,
                                  .words = 3,
                                  .sink = SINK,
                                  .recent = RECENT,
@@ -56,13 +56,14 @@ static const struct SamplePlace first = {SAMPLE_PASSKEYS, false, 0};
 static double mean_kl(const struct Study *st)
 {
     double sum = 0;
-    for (int i = 0; i < st->reading.sample.n_judged; i++) sum += st->reading.kl[i];
-    return sum / st->reading.sample.n_judged;
+    for (int i = 0; i < st->reading.sample.n_rows; i++) sum += st->reading.kl[i];
+    return sum / st->reading.sample.n_rows;
 }
 
 /* ==== Samples ==== */
 
-/* Needles and answers are the same tokens; a sample is as long as asked; rows point at the tokens they predict. */
+/* Spelled needles and answers are the same tokens, own ones have room; a sample is as long as asked; rows point at the
+ * tokens they predict. */
 static void check_samples(struct Engine *e)
 {
     struct StudyOptions o = options();
@@ -77,8 +78,11 @@ static void check_samples(struct Engine *e)
         assert_int_equal(n, i % 2 ? 900 : LEN);
         for (int k = 0; k < s.n_asks; k++) {
             int len = s.needle[k].end - s.needle[k].begin;
-            assert_int_equal(len, s.answer[k].end - s.answer[k].begin);
             assert_true(len > 6 && s.needle[k].end <= n - s.prompt.tail.n);
+            assert_int_equal(s.ask_begin[k + 1], s.answer[k].end);
+            assert_int_equal(s.own[k], k % 2);
+            assert_int_equal(s.answer[k].end - s.answer[k].begin, s.own[k] ? OWN_TOKENS : len);
+            if (s.own[k]) continue;
             assert_memory_equal(ids + s.needle[k].begin, s.prompt.tail.ids + s.answer[k].begin,
                                 sizeof *ids * (size_t)len);
             for (int t = s.answer[k].begin; t < s.answer[k].end; t++, row++) {
@@ -87,7 +91,8 @@ static void check_samples(struct Engine *e)
                 assert_int_equal(s.ask[row], k);
             }
         }
-        assert_int_equal(row, s.n_rows);
+        assert_true(row == s.n_rows && row == s.n_spelled);
+        assert_int_equal(s.max_rows, row + OWN_TOKENS);
         mem_free(ids);
         study_sample_free(&s);
     }
@@ -102,28 +107,33 @@ static void test_samples(void **state)
 
 /* ==== Ablation ==== */
 
-/* Rows of logits of the whole sequence in one pass, the heads not in keep confined for the tail's rows alone. */
-static float *whole_logits(struct Study *st, const uint8_t *keep)
+/* The text and one ask of its own behind it. */
+static struct Tokens one_ask(const struct Prompt *p, const struct StudySample *s, int ask)
 {
-    struct Engine *e = st->e;
+    struct Tokens ids = join(p, 0, p->context.n);
+    int past = ids.n - p->tail.n, n = s->ask_begin[ask + 1] - s->ask_begin[ask];
+    memmove(ids.ids + past, ids.ids + past + s->ask_begin[ask], sizeof *ids.ids * (size_t)n);
+    ids.n = past + n;
+    return ids;
+}
+
+/* Logits of n rows idx of the whole sequence in one pass, the heads not in keep confined for rows from past on. */
+static void whole_rows(struct Engine *e, const struct Tokens *ids, int past, const uint8_t *keep,
+                       const int *idx, int n, float *logits)
+{
     const struct ModelConfig *m = &e->model.cfg;
-    const struct StudySample *s = &st->reading.sample;
-    struct Tokens ids = join(&st->reading.session.prompt, 0, st->reading.session.prompt.context.n);
-    int begin[2] = {0, ids.n}, *pos = calloc((size_t)ids.n, sizeof *pos),
-        *idx = calloc((size_t)s->n_rows, sizeof *idx), past = ids.n - st->reading.n_tail,
+    int begin[2] = {0, ids->n}, *pos = calloc((size_t)ids->n, sizeof *pos),
         *window = calloc((size_t)m->n_layers * m->n_heads, sizeof *window),
         group = m->n_heads / m->n_kv_heads;
-    struct BatchShape shape = {.rows = ids.n, .seqs = 1, .keys = ids.n, .head_rows = s->n_rows};
+    struct BatchShape shape = {.rows = ids->n, .seqs = 1, .keys = ids->n, .head_rows = n};
     struct HeadMasks masks = {window, SINK};
     size_t row = sizeof(float) * (size_t)m->n_heads * m->head_dim;
-    float *logits = calloc((size_t)s->n_rows * m->vocab_size, sizeof *logits);
     struct Transformer tf;
-    for (int i = 0; i < ids.n; i++) pos[i] = i;
-    for (int i = 0; i < s->n_rows; i++) idx[i] = past + s->rows[i];
+    for (int i = 0; i < ids->n; i++) pos[i] = i;
     for (int q = 0; q < m->n_layers * m->n_heads; q++) window[q] = keep[q / group] ? 0 : RECENT;
-    must(tf_open(&tf, e->be, e->dev, &e->model, ids.n));
+    must(tf_open(&tf, e->be, e->dev, &e->model, ids->n));
     must(e->be->reserve(e->dev, &shape));
-    struct Batch b = {.tokens = ids.ids, .pos = pos, .seq_begin = begin, .n_seqs = 1};
+    struct Batch b = {.tokens = ids->ids, .pos = pos, .seq_begin = begin, .n_seqs = 1};
     must(tf_begin(&tf, &b));
     for (int l = 0; l < m->n_layers; l++) {
         struct AttnArgs args;
@@ -133,14 +143,31 @@ static float *whole_logits(struct Study *st, const uint8_t *keep)
         must(e->be->attention(e->dev, &args));
         memcpy(tf.out, free_rows, (size_t)past * row);
         free(free_rows);
-        must(tf_ffn(&tf, l, ids.n));
+        must(tf_ffn(&tf, l, ids->n));
     }
-    must(e->be->logits(e->dev, tf.x, idx, s->n_rows, logits));
+    must(e->be->logits(e->dev, tf.x, idx, n, logits));
     tf_close(&tf);
-    tokens_free(&ids);
     free(pos);
-    free(idx);
     free(window);
+}
+
+/* Every ask's rows in the sample's order. */
+static float *whole_logits(struct Study *st, const uint8_t *keep)
+{
+    const struct Prompt *p = &st->reading.session.prompt;
+    const struct StudySample *s = &st->reading.sample;
+    size_t vocab = (size_t)st->e->model.cfg.vocab_size;
+    float *logits = calloc((size_t)s->n_rows * vocab, sizeof *logits);
+    int *idx = calloc((size_t)s->n_rows, sizeof *idx);
+    for (int from = 0, end; from < s->n_rows; from = end) {
+        int ask = s->ask[from], past = st->reading.n_keys;
+        for (end = from; end < s->n_rows && s->ask[end] == ask; end++)
+            idx[end - from] = past + s->rows[end] - s->ask_begin[ask];
+        struct Tokens ids = one_ask(p, s, ask);
+        whole_rows(st->e, &ids, past, keep, idx, end - from, logits + (size_t)from * vocab);
+        tokens_free(&ids);
+    }
+    free(idx);
     return logits;
 }
 
@@ -297,36 +324,49 @@ static double brute_look(enum HeadMethod method, const struct StudySample *s, in
     return best >= needle.begin && best < needle.end && ids[best] == s->targets[i];
 }
 
+/* Adds what every query head of the model looks at in the rows of one ask. */
+static void look_all(struct Engine *e, enum HeadMethod method, const struct StudySample *s, int ask,
+                     double *sum)
+{
+    struct Tokens ids = one_ask(&s->prompt, s, ask);
+    struct Forward f = forward(e, ids);
+    int past = s->prompt.prefix.n + s->prompt.context.n;
+    double *p = calloc((size_t)ids.n, sizeof *p);
+    for (int q = 0; q < LAYERS * f.heads; q++)
+        for (int i = 0; i < s->n_rows; i++) {
+            if (s->ask[i] != ask) continue;
+            int row = past + s->rows[i] - s->ask_begin[ask];
+            brute_row(&f, q / f.heads, q % f.heads, row, p);
+            sum[q] += brute_look(method, s, i, ids.ids, row, p) / s->n_rows;
+        }
+    free(p);
+    forward_free(&f);
+    tokens_free(&ids);
+}
+
 static void check_looks_of(struct Engine *e, enum HeadMethod method)
 {
     struct Study st = open_study(e, options());
     struct SamplePlace place = {method == HEADS_ECHO ? SAMPLE_ECHO : SAMPLE_PASSKEYS, false, 0};
     struct StudySample s;
     struct HeadMap map;
-    double unit, *p = calloc(LEN, sizeof *p), most = 0;
+    double unit, most = 0;
     must(study_scores(&st, method, &map, &unit));
     must(study_sample_make(&st, &place, &s));
-    struct Tokens ids = join(&s.prompt, 0, s.prompt.context.n);
-    struct Forward f = forward(e, ids);
-    int past = ids.n - s.prompt.tail.n;
-    for (int l = 0; l < LAYERS; l++)
-        for (int head = 0; head < f.heads; head++) {
-            double want = 0, got = (double)map.q_scores[l * f.heads + head];
-            for (int i = 0; i < s.n_rows; i++) {
-                brute_row(&f, l, head, past + s.rows[i], p);
-                want += brute_look(method, &s, i, ids.ids, past + s.rows[i], p) / s.n_rows;
-            }
-            if (fabs(want - got) > 1e-4)
-                fail_msg("%s, layer %d, head %d: %g, not %g", head_method_name(method), l, head,
-                         got, want);
-            most = fmax(most, want);
-            assert_true(map.scores[(l * f.heads + head) / (f.heads / f.kv_heads)] >= (float)got);
-        }
+    double *want = calloc((size_t)LAYERS * e->model.cfg.n_heads, sizeof *want);
+    for (int a = 0; a < s.n_asks; a++)
+        if (!s.own[a]) look_all(e, method, &s, a, want);
+    int heads = e->model.cfg.n_heads;
+    for (int q = 0; q < LAYERS * heads; q++) {
+        double got = (double)map.q_scores[q];
+        if (fabs(want[q] - got) > 1e-4)
+            fail_msg("%s, query head %d: %g, not %g", head_method_name(method), q, got, want[q]);
+        most = fmax(most, want[q]);
+        assert_true(map.scores[q / (heads / e->model.cfg.n_kv_heads)] >= (float)got);
+    }
     assert_true(method == HEADS_COPY || most > 0.005);
-    forward_free(&f);
-    tokens_free(&ids);
+    free(want);
     study_sample_free(&s);
-    free(p);
     headmap_close(&map);
     study_close(&st);
 }
@@ -412,7 +452,7 @@ static double brute_deviation(struct Study *st, int layer, int head)
     args.masks = &masks;
     must(r->tf.be->attention(r->tf.dev, &args));
     double sum = 0;
-    for (int i = 0; i < r->sample.n_judged; i++) {
+    for (int i = 0; i < r->sample.n_rows; i++) {
         const float *a = whole + (size_t)r->sample.rows[i] * width,
                     *c = (const float *)args.out + (size_t)r->sample.rows[i] * width;
         double change = 0, all = 0;
@@ -428,7 +468,7 @@ static double brute_deviation(struct Study *st, int layer, int head)
             change += y * y;
             all += x * x;
         }
-        sum += change / all / r->sample.n_judged;
+        sum += change / all / r->sample.n_rows;
     }
     free(whole);
     free(row);
@@ -524,6 +564,9 @@ static void check_tolerance(struct Engine *e)
     assert_true(ratio > 0 && ratio <= 0.5 && at.kl <= half);
     assert_true(at.kl == joint_of(&st, &map, ratio).kl);
     assert_true(joint_of(&st, &map, ratio - 1.0 / n).kl > half);
+    must(study_tolerance(&st, &map, &(struct Tolerance){true, 1}, &ratio, &at));
+    assert_true(ratio == 0); /* own answers are the only exact ones, and all may go */
+    st.opt.passkeys = 1;
     assert_int_equal(study_tolerance(&st, &map, &(struct Tolerance){true, 1}, &ratio, &at),
                      PC_ERANGE); /* these models spell nothing */
     assert_non_null(strstr(err_text(), "spells no passkey of 3 words"));

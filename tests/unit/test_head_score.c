@@ -92,10 +92,40 @@ static void test_texts(void **state)
                         "Remember this sequence of words, it's the third passkey to the vault:");
     str_clear(&a);
     assert_int_equal(passkey_question(9, &a), PC_OK);
-    assert_non_null(strstr(a.data, "the tenth passkey to the vault?\nPasskey:"));
+    assert_non_null(strstr(a.data, "the tenth passkey to the vault?"));
     for (int i = 0; i < PASSKEYS_MAX; i++)
         for (int j = 0; j < i; j++) assert_string_not_equal(passkey_ordinal(i), passkey_ordinal(j));
     str_free(&a);
+}
+
+/* Seven digits behind a space; needle and question name the same place, another for each code. */
+static void test_codes(void **state)
+{
+    (void)state;
+    struct Str digits = {0}, needle = {0}, question = {0}, last = {0};
+    for (int key = 0; key < PASSKEYS_MAX; key++) {
+        str_clear(&digits), str_clear(&needle), str_clear(&question);
+        assert_int_equal(code_digits(5, key, &digits), PC_OK);
+        assert_int_equal(code_needle(key, &needle), PC_OK);
+        assert_int_equal(code_question(key, &question), PC_OK);
+        assert_int_equal(strlen(digits.data), 8);
+        assert_int_equal(strspn(digits.data + 1, "0123456789"), 7);
+        const char *place = strstr(needle.data, " of the ") + 8;
+        int len = (int)strcspn(place, " ");
+        assert_int_equal(strncmp(strstr(question.data, " of the ") + 8, place, (size_t)len), 0);
+        assert_true(key == 0 || strcmp(needle.data, last.data) != 0);
+        str_clear(&last);
+        assert_int_equal(str_append(&last, needle.data, needle.len), PC_OK);
+    }
+    str_clear(&last);
+    assert_int_equal(code_digits(5, 0, &last), PC_OK);
+    str_clear(&digits);
+    assert_int_equal(code_digits(6, 0, &digits), PC_OK);
+    assert_string_not_equal(digits.data, last.data);
+    str_free(&digits);
+    str_free(&needle);
+    str_free(&question);
+    str_free(&last);
 }
 
 /* ==== Rows of logits ==== */
@@ -255,10 +285,11 @@ static void test_rotation(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_depths), cmocka_unit_test(test_words),
-        cmocka_unit_test(test_texts),  cmocka_unit_test(test_divergence),
-        cmocka_unit_test(test_best),   cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_looks),  cmocka_unit_test(test_rotation),
+        cmocka_unit_test(test_depths),     cmocka_unit_test(test_words),
+        cmocka_unit_test(test_texts),      cmocka_unit_test(test_codes),
+        cmocka_unit_test(test_divergence), cmocka_unit_test(test_best),
+        cmocka_unit_test(test_attention),  cmocka_unit_test(test_looks),
+        cmocka_unit_test(test_rotation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

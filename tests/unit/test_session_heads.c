@@ -200,33 +200,38 @@ static void test_one_chunk(void **state)
     engine_close(e);
 }
 
-/* All heads stream: whichever chunk wins, the answer is that over the last one alone. */
-static void check_last_chunk(struct Input in, int sinks, int recent)
+/* All heads stream: the answer is that over the kept chunk alone, of several over the last of them. */
+static void check_last_kept(struct Input in, int sinks, int recent, int keep)
 {
     struct Engine *e = open_engine("qwen2", PRECISION_F32, 1);
     set_map(e, 4, sinks, recent, 0);
-    e->settings.keep = 1;
+    e->settings.keep = keep;
     struct Outcome chunks = outcome(e, in);
+    int last_kept = 0;
+    for (int i = 0; i < chunks.n_chunks; i++)
+        if (chunks.kept[i]) last_kept = i;
     assert_true(chunks.n_chunks > 3);
     e->settings.method = METHOD_DUO;
     struct Prompt p = make_prompt(in);
     int n = in.context / chunks.n_chunks;
     assert_int_equal(n * chunks.n_chunks, in.context);
-    memmove(p.context.ids, p.context.ids + in.context - n, sizeof(int) * (size_t)n);
+    memmove(p.context.ids, p.context.ids + last_kept * n, sizeof(int) * (size_t)n);
     p.context.n = n;
     struct Outcome last = outcome_of(e, p);
-    same_logits(e, chunks.logits, last.logits, "last chunk");
-    same_logits(e, chunks.last, last.last, "last chunk, last token");
+    same_logits(e, chunks.logits, last.logits, "last kept chunk");
+    same_logits(e, chunks.last, last.last, "last kept chunk, last token");
     engine_close(e);
 }
 
-static void test_last_chunk(void **state)
+static void test_last_kept(void **state)
 {
     (void)state;
-    check_last_chunk((struct Input){9, 640, 14, 1}, 4, 40);
-    check_last_chunk((struct Input){9, 640, 14, 2}, 64, 65); /* sinks end in the chunk */
-    check_last_chunk((struct Input){0, 512, 5, 3}, 7, 200);
-    check_last_chunk((struct Input){200, 512, 5, 3}, 70, 33); /* sinks end in the prefix */
+    for (int keep = 1; keep < 4; keep++) {
+        check_last_kept((struct Input){9, 640, 14, 1}, 4, 40, keep);
+        check_last_kept((struct Input){9, 640, 14, 2}, 64, 65, keep); /* sinks end in the chunk */
+        check_last_kept((struct Input){0, 512, 5, 3}, 7, 200, keep);
+        check_last_kept((struct Input){200, 512, 5, 3}, 70, 33, keep); /* and in the prefix */
+    }
 }
 
 /* Full heads hold what they hold without streaming ones, or more at the same memory; streaming ones sinks and recent tokens. */
@@ -351,11 +356,11 @@ static void test_file(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_duo),        cmocka_unit_test(test_int16),
-        cmocka_unit_test(test_headwise),   cmocka_unit_test(test_nothing_streams),
-        cmocka_unit_test(test_short),      cmocka_unit_test(test_one_chunk),
-        cmocka_unit_test(test_last_chunk), cmocka_unit_test(test_held),
-        cmocka_unit_test(test_memory),     cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_duo),       cmocka_unit_test(test_int16),
+        cmocka_unit_test(test_headwise),  cmocka_unit_test(test_nothing_streams),
+        cmocka_unit_test(test_short),     cmocka_unit_test(test_one_chunk),
+        cmocka_unit_test(test_last_kept), cmocka_unit_test(test_held),
+        cmocka_unit_test(test_memory),    cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

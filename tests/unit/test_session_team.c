@@ -69,7 +69,7 @@ static void test_calibration(void **state)
     }
 }
 
-/* Streaming heads keep the end of the last chunk, which rank 0 has read. */
+/* Streaming heads keep the end of the last kept chunk, whoever has read it. */
 static void test_heads(void **state)
 {
     (void)state;
