@@ -361,7 +361,7 @@ static int count_pages(struct Session *s)
     TRY(s->tf.be->page_counts(s->tf.dev, &n));
     s->out->pages_read = n.read;
     s->out->pages_there = n.there;
-    return PC_OK;
+    return tiers_count(s);
 }
 
 int decode_answer(struct Session *s)
