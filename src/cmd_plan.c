@@ -70,11 +70,11 @@ static int tiers_text(const struct PlanInfo *plan, struct Str *out)
 {
     char near[32], below[32];
     if (plan->tier_slots == 0) return PC_OK;
-    return str_appendf(
-        out, "tiers    %d pages of a KV head near, %s in all; %s below, in %s; tokens %s\n",
-        plan->tier_slots, bytes_text(plan->tier_near_bytes, near),
-        bytes_text(plan->tier_below_bytes, below), plan->tier_below,
-        plan->tier_wait == TIER_LATE ? "do without what is late" : "wait");
+    return str_appendf(out,
+                       "tiers    %d pages of a KV head near, %s in all; %s below (%s); tokens %s\n",
+                       plan->tier_slots, bytes_text(plan->tier_near_bytes, near),
+                       bytes_text(plan->tier_below_bytes, below), plan->tier_below,
+                       plan->tier_wait == TIER_LATE ? "do without what is late" : "wait");
 }
 
 static int model_text(const struct Engine *engine, const struct PlanInfo *plan, struct Str *out)

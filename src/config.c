@@ -103,7 +103,7 @@ const struct Setting SETTINGS[] = {
      "last pages that select always reads, those that still fill among them"},
     {"select_every", SET_INT, AT(select_every), 0, 1, 64, NULL, "1", "method",
      "tokens of the answer for which a choice of pages stands; pages that come meanwhile are read"},
-    {"kv_resident", SET_SIZE, AT(kv_resident), 0, 1, 1e15, WORDS_RESIDENT, "all", "method",
+    {"kv_resident", SET_SIZE, AT(kv_resident), 0, 1, 0x1p50, WORDS_RESIDENT, "all", "method",
      "with select: room for the text's pages where attention computes, as 25% or 2G, by scores; the others lie on disk, or for a GPU in its host's memory"},
     {"tier_wait", SET_ENUM, ENUM_AT(tier_wait), WORDS_TIER, "exact", "method",
      "what a token does whose pages are still below: waits for them; or late: does without until they have come, and says how much it missed"},
