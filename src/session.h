@@ -137,15 +137,16 @@ struct Session {
     float *nll;                         /* [batch_rows] */
     float *mass; /* [wave, n_kv_heads, mass_stride]; NULL when nothing asks */
     int mass_stride;
-    float *work;          /* [3, mass_stride] scratch of the policies */
-    int *keep;            /* [wave, n_kv_heads, mass_stride] chosen tokens */
-    int *keep_dev;        /* the same on the device */
-    uint8_t *drop;        /* [wave + 1, n_kv_heads, mass_stride] tokens that calibration removes */
-    float *logits;        /* [vocab_size] */
-    bool recorded;        /* the device has a record of a step of this run */
-    bool tiered;          /* pages of the kept text lie below, and have copies near */
-    struct TierPlan tier; /* how, if so */
-    size_t n_below;       /* pages there; n_pages counts the copies */
+    float *work;   /* [3, mass_stride] scratch of the policies */
+    int *keep;     /* [wave, n_kv_heads, mass_stride] chosen tokens */
+    int *keep_dev; /* the same on the device */
+    uint8_t *drop; /* [wave + 1, n_kv_heads, mass_stride] tokens that calibration removes */
+    float *logits; /* [vocab_size] */
+    bool recorded
+        [2]; /* the device has a record of a step of this run: one that chooses pages, and one that keeps them */
+    bool tiered;              /* pages of the kept text lie below, and have copies near */
+    struct TierPlan tier;     /* how, if so */
+    size_t n_below;           /* pages there; n_pages counts the copies */
     struct PageSelect select; /* what an answer's rows read; PAGE_INDEX_OFF where keys move */
 };
 
