@@ -130,8 +130,8 @@ static int pin_below(struct PageTier *t)
     if (e != cudaErrorMemoryAllocation) return cuda_fail(e, "cudaMallocHost");
     cudaGetLastError();
     return err_set(PC_ENOMEM,
-                   "the host cannot pin %.2f GiB for pages below; raise --kv-resident, or lower "
-                   "--kv-cap or --keep",
+                   "the host cannot pin %.2f GiB for pages below; lower --keep or --kv-cap, or "
+                   "give --kv-type q8 or q4",
                    (double)bytes / (1 << 30));
 }
 

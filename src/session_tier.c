@@ -74,7 +74,14 @@ void tiers_note(struct Session *s)
 
 int tiers_open(struct Session *s)
 {
-    return s->tiered ? kv_tier_open(&s->kv, &s->tier, s->n_below) : PC_OK;
+    size_t wanted = tiers_bytes(s).host, there = mem_available();
+    if (!s->tiered) return PC_OK;
+    if (s->limits.own_memory && wanted > there)
+        return err_set(PC_ENOMEM,
+                       "pages below need %.2f GiB of the host's memory, of which %.2f are free; "
+                       "lower --keep or --kv-cap, or give --kv-type q8 or q4",
+                       (double)wanted / (1 << 30), (double)there / (1 << 30));
+    return kv_tier_open(&s->kv, &s->tier, s->n_below);
 }
 
 int tiers_count(struct Session *s)
