@@ -93,7 +93,7 @@ struct TierChoice {
     float *score; /* [n_all - n_open]; filled up to n_all */
 };
 /* After a new choice of one head, which slots are to hold what; several heads of a layer may be told at once. */
-void tier_choose(const struct Device *d, struct PageTier *t, const struct TierChoice *c);
+void tier_choose(struct PageTier *t, const struct TierChoice *c);
 /* Copies what the heads of a layer were found to lack, or asks for it. */
 void tier_fetch(const struct Device *d, struct PageTier *t, int layer);
 /* The chosen pages where they are to be read; returns how many, fewer than n when some are late. */

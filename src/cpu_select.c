@@ -100,7 +100,7 @@ static void choose_pages(struct Device *d, const struct AttnArgs *a, int kv_head
     s->n_refs[kv_head] = n_out;
     if (!a->pool->tier || a->select_kept) return;
     struct TierChoice c = choice_of(d, a, kv_head, refs, n);
-    tier_choose(d, a->pool->tier, &c);
+    tier_choose(a->pool->tier, &c);
 }
 
 /* The chosen pages as attention finds them. */

@@ -153,9 +153,8 @@ static void snapshot(const struct PageTier *t, size_t head, uint8_t *fixed)
         fixed[s] = __atomic_load_n(coming + s, __ATOMIC_ACQUIRE);
 }
 
-void tier_choose(const struct Device *d, struct PageTier *t, const struct TierChoice *c)
+void tier_choose(struct PageTier *t, const struct TierChoice *c)
 {
-    (void)d;
     struct HeadWork *w = &t->heads[c->kv_head];
     size_t head = head_of(t, c), slots = (size_t)t->plan.slots;
     w->slots = (struct Residency){t->plan.slots, t->page_at + head * slots,

@@ -144,6 +144,26 @@ static void test_heads(struct Engine *e, const char *kind)
     headmap_close(&e->heads);
 }
 
+/* With room for every page a choice matters to no byte, however long it stands and wherever pages lie. */
+static void test_all_pages(struct Engine *e, const char *kind)
+{
+    static const char *const everies[] = {"1", "7", "64"};
+    struct Settings before = e->settings;
+    set(e, "select", "off");
+    struct Answer off = answer(e, "all", "exact");
+    e->settings = before;
+    set(e, "select_pages", "1000");
+    for (int i = 0; i < 6; i++) {
+        set(e, "select_every", everies[i / 2]);
+        struct Answer a = answer(e, i % 2 ? "40%" : "all", "exact");
+        check(off.status == PC_OK && a.status == PC_OK && a.hash == off.hash && a.n == off.n &&
+                  !memcmp(a.ids, off.ids, sizeof a.ids) &&
+                  !memcmp(a.last, off.last, sizeof a.last) && a.read == a.there,
+              i % 2 ? "the bytes of all pages, with tiers" : "the bytes of all pages", kind);
+    }
+    e->settings = before;
+}
+
 /* ==== Rows that do not wait ==== */
 
 static void test_late(struct Engine *e, const char *kind)
@@ -215,6 +235,7 @@ int main(void)
             snprintf(kind, sizeof kind, "%s %s", models[m], types[t]);
             test_all(e, kind);
             test_heads(e, kind);
+            test_all_pages(e, kind);
             test_late(e, kind);
             if (t == 0) test_faults(e, "exact");
             if (t == 0) test_faults(e, "late");
