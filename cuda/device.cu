@@ -258,13 +258,13 @@ static void cuda_limits(const struct Device *d, struct DeviceLimits *out)
                                  .keeps_pages = true,
                                  .wave_rows = wave_rows(&d->model->cfg),
                                  .segment_rows = SEGMENT_ROWS,
-                                 .below = "host memory",
                                  .page_rows = usual_head(d->model->cfg.head_dim)
                                                   ? PAGED_ROWS * d->model->cfg.n_kv_heads /
                                                         d->model->cfg.n_heads
                                                   : 0,
                                  .flops = per_cycle * d->n_sm * sm_khz * 1e3,
-                                 .bandwidth = 2e3 * memory_khz * bus_bits / 8};
+                                 .bandwidth = 2e3 * memory_khz * bus_bits / 8,
+                                 .below = "host memory"};
 }
 
 /* ==== Transfers ==== */

@@ -34,18 +34,18 @@ struct DeviceOptions {
 
 /* What a device can take. */
 struct DeviceLimits {
-    size_t memory;     /* bytes that it can still give, those of its host where they are the same */
-    bool own_memory;   /* has memory of its own, apart from the host's */
-    bool records;      /* record() takes steps of this model; never those with far keys */
-    bool own_pasts;    /* sequences of one batch may have a past each */
-    bool keeps_pages;  /* rows may keep the pages that the row before chose */
-    int wave_rows;     /* rows of a wave that keep it busy */
-    int segment_rows;  /* rows of a segment of plain prefill */
-    const char *below; /* where it keeps pages that are not near; NULL: all are */
+    size_t memory;    /* bytes that it can still give, those of its host where they are the same */
+    bool own_memory;  /* has memory of its own, apart from the host's */
+    bool records;     /* record() takes steps of this model; never those with far keys */
+    bool own_pasts;   /* sequences of one batch may have a past each */
+    bool keeps_pages; /* rows may keep the pages that the row before chose */
+    int wave_rows;    /* rows of a wave that keep it busy */
+    int segment_rows; /* rows of a segment of plain prefill */
     int page_rows; /* rows of one sequence that read their past's pages where they lie: for more, all keys are packed in
                       * memory of their own; 0: that is no question of rows */
     double flops,
         bandwidth; /* peak rates a second of its prefill arithmetic and its memory; 0: not known */
+    const char *below; /* where pages lie that are not near: "disk"; NULL: all are */
 };
 
 /* The largest batch that will be run. */

@@ -111,9 +111,9 @@ static void cpu_limits(const struct Device *d, struct DeviceLimits *out)
     *out = (struct DeviceLimits){.memory = mem_available(),
                                  .own_pasts = true,
                                  .keeps_pages = true,
-                                 .below = "disk",
                                  .wave_rows = ROWS_A_THREAD * d->threads,
-                                 .segment_rows = SEGMENT_ROWS};
+                                 .segment_rows = SEGMENT_ROWS,
+                                 .below = "disk"};
 }
 
 static size_t cpu_peak(struct Device *d, bool reset)
