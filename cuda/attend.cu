@@ -13,6 +13,7 @@ static struct PagesArgs pages_of(const struct Device *d, const struct PagePool *
 {
     struct PagesArgs p = {};
     if (pool) p.pool = pool->data, p.page_bytes = pool->page_bytes;
+    p.below = tier_below(pool);
     p.format = d->format;
     p.n_kv_heads = d->model->cfg.n_kv_heads;
     p.head_dim = d->model->cfg.head_dim;
@@ -68,15 +69,13 @@ static void set_whole(const struct Device *d, const struct AttnArgs *a, uint32_t
             whole[h / 32] |= 1u << h % 32;
 }
 
-static int select_pages(struct Device *d, const struct AttnArgs *a)
+static int choose_pages(struct Device *d, const struct AttnArgs *a)
 {
     const struct ModelConfig *m = &d->model->cfg;
     const struct DevTable *t = &d->s.table;
     const struct DevChosen *c = &d->s.chosen;
-    size_t head = first_head(d, a->layer);
+    size_t head = first_head(d, a->layer), kept = d->shape.keeps_pages ? head : 0;
     struct CudaPageSelect s = {};
-    if (!d->shape.selects || !a->pool || !a->pool->index)
-        return err_set(PC_EINTERNAL, "pages are to be selected, but no room or index is there");
     s.q = (const bf16 *)a->q;
     if (d->step.recording) s.turn = turn_of(d, &d->step.rope);
     s.index = a->pool->index;
@@ -99,10 +98,48 @@ static int select_pages(struct Device *d, const struct AttnArgs *a)
     s.n_tokens = c->n_tokens;
     s.score = c->score;
     s.tickets = c->tickets;
-    s.counts = c->counts;
+    s.counts = a->pool->tier ? NULL : c->counts; /* with a tier it turns out later */
     s.n_blocks = c->n_blocks;
+    s.idx = d->shape.keeps_pages || a->pool->tier ? c->idx + kept * t->stride : NULL;
+    s.kept = c->kept + kept;
     CUDA_TRY(cuda_select_pages(&s, d->stream));
     return PC_OK;
+}
+
+/* The pages of an earlier choice, or where those of this one are. */
+static int place_pages(struct Device *d, const struct AttnArgs *a)
+{
+    const struct DevTable *t = &d->s.table;
+    const struct DevChosen *c = &d->s.chosen;
+    size_t head = first_head(d, a->layer), kept = d->shape.keeps_pages ? head : 0;
+    struct CudaPagePlace p = {};
+    p.refs = t->refs + head * t->stride;
+    p.n_refs = t->n_refs + head;
+    p.ref_stride = t->stride;
+    p.n_kv_heads = d->model->cfg.n_kv_heads;
+    set_whole(d, a, p.whole);
+    p.score = c->score;
+    p.again = a->select_kept;
+    p.idx = c->idx + kept * t->stride;
+    p.kept = c->kept + kept;
+    p.out = c->refs;
+    p.n_out = c->n_refs;
+    p.n_tokens = c->n_tokens;
+    p.counts = c->counts;
+    p.tier = tier_slots(a->pool, a->layer);
+    CUDA_TRY(cuda_place_pages(&p, d->stream));
+    return PC_OK;
+}
+
+static int select_pages(struct Device *d, const struct AttnArgs *a)
+{
+    if (!d->shape.selects || !a->pool || !a->pool->index)
+        return err_set(PC_EINTERNAL, "pages are to be selected, but no room or index is there");
+    if (a->select_kept && !d->shape.keeps_pages)
+        return err_set(PC_EINTERNAL, "a row asks for pages that no row before it has kept");
+    if (!a->select_kept) TRY(choose_pages(d, a));
+    if (a->select_kept || a->pool->tier) TRY(place_pages(d, a));
+    return a->pool->tier && !a->select_kept ? tier_fetch(d, a->pool, a->layer) : PC_OK;
 }
 
 int cuda_page_counts(struct Device *d, struct PageCounts *out)
@@ -126,6 +163,7 @@ static int attend_pages(struct Device *d, const struct AttnArgs *a)
     p.out = (bf16 *)a->out;
     p.pool = a->pool ? a->pool->data : NULL;
     p.page_bytes = a->pool ? a->pool->page_bytes : 0;
+    p.below = tier_below(a->pool);
     p.format = d->format;
     p.refs = t.refs;
     p.n_refs = t.n_refs;
@@ -400,7 +438,7 @@ static int read_codes(struct Device *d, const uint8_t *page, int at, int part, f
 int cuda_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
                  float *k, float *v)
 {
-    const uint8_t *page = pool->data + ref.page * pool->page_bytes;
+    const uint8_t *page = cuda_page(pool->data, tier_below(pool), ref.page, pool->page_bytes);
     auto read = d->format == CUDA_PAGE_BF16 ? read_bf16 : read_codes;
     TRY(read(d, page, at, 0, k));
     return read(d, page, at, 1, v);

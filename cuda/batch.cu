@@ -79,6 +79,9 @@ static void cut_chosen(struct Cut *c, const struct Device *d, const struct Batch
     t->n_tokens = (int *)cut(c, heads * sizeof(int));
     t->tickets = (int *)cut(c, heads * sizeof(int));
     t->counts = (unsigned long long *)cut(c, b->selects ? 2 * sizeof *t->counts : 0);
+    size_t layers = b->keeps_pages ? (size_t)d->model->cfg.n_layers : 1;
+    t->idx = (int *)cut(c, layers * refs * sizeof *t->idx);
+    t->kept = (struct CudaChoice *)cut(c, layers * heads * sizeof *t->kept);
     t->n_blocks = cuda_select_blocks((int)heads, s->table.stride, d->n_sm);
 }
 
@@ -154,6 +157,9 @@ int cuda_reserve(struct Device *d, const struct BatchShape *shape)
     CUDA_TRY(
         cudaMemsetAsync(t->tickets, 0, (size_t)d->model->cfg.n_kv_heads * sizeof(int), d->stream));
     CUDA_TRY(cudaMemsetAsync(t->counts, 0, 2 * sizeof *t->counts, d->stream));
+    size_t layers = shape->keeps_pages ? (size_t)d->model->cfg.n_layers : 1;
+    CUDA_TRY(cudaMemsetAsync(
+        t->kept, 0, layers * (size_t)d->model->cfg.n_kv_heads * sizeof *t->kept, d->stream));
     return PC_OK;
 }
 
@@ -326,7 +332,9 @@ int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope,
             d->max_seq_rows = b->seq_begin[i + 1] - b->seq_begin[i];
     d->step.host->token = b->tokens[0];
     d->step.host->pos = b->pos[0];
-    if (b->follows && d->step.grown && d->step.graph) return begin_next(d, b);
+    d->step.kept = b->select_kept;
+    TRY(tier_join(d));
+    if (b->follows && d->step.grown) return begin_next(d, b);
     d->step.grown = false;
     d->x = x;
     d->rope_scale = rope->scale;

@@ -255,6 +255,7 @@ static void cuda_limits(const struct Device *d, struct DeviceLimits *out)
     *out = (struct DeviceLimits){.memory = free_bytes,
                                  .own_memory = true,
                                  .records = usual_head(d->model->cfg.head_dim),
+                                 .keeps_pages = true,
                                  .wave_rows = wave_rows(&d->model->cfg),
                                  .segment_rows = SEGMENT_ROWS,
                                  .page_rows = usual_head(d->model->cfg.head_dim)
@@ -262,7 +263,8 @@ static void cuda_limits(const struct Device *d, struct DeviceLimits *out)
                                                         d->model->cfg.n_heads
                                                   : 0,
                                  .flops = per_cycle * d->n_sm * sm_khz * 1e3,
-                                 .bandwidth = 2e3 * memory_khz * bus_bits / 8};
+                                 .bandwidth = 2e3 * memory_khz * bus_bits / 8,
+                                 .below = "host memory"};
 }
 
 /* ==== Transfers ==== */
@@ -348,6 +350,10 @@ extern "C" const struct Backend backend_cuda = {
     .index_bytes = cuda_index_bytes,
     .kv_index = cuda_kv_index,
     .page_counts = cuda_page_counts,
+    .tier_bytes = cuda_tier_bytes,
+    .tier_open = cuda_tier_open,
+    .tier_close = cuda_tier_close,
+    .tier_counts = cuda_tier_counts,
     .logits = cuda_logits,
     .record = cuda_record,
     .replay = cuda_replay,

@@ -56,6 +56,8 @@ struct DevChosen {
     float *score;
     unsigned long long *counts; /* [2] since reserve */
     int n_blocks;
+    int *idx;                /* [n_layers or 1, n_kv_heads, stride of the table] places in it */
+    struct CudaChoice *kept; /* [n_layers or 1, n_kv_heads] */
 };
 
 struct Scratch {
@@ -126,7 +128,9 @@ struct StepHost {
 };
 
 struct Step {
-    cudaGraphExec_t graph; /* NULL: none is recorded */
+    cudaGraphExec_t
+        graph[2]; /* of rows that choose pages and of rows that keep them; NULL: none is recorded */
+    bool kept;    /* which of them the batch at hand is */
     bool recording;
     int noted;            /* writes noted since recording began */
     struct RopeArgs rope; /* noted, for the attention that follows */
@@ -162,6 +166,8 @@ struct Device {
     float *x;         /* of the batch at hand */
     float rope_scale; /* likewise */
     struct Step step;
+    bool copying;          /* pages are on their way from below, on a stream of their own */
+    struct PageTier *tier; /* whose stream that is */
 };
 
 /* Takes the error of a CUDA call: PC_ENOMEM with advice, or PC_EDEVICE. */
@@ -199,6 +205,16 @@ int cuda_rope(struct Device *d, const struct RopeArgs *args);
 struct BeginArgs;
 struct BeginArgs begin_args(struct Device *d);
 struct CudaTurn turn_of(struct Device *d, const struct RopeArgs *a);
+/* tier.cu */
+void cuda_tier_bytes(const struct Device *d, const struct TierPlan *plan, struct TierBytes *out);
+int cuda_tier_open(struct Device *d, const struct TierPlan *plan, struct PagePool *pool);
+void cuda_tier_close(struct Device *d, struct PagePool *pool);
+int cuda_tier_counts(struct Device *d, const struct PagePool *pool, struct TierCounts *out);
+struct CudaBelow tier_below(const struct PagePool *pool);
+struct CudaSlots tier_slots(const struct PagePool *pool, int layer); /* no slot_of without a tier */
+/* What the layer's row lacks comes: before what is queued next, or beside it where rows do not wait. */
+int tier_fetch(struct Device *d, const struct PagePool *pool, int layer);
+int tier_join(struct Device *d); /* what is queued next finds the pages that were on their way */
 /* step.cu */
 int cuda_record(struct Device *d, bool on);
 int cuda_replay(struct Device *d, const struct KvWrite *writes, int n, float *logits, int *best);
@@ -272,6 +288,7 @@ struct PagesArgs {
     size_t page_bytes;
     enum CudaPageFormat format;
     int n_kv_heads, head_dim;
+    struct CudaBelow below;
 };
 size_t page_size(enum CudaPageFormat format, int head_dim);
 cudaError_t pages_write(const struct PagesArgs *p, const struct DevWrite *w, int n, cudaStream_t s);

@@ -125,6 +125,19 @@ struct CudaTurn {
     const float *balance;
 };
 
+/* Pages by number: those from n_near on lie in the host's memory, which the device reads and writes as its own. */
+struct CudaBelow {
+    uint8_t *data; /* of page 0, if there were one; NULL: all pages are near */
+    uint32_t n_near;
+};
+#ifdef __CUDACC__
+static __host__ __device__ __forceinline__ uint8_t *cuda_page(uint8_t *near, struct CudaBelow below,
+                                                              uint32_t page, size_t page_bytes)
+{
+    return (below.data && page >= below.n_near ? below.data : near) + page * page_bytes;
+}
+#endif
+
 /* Where a token is put. */
 struct CudaPageSlot {
     uint32_t page, at;
@@ -164,6 +177,7 @@ struct CudaPaged {
     const int *n_tokens;         /* [n_kv_heads] of each head's pages; with windows only */
     const struct CudaSeen *seen; /* [n_kv_heads] likewise */
     bool chosen; /* a kernel queued just before wrote refs and n_refs: they are waited for */
+    struct CudaBelow below;
 };
 int cuda_paged_splits(enum CudaPageFormat format, int head_dim, int n_kv_heads, int max_refs,
                       int n_sm);
@@ -174,6 +188,11 @@ cudaError_t cuda_paged_attention(const struct CudaPaged *a, cudaStream_t s);
 /* ==== The pages that one row reads ==== */
 
 enum { CUDA_SELECT_HEADS = 256 };
+
+/* What a row chose of one head's pages. */
+struct CudaChoice {
+    int n, seen; /* so many, of so many that were there */
+};
 
 /* As eviction/page_select.h has it, all KV heads of a layer. No kernel queued shortly before may write tables or index. */
 struct CudaPageSelect {
@@ -194,13 +213,75 @@ struct CudaPageSelect {
     int *n_out, *n_tokens;      /* [n_kv_heads] and their tokens */
     float *score;               /* [n_kv_heads, ref_stride] scratch */
     int *tickets;               /* [n_kv_heads] scratch, 0 before and after */
-    unsigned long long *counts; /* [2] pages read and pages there, added to */
-    int n_blocks;               /* a head; chosen by cuda_select_blocks */
-    int lanes;                  /* set by the launcher */
+    unsigned long long *counts; /* [2] pages read and pages there, added to; or NULL */
+    int *idx; /* [n_kv_heads, ref_stride] the chosen pages' places in refs; or NULL */
+    struct CudaChoice *kept; /* [n_kv_heads] with idx */
+    int n_blocks;            /* a head; chosen by cuda_select_blocks */
+    int lanes;               /* set by the launcher */
 };
 int cuda_select_blocks(int n_kv_heads, int max_refs, int n_sm);
 /* head_dim: a multiple of 8, up to 256. */
 cudaError_t cuda_select_pages(const struct CudaPageSelect *a, cudaStream_t s);
+
+/* A page that is to come from below to a near one. */
+struct CudaPageCopy {
+    uint32_t from, to;
+};
+
+enum {
+    CUDA_TIER_WANTED,
+    CUDA_TIER_MISSED,
+    CUDA_TIER_FETCHED,
+    CUDA_TIER_LATE,
+    CUDA_TIER_THROUGH,
+    CUDA_TIER_SHARE, /* of the attention chosen that was late, in 2^-30, over heads */
+    CUDA_TIER_HEADS, /* so many */
+    CUDA_TIER_COUNTS
+};
+
+/* Slots for copies of the KV heads of one layer: see struct TierPlan, and struct Residency for what they are given to. */
+struct CudaSlots {
+    int *slot_of;          /* [n_kv_heads, max_refs]; NULL: there is no tier */
+    int *page_at;          /* [n_kv_heads, slots] */
+    const uint32_t *first; /* [n_kv_heads] the near page that is a head's first slot */
+    uint32_t *share; /* [n_kv_heads, max_refs] of the attention chosen, by place in idx, in 2^-30 */
+    struct CudaPageCopy *copies; /* [n_kv_heads, slots] written: what is to be copied */
+    int *n_copies;               /* [n_kv_heads] likewise */
+    int *take, *give, *held;     /* [n_kv_heads, slots] scratch */
+    unsigned long long *counts;  /* [CUDA_TIER_COUNTS] added to */
+    int slots, max_refs;
+    uint32_t n_near;
+    bool late; /* the row does without what has no slot or has just been given one */
+};
+
+/* Makes page tables of choices: those of the row at hand, after cuda_select_pages, or those of the row before and the pages
+ * that came since. Behind a tier, gives missing pages slots and says where the chosen ones are to be read. */
+struct CudaPagePlace {
+    const struct CudaPageRef *refs; /* [n_kv_heads, ref_stride] */
+    const int *n_refs;              /* [n_kv_heads] */
+    int ref_stride, n_kv_heads;
+    uint32_t whole[CUDA_SELECT_HEADS / 32];
+    const float *score; /* [n_kv_heads, ref_stride] of cuda_select_pages; unless again */
+    bool again;
+    int *idx;                /* [n_kv_heads, ref_stride] */
+    struct CudaChoice *kept; /* [n_kv_heads] */
+    struct CudaPageRef *out; /* as in CudaPageSelect, like the rest */
+    int *n_out, *n_tokens;
+    unsigned long long *counts;
+    struct CudaSlots tier;
+};
+cudaError_t cuda_place_pages(const struct CudaPagePlace *a, cudaStream_t s);
+
+/* The copies that cuda_place_pages has noted. */
+struct CudaCopies {
+    const struct CudaPageCopy *copies; /* [n_kv_heads, slots] */
+    const int *n_copies;               /* [n_kv_heads] */
+    int slots, n_kv_heads, n_blocks;   /* n_blocks: of a head */
+    uint8_t *near;
+    struct CudaBelow below;
+    size_t page_bytes;
+};
+cudaError_t cuda_copy_pages(const struct CudaCopies *a, cudaStream_t s);
 
 /* ==== Products ==== */
 

@@ -30,7 +30,8 @@ template <class T>
 __device__ __forceinline__ void page_load(const struct CudaPaged &a, const HeadPages &h, int page,
                                           uint2 ref, uint32_t to, int thread)
 {
-    const bf16 *k = (const bf16 *)(a.pool + ref.x * a.page_bytes), *v = k + 64 * T::D;
+    const bf16 *k = (const bf16 *)cuda_page(a.pool, a.below, ref.x, a.page_bytes),
+               *v = k + 64 * T::D;
     int64_t pitch = T::D;
     if (page >= h.n_refs) {
         k = a.k + h.head * T::D;

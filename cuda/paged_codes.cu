@@ -42,7 +42,8 @@ __device__ __forceinline__ void page_load(const struct CudaPaged &a, uint2 ref, 
     /* so many lanes permute their chunks among themselves, the same way in every 8th row */
     constexpr int LANES = C::CHUNKS & -C::CHUNKS, STEP = T::THREADS / LANES;
     int len = (int)ref.y, row = thread / LANES, lane = thread % LANES;
-    const uint8_t *from = a.pool + ref.x * a.page_bytes, *line = from + row * C::ROW + lane * 16;
+    const uint8_t *from = cuda_page(a.pool, a.below, ref.x, a.page_bytes),
+                  *line = from + row * C::ROW + lane * 16;
     uint32_t to_line = to + C::offset(row, lane);
 #pragma unroll
     for (int i = 0; i < 2 * CUDA_PAGE_TOKENS; i += STEP)

@@ -13,9 +13,14 @@ size_t page_size(enum CudaPageFormat format, int head_dim)
     return (size_t)2 * CUDA_PAGE_TOKENS * head_dim * sizeof(bf16);
 }
 
+static __device__ uint8_t *page_start(const struct PagesArgs &p, uint32_t page)
+{
+    return cuda_page(p.pool, p.below, page, p.page_bytes);
+}
+
 static __device__ const bf16 *page_key(const struct PagesArgs &p, uint32_t page, int slot)
 {
-    return (const bf16 *)(p.pool + (size_t)page * p.page_bytes) + (size_t)slot * p.head_dim;
+    return (const bf16 *)page_start(p, page) + (size_t)slot * p.head_dim;
 }
 
 static __device__ size_t value_offset(const struct PagesArgs &p)
@@ -45,7 +50,7 @@ static __global__ void write_codes_kernel(struct PagesArgs p, const struct DevWr
 {
     struct DevWrite w = writes[blockIdx.x];
     int lane = threadIdx.x % 32;
-    uint8_t *page = p.pool + (size_t)w.page * p.page_bytes;
+    uint8_t *page = page_start(p, w.page);
     for (int i = threadIdx.x / 32; i < 2 * w.n; i += WARPS) {
         int token = i / 2, row = w.row0 + (w.index ? w.index[token] : w.first + token);
         const bf16 *src =
@@ -99,7 +104,7 @@ static __global__ void pack_kernel(struct PagesArgs p, const uint32_t *from, con
 template <int BITS>
 static __device__ uint32_t *code_word(const struct PagesArgs &p, uint32_t at, int i)
 {
-    uint8_t *page = p.pool + (size_t)(at / CUDA_PAGE_TOKENS) * p.page_bytes;
+    uint8_t *page = page_start(p, at / CUDA_PAGE_TOKENS);
     int slot = at % CUDA_PAGE_TOKENS, row = code_row_bytes<BITS>(p.head_dim) / 4;
     if (i >= 2 * row) return (uint32_t *)code_grid<BITS>(page, i - 2 * row, slot, p.head_dim);
     return (uint32_t *)code_row<BITS>(page, i / row, slot, p.head_dim) + i % row;
@@ -149,7 +154,7 @@ static __device__ float key_value(const struct PagesArgs &p, uint32_t page, int 
     else
         return code_value < FORMAT == CUDA_PAGE_Q8
                    ? 8
-                   : 4 > (p.pool + (size_t)page * p.page_bytes, 0, slot, d, p.head_dim);
+                   : 4 > (page_start(p, page), 0, slot, d, p.head_dim);
 }
 
 /* A block a page, a thread a channel. Bounds of what codes stand for are rounded outward. */
@@ -240,7 +245,7 @@ static __device__ void page_get(const struct PagesArgs &p, struct CudaPageSlot a
         *v = ((const uint4 *)(key + value_offset(p)))[part];
     } else {
         constexpr int BITS = FORMAT == CUDA_PAGE_Q8 ? 8 : 4;
-        const uint8_t *page = p.pool + (size_t)at.page * p.page_bytes;
+        const uint8_t *page = page_start(p, at.page);
         *k = codes_get<BITS>(page, 0, at.at, part, p.head_dim);
         *v = codes_get<BITS>(page, 1, at.at, part, p.head_dim);
     }

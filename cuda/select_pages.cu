@@ -4,22 +4,16 @@
  * them to finish chooses. The index holds bf16 as the pages do: the least and the largest of bf16 values are bf16 values,
  * and half the bytes are read. The threshold is found by radix, a byte of the key at a time, in 256 bins that add up
  * whole numbers, 1 a page or its share of the estimated attention, so that the outcome does not hang on the order of
- * threads. What is written is a page table for attention, compact and in order.
+ * threads (threshold.cuh). What is written is a page table for attention, compact and in order.
  */
 #include "dependent.cuh"
 #include "kernels.h"
 #include "rope.cuh"
+#include "threshold.cuh"
 
-#include <math.h>
-
-static constexpr int THREADS = 512, WARPS = THREADS / 32, BINS = 256;
 static constexpr int AT_ONCE = 4; /* pages whose index is under way for a group of lanes */
 static constexpr int SHARED_MOST = 48 << 10;
-static constexpr int PART_BITS =
-    15; /* a share is added up in two parts: 2^17 pages cannot overflow them */
 static constexpr float WHOLE = 1 << 30; /* the heaviest page's share */
-static constexpr unsigned ALL = 0xffffffffu;
-using Weight = unsigned long long;
 
 /* ==== What is to be chosen from ==== */
 
@@ -172,51 +166,7 @@ __device__ __forceinline__ bool is_last(const struct CudaPageSelect &a, int head
     return last;
 }
 
-/* ==== Over the block ==== */
-
-/* Sum of the threads before this one; *all: of all threads. Every thread calls it. */
-template <class T> __device__ T block_scan(T x, T *all)
-{
-    __shared__ T warps[WARPS];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    T sum = x, before = 0;
-#pragma unroll
-    for (int d = 1; d < 32; d *= 2) {
-        T y = __shfl_up_sync(ALL, sum, d);
-        if (lane >= d) sum += y;
-    }
-    if (lane == 31) warps[warp] = sum;
-    __syncthreads();
-    *all = 0;
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-        if (w < warp) before += warps[w];
-        *all += warps[w];
-    }
-    __syncthreads();
-    return before + sum - x;
-}
-
-__device__ float block_max(float x)
-{
-    __shared__ float warps[WARPS];
-    for (int o = 16; o; o /= 2) x = fmaxf(x, __shfl_xor_sync(ALL, x, o));
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
-    __syncthreads();
-    for (int w = 0; w < WARPS; w++) x = fmaxf(x, warps[w]);
-    __syncthreads();
-    return x;
-}
-
 /* ==== Choosing ==== */
-
-/* A key that compares as an unsigned number just as the values compare; NaN is the least. */
-__device__ __forceinline__ uint32_t order_key(float value)
-{
-    if (isnan(value)) return 0;
-    uint32_t bits = __float_as_uint(value + 0.0f); /* -0 becomes +0: they must tie */
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
 
 /* What pages are ordered by and what each brings of what is wanted. */
 struct Order {
@@ -224,6 +174,9 @@ struct Order {
     bool by_mass;
     float most; /* by mass: of all scored pages */
 
+    __device__ __forceinline__ int begin() const { return p.first; }
+    __device__ __forceinline__ int end() const { return p.end; }
+    __device__ __forceinline__ bool has(int) const { return true; }
     __device__ __forceinline__ float value(int i) const
     {
         float score = __ldcg(p.score + i);
@@ -257,48 +210,6 @@ __device__ Weight wanted(const struct CudaPageSelect &a, struct Order *o)
     return want > sure ? want - sure : 0;
 }
 
-struct Threshold {
-    uint32_t key;
-    Weight left; /* what pages with this very key bring of what is wanted */
-};
-
-/* One byte of the key: the bin in which the weights from the highest down reach t->left. */
-__device__ void find_byte(const struct Order &o, uint32_t mask, int shift, struct Threshold *t)
-{
-    __shared__ uint32_t low[BINS], high[BINS];
-    __shared__ struct Threshold found;
-    for (int i = threadIdx.x; i < BINS; i += THREADS) low[i] = high[i] = 0;
-    __syncthreads();
-    for (int i = o.p.first + threadIdx.x; i < o.p.end; i += THREADS) {
-        float value = o.value(i);
-        uint32_t key = order_key(value), bin = key >> shift & (BINS - 1);
-        if ((key & mask) != t->key) continue;
-        uint32_t brings = o.brings(value);
-        atomicAdd(&low[bin], brings & ((1u << PART_BITS) - 1));
-        if (brings >> PART_BITS) atomicAdd(&high[bin], brings >> PART_BITS);
-    }
-    __syncthreads();
-    int bin = BINS - 1 - (int)threadIdx.x; /* thread 0 has the highest */
-    Weight sum = bin >= 0 ? ((Weight)high[bin] << PART_BITS) + low[bin] : 0, all;
-    Weight above = block_scan(sum, &all);
-    if (above < t->left && t->left <= above + sum) {
-        found.key = t->key | (uint32_t)bin << shift;
-        found.left = t->left - above;
-    }
-    __syncthreads();
-    *t = found;
-    __syncthreads();
-}
-
-__device__ struct Threshold threshold(const struct Order &o, Weight want)
-{
-    struct Threshold t = {0, want};
-    if (want == 0) return {~0u, 0}; /* no key is so high */
-    for (int shift = 24; shift >= 0; shift -= 8)
-        find_byte(o, shift == 24 ? 0 : ~0u << (shift + 8), shift, &t);
-    return t;
-}
-
 /* The chosen pages in order; of those at the threshold the first until they bring what is left. */
 __device__ void write_pages(const struct CudaPageSelect &a, const struct Order &o,
                             struct Threshold t, int head)
@@ -320,13 +231,15 @@ __device__ void write_pages(const struct CudaPageSelect &a, const struct Order &
         if (!taken) continue;
         struct CudaPageRef ref = o.p.refs[i];
         out[at] = ref;
+        if (a.idx) a.idx[(int64_t)head * a.ref_stride + at] = i;
         tokens += (int)ref.len;
     }
     block_scan(tokens, &all);
     if (threadIdx.x) return;
     a.n_out[head] = n_out;
     a.n_tokens[head] = all;
-    if (a.whole[head / 32] >> head % 32 & 1) return;
+    if (a.idx) a.kept[head] = {n_out, o.p.n};
+    if (!a.counts || a.whole[head / 32] >> head % 32 & 1) return;
     atomicAdd(a.counts, (Weight)n_out);
     atomicAdd(a.counts + 1, (Weight)o.p.n);
 }
@@ -348,7 +261,10 @@ __launch_bounds__(THREADS) void select_pages_kernel(const __grid_constant__ stru
     wait_for_inputs();
     struct Order o = {p, a.mass > 0, 0};
     if (all) {
-        if (blockIdx.x == 0) write_pages(a, o, {~0u, 0}, head);
+        if (blockIdx.x) return;
+        for (int i = threadIdx.x; a.idx && i < n; i += THREADS)
+            p.score[i] = 0; /* a tier asks for them all the same */
+        write_pages(a, o, {~0u, 0}, head);
         return;
     }
     queries_turn(a, head, queries);

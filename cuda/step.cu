@@ -10,10 +10,15 @@
 
 #include <math_constants.h>
 
+static void forget_one(struct Device *d, int kept)
+{
+    if (d->step.graph[kept]) cudaGraphExecDestroy(d->step.graph[kept]);
+    d->step.graph[kept] = NULL;
+}
+
 void step_forget(struct Device *d)
 {
-    if (d->step.graph) cudaGraphExecDestroy(d->step.graph);
-    d->step.graph = NULL;
+    for (int i = 0; i < 2; i++) forget_one(d, i);
     d->step.grown = false;
 }
 
@@ -108,6 +113,7 @@ int step_end(struct Device *d)
                         d->s.table,      d->s.slots,
                         n_heads(d),      d->s.masks.on,
                         d->s.masks.sinks};
+    TRY(tier_join(d));
     CUDA_TRY(launch_dependent<end_kernel>(END_BLOCKS, END_THREADS, 0, d->stream, a));
     return PC_OK;
 }
@@ -134,15 +140,15 @@ int cuda_record(struct Device *d, bool on)
             return err_set(PC_EDEVICE,
                            "the cuda backend decodes with up to %d KV heads of all layers",
                            STEP_HEADS);
-        step_forget(d);
+        forget_one(d, d->step.kept);
         CUDA_TRY(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal));
         d->step.recording = true;
         d->step.noted = 0;
         return step_begin(d);
     }
-    d->step.recording = false;
+    d->step.recording = d->copying = false;
     CUDA_TRY(cudaStreamEndCapture(d->stream, &graph));
-    cudaError_t e = cudaGraphInstantiate(&d->step.graph, graph, 0);
+    cudaError_t e = cudaGraphInstantiate(&d->step.graph[d->step.kept], graph, 0);
     cudaGraphDestroy(graph);
     return e == cudaSuccess ? PC_OK : cuda_fail(e, "recording a step");
 }
@@ -181,7 +187,7 @@ int cuda_replay(struct Device *d, const struct KvWrite *writes, int n, float *lo
     Range range("decode step");
     TRY(tell_slots(d, writes, n));
     d->step.grown = false;
-    CUDA_TRY(cudaGraphLaunch(d->step.graph, d->stream));
+    CUDA_TRY(cudaGraphLaunch(d->step.graph[d->step.kept], d->stream));
     if (logits)
         TRY(dev_download(d, logits, d->s.logits, (size_t)d->model->output.rows * sizeof(float)));
     else

@@ -11,6 +11,7 @@
 
 #include "config.h"
 #include "eviction/page_select.h"
+#include "eviction/residency.h"
 #include "model.h"
 
 #ifdef __cplusplus
@@ -44,6 +45,7 @@ struct DeviceLimits {
                       * memory of their own; 0: that is no question of rows */
     double flops,
         bandwidth; /* peak rates a second of its prefill arithmetic and its memory; 0: not known */
+    const char *below; /* where pages lie that are not near: "disk"; NULL: all are */
 };
 
 /* The largest batch that will be run. */
@@ -68,17 +70,48 @@ struct PageRef {
 /* The pages of every head of a sequence: head h = layer * n_kv_heads + kv head. */
 struct HeadTable {
     int n_heads, stride;    /* refs of head h begin at h * stride */
+    bool below;             /* new pages are given out below, to heads that do not stream */
     struct PageRef *refs;   /* [n_heads, stride] */
     int *n_refs, *n_tokens; /* [n_heads] */
 };
 
+struct PageTier; /* the device's own: what it knows of pages below */
+
 struct PagePool {
-    uint8_t *data; /* [n_pages, page_bytes] device memory */
+    uint8_t *data; /* [n_near, page_bytes] device memory */
     uint8_t *
         index; /* [n_pages, index_bytes] device memory: what a query is scored against; NULL: none */
     size_t page_bytes, index_bytes;
     uint32_t n_pages, n_free;
     uint32_t *free; /* stack of free ids */
+    /* With a tier, the pages from n_near on lie below: in a file, or in the memory of the device's host. */
+    struct PageTier *tier; /* NULL: all pages are near */
+    uint32_t n_near, n_below;
+    uint32_t *below; /* stack of free ids there */
+};
+
+static inline bool page_is_below(const struct PagePool *pool, uint32_t page)
+{
+    return pool->tier && page >= pool->n_near;
+}
+
+/* How pages below come near (headwise.md D.6): the rows that select() pages read copies of those that they choose, each head
+ * in slots of its own, which are near pages from `cache` on, head after head, none for those that stream. Which page a slot
+ * holds is decided by scores, eviction/residency. A head's pages keep their places in its table as long as rows select. */
+struct TierPlan {
+    int n_heads;
+    int slots;              /* of a head */
+    int max_refs;           /* pages that a head has at most, near and below */
+    const uint8_t *streams; /* [n_heads] 1: has no page below; NULL: none streams */
+    bool late;     /* a row does without what is not there yet; else it waits for all it chose */
+    char dir[256]; /* for a file, where the device keeps pages in one */
+    uint32_t n_below;
+    uint32_t cache;
+};
+
+/* Bytes that a tier takes of the device's memory, the slots apart, of its host's beside it, and of a disk. */
+struct TierBytes {
+    size_t device, host, disk;
 };
 
 struct LinearOp {
@@ -269,6 +302,13 @@ struct Backend {
                     const struct PageRef *refs, int n);
     /* Since the last reserve(). */
     int (*page_counts)(struct Device *d, struct PageCounts *out);
+    /* Optional, all four or none: pages below. pool->data holds the slots already, pool->tier is what tier_open makes, of the
+     * pages [n_near, n_near + n_below). Every op takes pages from below as it takes near ones. */
+    void (*tier_bytes)(const struct Device *d, const struct TierPlan *plan, struct TierBytes *out);
+    int (*tier_open)(struct Device *d, const struct TierPlan *plan, struct PagePool *pool);
+    void (*tier_close)(struct Device *d, struct PagePool *pool);
+    /* Since it was opened. */
+    int (*tier_counts)(struct Device *d, const struct PagePool *pool, struct TierCounts *out);
     /* Logits of rows idx[0..n) of x: out [n, vocab_size] f32 in host memory. */
     int (*logits)(struct Device *d, const float *x, const int *idx, int n, float *out);
     /* Optional: a step of decoding, one row through all layers, as one piece of work. While recording, ops are noted and

@@ -66,6 +66,17 @@ static int heads_text(const struct PlanInfo *plan, struct Str *out)
                        bytes_text(plan->heads_bytes, bytes));
 }
 
+static int tiers_text(const struct PlanInfo *plan, struct Str *out)
+{
+    char near[32], below[32];
+    if (plan->tier_slots == 0) return PC_OK;
+    return str_appendf(out,
+                       "tiers    %d pages of a KV head near, %s in all; %s below (%s); tokens %s\n",
+                       plan->tier_slots, bytes_text(plan->tier_near_bytes, near),
+                       bytes_text(plan->tier_below_bytes, below), plan->tier_below,
+                       plan->tier_wait == TIER_LATE ? "do without what is late" : "wait");
+}
+
 static int model_text(const struct Engine *engine, const struct PlanInfo *plan, struct Str *out)
 {
     const struct Model *m = engine_model(engine);
@@ -103,6 +114,7 @@ static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double 
             out, "select   pages by the %s of their keys, %d token%s a choice, an index of %s\n",
             plan->select == PAGE_INDEX_MEAN ? "mean" : "range", plan->select_every,
             plan->select_every == 1 ? "" : "s", bytes_text(plan->index_bytes, a)));
+    TRY(tiers_text(plan, out));
     TRY(str_appendf(out, "position question at %d, window %d, template %s\n", plan->question_pos,
                     plan->window, plan->chat_template));
     if (plan->n_truncated)

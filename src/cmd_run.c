@@ -122,6 +122,20 @@ static void show_pages(const struct Result *r)
             100.0 * (double)r->pages_read / (double)r->pages_there);
 }
 
+static void show_tiers(const struct Result *r)
+{
+    const struct TierCounts *n = &r->tiers;
+    char bytes[32];
+    if (r->plan.tier_slots == 0) return;
+    fprintf(stderr, "tiers    %lld of %lld chosen pages were not near, %lld fetched, %s from %s",
+            (long long)n->missed, (long long)n->wanted, (long long)n->fetched,
+            bytes_text(r->tier_bytes, bytes), r->plan.tier_below);
+    if (n->late)
+        fprintf(stderr, "; %lld came late, with %.2f%% of the attention chosen", (long long)n->late,
+                100 * n->late_share);
+    fputc('\n', stderr);
+}
+
 static void show_summary(const struct Run *run, const struct Result *r)
 {
     const struct ModelConfig *cfg = &engine_model(run->engine)->cfg;
@@ -140,6 +154,7 @@ static void show_summary(const struct Run *run, const struct Result *r)
     fprintf(stderr, "KV       %lld of %lld entries of the kept chunks stay (%.0f%%)\n",
             (long long)kept, (long long)in, in ? 100.0 * (double)kept / (double)in : 0);
     show_pages(r);
+    show_tiers(r);
     fprintf(stderr,
             "time     %.2f s: tokenize %.2f, prefill %.2f (%.0f tok/s), question %.2f, answer %.2f "
             "(%.1f tok/s)\n",

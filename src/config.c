@@ -32,6 +32,8 @@ static const char *const WORDS_SCORE[] = {"auto", "question", "published", "rand
 static const char *const WORDS_SELECT[] = {"off", "mean", "bound", NULL};
 static const char *const WORDS_PRECISION[] = {"auto", "int16", "f32", "bf16", "fp8", NULL};
 static const char *const WORDS_KV_TYPE[] = {"auto", "q8", "q4", NULL};
+static const char *const WORDS_RESIDENT[] = {"all=0", NULL};
+static const char *const WORDS_TIER[] = {"exact", "late", NULL};
 static const char *const WORDS_ANSWER[] = {"lead", "all", NULL};
 static const char *const WORDS_CHAT[] = {"auto",    "raw",     "chatml",  "qwen",
                                          "llama-2", "llama-3", "mistral", NULL};
@@ -100,7 +102,13 @@ const struct Setting SETTINGS[] = {
     {"select_recent", SET_INT, AT(select_recent), 0, 0, 1 << 16, NULL, "2", "method",
      "last pages that select always reads, those that still fill among them"},
     {"select_every", SET_INT, AT(select_every), 0, 1, 64, NULL, "1", "method",
-     "tokens of the answer for which a choice of pages stands; pages that come meanwhile are read; more than 1: on the cpu only"},
+     "tokens of the answer for which a choice of pages stands; pages that come meanwhile are read"},
+    {"kv_resident", SET_SIZE, AT(kv_resident), 0, 1, 0x1p50, WORDS_RESIDENT, "all", "method",
+     "with select: room for the text's pages where attention computes, as 25% or 2G, by scores; the others lie on disk, or for a GPU in its host's memory"},
+    {"tier_wait", SET_ENUM, ENUM_AT(tier_wait), WORDS_TIER, "exact", "method",
+     "what a token does whose pages are still below: waits for them; or late: does without until they have come, and says how much it missed"},
+    {"kv_dir", SET_TEXT, TEXT_AT(kv_dir), NULL, "/tmp", "method",
+     "folder for the file of pages that kv_resident puts on disk; it has no name, and goes with the process"},
     {"rope_scaling", SET_ENUM, ENUM_AT(rope_scaling), WORDS_SCALING, "auto", "method",
      "how positions beyond the trained ones are brought within reach, for any method; auto: as the model file says"},
     {"rope_factor", SET_FLOAT, AT(rope_factor), 0, 1, 4096, WORDS_AUTO, "auto", "method",
@@ -183,11 +191,19 @@ static int unknown_setting(const char *name)
     return err_set(PC_ECONFIG, "unknown setting '%.64s'; `pcomp settings` lists all", name);
 }
 
+/* A size that may also be a share: of this, up to 100 are per cent. */
+static bool takes_shares(const struct Setting *set)
+{
+    return set->type == SET_SIZE && set->min == 1;
+}
+
 /* "1 to 4096", in whole numbers where the limits are whole. */
 static void limits_text(const struct Setting *set, char *text, size_t room)
 {
     if (set->type == SET_U64)
         snprintf(text, room, "0 to 18446744073709551615");
+    else if (takes_shares(set))
+        snprintf(text, room, "1%% to 100%%, 1M to %.0fT", set->max / 1099511627776.0);
     else if (set->type == SET_SIZE)
         snprintf(text, room, "%.0fM to %.0fT", set->min / (1 << 20), set->max / 1099511627776.0);
     else if (set->type == SET_CALIB)
@@ -297,8 +313,11 @@ static int set_size(const struct Setting *set, size_t *at, const char *value)
         if (*end == 'i') end++;
     }
     if (*end == 'B') end++;
+    bool share = *end == '%' && takes_shares(set);
+    if (share) end++;
+    double least = takes_shares(set) && !share ? 1 << 20 : set->min;
     if (!digits || *end) return bad_value(set, value, "is not a size");
-    if (!(number >= set->min && number <= set->max))
+    if (!(number >= least && number <= (share ? 100 : set->max)))
         return bad_value(set, value, "is out of range");
     *at = (size_t)number;
     return PC_OK;
@@ -697,7 +716,8 @@ static void add_number(cJSON *root, const struct Setting *set, const void *at)
         snprintf(text, sizeof text, "%d", *(const int *)at);
     } else if (set->type == SET_SIZE) {
         word = *(const size_t *)at == 0 ? word_of(set, 0, &len) : NULL;
-        snprintf(text, sizeof text, "%zu", *(const size_t *)at);
+        bool share = takes_shares(set) && *(const size_t *)at <= 100;
+        snprintf(text, sizeof text, share ? "\"%zu%%\"" : "%zu", *(const size_t *)at);
     } else if (set->type == SET_U64) {
         uint64_t number = *(const uint64_t *)at;
         const char *quote = number > (1ull << 53) ? "\"" : "";

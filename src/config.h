@@ -37,6 +37,8 @@ enum PageIndex { PAGE_INDEX_OFF, PAGE_INDEX_MEAN, PAGE_INDEX_BOUND };
 /* Who answers, of several ranks that read chunks. */
 enum AnswerRanks { ANSWER_LEAD, ANSWER_ALL };
 enum KvType { KV_AUTO, KV_Q8, KV_Q4 };
+/* What a row does whose pages are not there yet. */
+enum TierWait { TIER_EXACT, TIER_LATE };
 enum TokenClass { CLASS_SINK, CLASS_MIDDLE, CLASS_RECENT };
 
 /* One calibration rule (method.md section 4): drop from the cache the tokens of one class, in layers
@@ -80,6 +82,10 @@ struct Settings {
     float select_mass;               /* instead: as much of the estimated attention; 0: by number */
     int select_sinks, select_recent; /* pages at either end that are always read */
     int select_every;                /* tokens from one choice of pages to the next */
+    size_t
+        kv_resident; /* bytes of pages that stay near, or up to 100: per cent of them; AUTO: all */
+    enum TierWait tier_wait;
+    char kv_dir[256]; /* for a file of the other pages */
     /* the baselines */
     enum Scaling rope_scaling; /* SCALING_AUTO: as the model file says */
     float rope_factor;         /* AUTO: positions used over positions trained */

@@ -112,7 +112,8 @@ static void cpu_limits(const struct Device *d, struct DeviceLimits *out)
                                  .own_pasts = true,
                                  .keeps_pages = true,
                                  .wave_rows = ROWS_A_THREAD * d->threads,
-                                 .segment_rows = SEGMENT_ROWS};
+                                 .segment_rows = SEGMENT_ROWS,
+                                 .below = "disk"};
 }
 
 static size_t cpu_peak(struct Device *d, bool reset)
@@ -623,6 +624,10 @@ const struct Backend backend_cpu = {
     .index_bytes = cpu_index_bytes,
     .kv_index = cpu_kv_index,
     .page_counts = cpu_page_counts,
+    .tier_bytes = cpu_tier_bytes,
+    .tier_open = cpu_tier_open,
+    .tier_close = cpu_tier_close,
+    .tier_counts = cpu_tier_counts,
     .logits = cpu_logits,
     .nll = cpu_nll,
 };

@@ -1,4 +1,5 @@
-/* cpu.h - the CPU device's state, shared by cpu.c (lifecycle, linear operations), cpu_attention.c and cpu_select.c. */
+/* cpu.h - the CPU device's state, shared by cpu.c (lifecycle, linear operations), cpu_attention.c, cpu_pages.c,
+ * cpu_select.c and cpu_tier.c. */
 #ifndef PCOMP_CPU_H
 #define PCOMP_CPU_H
 
@@ -79,6 +80,42 @@ static inline int window_of(const struct Device *d, const struct AttnArgs *a, in
     return a->masks ? a->masks->window[(size_t)a->layer * d->model->cfg.n_heads + head] : 0;
 }
 
+/* ==== Pages below (cpu_tier.c) ==== */
+
+struct PageStore;
+
+/* What one head's row chose: places in its table, of which `refs` has n_all. */
+struct TierChoice {
+    int layer, kv_head;
+    const struct PageRef *refs;
+    const int *idx; /* [n] ascending */
+    int n, n_all, n_open;
+    float *score; /* [n_all - n_open]; filled up to n_all */
+};
+/* After a new choice of one head, which slots are to hold what; several heads of a layer may be told at once. */
+void tier_choose(struct PageTier *t, const struct TierChoice *c);
+/* Copies what the heads of a layer were found to lack, or asks for it. */
+void tier_fetch(const struct Device *d, struct PageTier *t, int layer);
+/* The chosen pages where they are to be read; returns how many, fewer than n when some are late. */
+int tier_refs(struct PageTier *t, const struct TierChoice *c, struct PageRef *out);
+/* A page's bytes: where they lie, or from below in the i-th of a thread's hands, of which it has DECODE_SPLIT. */
+const uint8_t *tier_page(const struct PagePool *pool, uint32_t page, int thread, int i);
+/* What went wrong below, since threads cannot say it themselves: every op that reads pages asks in the end. */
+int tier_status(const struct PagePool *pool);
+/* A page's bytes in a buffer, to be changed and then kept. */
+int tier_take(struct PageTier *t, uint32_t page, void *bytes);
+int tier_put(struct PageTier *t, uint32_t page, const void *bytes);
+/* A buffer for a page of the op itself, apart from the threads' hands. */
+uint8_t *tier_buffer(struct PageTier *t, int i);
+enum { TIER_BUFFERS = 2 };
+void cpu_tier_bytes(const struct Device *d, const struct TierPlan *plan, struct TierBytes *out);
+int cpu_tier_open(struct Device *d, const struct TierPlan *plan, struct PagePool *pool);
+/* The same over a store that is there already, which the tier then owns. */
+int cpu_tier_over(struct Device *d, const struct TierPlan *plan, const struct PageStore *store,
+                  struct PagePool *pool);
+void cpu_tier_close(struct Device *d, struct PagePool *pool);
+int cpu_tier_counts(struct Device *d, const struct PagePool *pool, struct TierCounts *out);
+
 /* cpu_select.c */
 /* The pages that a batch of one row reads. PC_EINTERNAL when a head has more than there is room for. */
 int cpu_pages(struct Device *d, const struct AttnArgs *a, struct LayerPages *out);
@@ -95,6 +132,8 @@ int cpu_attention_join(struct Device *d, const struct AttnArgs *a, const struct 
 int cpu_attention(struct Device *d, const struct AttnArgs *a);
 int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *mass,
                   int stride);
+
+/* cpu_pages.c */
 int cpu_kv_write(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
                  int n);
 int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from,

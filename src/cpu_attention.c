@@ -133,8 +133,8 @@ static void gather_block(struct Device *d, const struct AttnArgs *a, int seq, in
         for (int left = past - at; n < QBLOCK && left > 0; ref++, skip = 0) {
             int run = (int)ref->len - skip, most = left < QBLOCK - n ? left : QBLOCK - n;
             if (run > most) run = most;
-            d->kern->page_rows(a->pool->data + ref->page * a->pool->page_bytes, skip, run, dim,
-                               k + n * dim, v + n * dim, d->format);
+            d->kern->page_rows(tier_page(a->pool, ref->page, omp_get_thread_num(), 0), skip, run,
+                               dim, k + n * dim, v + n * dim, d->format);
             n += run;
             left -= run;
         }
@@ -308,7 +308,7 @@ int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, floa
                 d->kern->attn_mass(&tile, seen, out, thread_scratch(d, omp_get_thread_num()));
             }
     }
-    return PC_OK;
+    return tier_status(a->pool);
 }
 
 /* ==== One row over pages ==== */
@@ -385,7 +385,8 @@ static void attend_split(struct Device *d, const struct AttnArgs *a, const struc
         }
         struct PageRef ref = page[i];
         struct PageRun *run = &runs[n];
-        *run = (struct PageRun){.page = a->pool->data + ref.page * a->pool->page_bytes,
+        *run = (struct PageRun){.page =
+                                    tier_page(a->pool, ref.page, omp_get_thread_num(), i - s.begin),
                                 .len = (int)ref.len,
                                 .bias = ref.bias};
         if (window)
@@ -466,63 +467,9 @@ int cpu_attention(struct Device *d, const struct AttnArgs *a)
         struct LayerPages pages;
         TRY(cpu_pages(d, a, &pages));
         attend_pages(d, a, &pages);
-        return PC_OK;
+    } else {
+        pack_keys(d, a);
+        attend_tiles(d, a);
     }
-    pack_keys(d, a);
-    attend_tiles(d, a);
-    return PC_OK;
-}
-
-/* ==== Pages ==== */
-
-int cpu_kv_write(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes, int n)
-{
-    const struct ModelConfig *m = &d->model->cfg;
-#pragma omp parallel for schedule(static) num_threads(d->threads) if (n > m->n_kv_heads)
-    for (int j = 0; j < n; j++) {
-        const struct KvWrite *w = &writes[j];
-        void *page = pool->data + w->page.page * pool->page_bytes;
-        for (int i = 0; i < w->n; i++) {
-            int row = w->row0 + (w->index ? w->index[i] : w->first + i);
-            size_t src = ((size_t)row * m->n_kv_heads + w->kv_head) * m->head_dim;
-            d->kern->page_write(page, w->at + i, m->head_dim, (const float *)w->k + src,
-                                (const float *)w->v + src, d->format);
-        }
-    }
-    return PC_OK;
-}
-
-/* Whether tokens [0, 64) of the list are a whole page that becomes one. */
-static bool whole_page(const uint32_t *from, const uint32_t *to)
-{
-    bool same = from[0] % PAGE_TOKENS == 0 && to[0] % PAGE_TOKENS == 0;
-    for (uint32_t i = 1; same && i < PAGE_TOKENS; i++)
-        same = from[i] == from[0] + i && to[i] == to[0] + i;
-    return same;
-}
-
-int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from,
-                const uint32_t *to, int n)
-{
-    int dim = d->model->cfg.head_dim;
-    for (int i = 0; i < n; i++) {
-        const uint8_t *src = pool->data + from[i] / PAGE_TOKENS * pool->page_bytes;
-        uint8_t *dst = pool->data + to[i] / PAGE_TOKENS * pool->page_bytes;
-        if (n - i >= PAGE_TOKENS && whole_page(from + i, to + i)) {
-            memmove(dst, src, pool->page_bytes);
-            i += PAGE_TOKENS - 1;
-            continue;
-        }
-        d->kern->page_move(dst, (int)(to[i] % PAGE_TOKENS), src, (int)(from[i] % PAGE_TOKENS), dim,
-                           d->format);
-    }
-    return PC_OK;
-}
-
-int cpu_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at, float *k,
-                float *v)
-{
-    d->kern->page_read(pool->data + ref.page * pool->page_bytes, at, d->model->cfg.head_dim, k, v,
-                       d->format);
-    return PC_OK;
+    return tier_status(a->pool);
 }

@@ -2,6 +2,7 @@
 #include "cpu.h"
 
 #include <math.h>
+#include <omp.h>
 #include <string.h>
 
 /* ==== Choosing ==== */
@@ -47,7 +48,10 @@ static int choose(struct Device *d, const struct AttnArgs *a, int kv_head,
     struct PageWeights work = {s->work.log + at, s->work.share + at};
     float *score = s->score + at;
     int *len = s->len + at, n_open = open_pages(refs, n);
-    if (!page_select_all(a->select, n, n_open)) score_pages(d, a, kv_head, refs, n - n_open, score);
+    if (!page_select_all(a->select, n, n_open))
+        score_pages(d, a, kv_head, refs, n - n_open, score);
+    else
+        memset(score, 0, sizeof *score * (size_t)n); /* a tier asks for them all the same */
     for (int i = 0; i < n; i++) len[i] = (int)refs[i].len;
     return page_select(a->select, score, len, n, n_open, &work, idx);
 }
@@ -67,19 +71,57 @@ static void keep_choice(struct Selection *s, size_t head, int n, const int *idx,
     memcpy(s->kept_idx + head * (size_t)s->stride, idx, sizeof *idx * (size_t)n_out);
 }
 
-/* Writes the pages that the row reads of one head; returns how many. */
-static int pages_of(struct Device *d, const struct AttnArgs *a, int kv_head,
-                    const struct PageRef *refs, int n)
+/* Of one head's n pages, which the row reads; idx and score have room for them. */
+static struct TierChoice choice_of(const struct Device *d, const struct AttnArgs *a, int kv_head,
+                                   const struct PageRef *refs, int n)
+{
+    const struct Selection *s = &d->sel;
+    size_t at = (size_t)kv_head * s->stride;
+    return (struct TierChoice){.layer = a->layer,
+                               .kv_head = kv_head,
+                               .refs = refs,
+                               .idx = s->idx + at,
+                               .n = s->n_refs[kv_head],
+                               .n_all = n,
+                               .n_open = open_pages(refs, n),
+                               .score = s->score + at};
+}
+
+/* Chooses them, and what has to come near for that; n_refs says how many. */
+static void choose_pages(struct Device *d, const struct AttnArgs *a, int kv_head,
+                         const struct PageRef *refs, int n)
 {
     struct Selection *s = &d->sel;
-    size_t head = (size_t)a->layer * d->model->cfg.n_kv_heads + kv_head,
-           at = (size_t)kv_head * s->stride;
-    int *idx = s->idx + at;
+    size_t head = (size_t)a->layer * d->model->cfg.n_kv_heads + kv_head;
+    int *idx = s->idx + (size_t)kv_head * s->stride;
     int n_out =
         a->select_kept ? choose_again(s, head, n, idx) : choose(d, a, kv_head, refs, n, idx);
     if (s->keeps) keep_choice(s, head, n, idx, n_out);
-    for (int i = 0; i < n_out; i++) s->refs[at + i] = refs[idx[i]];
-    return n_out;
+    s->n_refs[kv_head] = n_out;
+    if (!a->pool->tier || a->select_kept) return;
+    struct TierChoice c = choice_of(d, a, kv_head, refs, n);
+    tier_choose(a->pool->tier, &c);
+}
+
+/* The chosen pages as attention finds them. */
+static void place_pages(struct Device *d, const struct AttnArgs *a, int kv_head,
+                        const struct PageRef *refs, int n)
+{
+    struct Selection *s = &d->sel;
+    struct PageRef *out = s->refs + (size_t)kv_head * s->stride;
+    struct TierChoice c = choice_of(d, a, kv_head, refs, n);
+    if (a->pool->tier)
+        s->n_refs[kv_head] = tier_refs(a->pool->tier, &c, out);
+    else
+        for (int i = 0; i < c.n; i++) out[i] = refs[c.idx[i]];
+    s->counts.read += s->n_refs[kv_head];
+    s->counts.there += n;
+}
+
+static void read_whole(struct Selection *s, int kv_head, const struct PageRef *refs, int n)
+{
+    s->n_refs[kv_head] = n;
+    memcpy(s->refs + (size_t)kv_head * s->stride, refs, sizeof *refs * (size_t)n);
 }
 
 static int check_room(const struct Device *d, const struct AttnArgs *a, const struct LayerPages *p)
@@ -108,16 +150,16 @@ int cpu_pages(struct Device *d, const struct AttnArgs *a, struct LayerPages *out
     if (!a->select || !all.n_refs) return PC_OK;
     TRY(check_room(d, a, &all));
 #pragma omp parallel for schedule(dynamic, 1) num_threads(d->threads)
+    for (int h = 0; h < m->n_kv_heads; h++)
+        if (!window_of(d, a, h * (m->n_heads / m->n_kv_heads)))
+            choose_pages(d, a, h, all.refs + (size_t)h * all.stride, all.n_refs[h]);
+    if (a->pool->tier && !a->select_kept) tier_fetch(d, a->pool->tier, a->layer);
     for (int h = 0; h < m->n_kv_heads; h++) {
         const struct PageRef *refs = all.refs + (size_t)h * all.stride;
-        bool whole = window_of(d, a, h * (m->n_heads / m->n_kv_heads));
-        s->n_refs[h] = whole ? all.n_refs[h] : pages_of(d, a, h, refs, all.n_refs[h]);
-        if (whole) memcpy(s->refs + (size_t)h * s->stride, refs, sizeof *refs * all.n_refs[h]);
-    }
-    for (int h = 0; h < m->n_kv_heads; h++) {
-        if (window_of(d, a, h * (m->n_heads / m->n_kv_heads))) continue;
-        s->counts.read += s->n_refs[h];
-        s->counts.there += all.n_refs[h];
+        if (window_of(d, a, h * (m->n_heads / m->n_kv_heads)))
+            read_whole(s, h, refs, all.n_refs[h]);
+        else
+            place_pages(d, a, h, refs, all.n_refs[h]);
     }
     *out = (struct LayerPages){s->refs, s->n_refs, s->stride};
     return PC_OK;
@@ -142,8 +184,8 @@ int cpu_kv_index(struct Device *d, const struct PagePool *pool, enum PageIndex i
 {
 #pragma omp parallel for schedule(static) num_threads(d->threads) if (n > 1)
     for (int i = 0; i < n; i++)
-        d->kern->index_write(pool->data + refs[i].page * pool->page_bytes, d->format,
+        d->kern->index_write(tier_page(pool, refs[i].page, omp_get_thread_num(), 0), d->format,
                              (int)refs[i].len, d->model->cfg.head_dim, index, d->exact,
                              pool->index + refs[i].page * pool->index_bytes);
-    return PC_OK;
+    return tier_status(pool);
 }

@@ -28,9 +28,35 @@ int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev,
     if (!p->free) return PC_ENOMEM;
     p->data = be->alloc(dev, bytes);
     if (!p->data) return PC_ENOMEM;
-    p->n_pages = p->n_free = (uint32_t)n_pages;
+    p->n_pages = p->n_near = p->n_free = (uint32_t)n_pages;
     for (uint32_t i = 0; i < p->n_free; i++) p->free[i] = p->n_free - 1 - i; /* low ids first */
     return PC_OK;
+}
+
+size_t kv_tier_slots(const struct TierPlan *plan)
+{
+    size_t heads = 0;
+    for (int h = 0; h < plan->n_heads; h++) heads += !(plan->streams && plan->streams[h]);
+    return heads * (size_t)plan->slots;
+}
+
+int kv_tier_open(struct KvCache *kv, struct TierPlan *plan, size_t n_below)
+{
+    struct PagePool *p = &kv->pool;
+    if (n_below > UINT32_MAX / PAGE_TOKENS - p->n_near)
+        return err_set(
+            PC_ENOMEM,
+            "the KV cache needs %zu pages: more than can be numbered; lower --keep or --kv-cap",
+            n_below + p->n_near);
+    TRY(kv_run(kv, kv_tier_slots(plan), &plan->cache));
+    plan->n_below = (uint32_t)n_below;
+    p->below = mem_alloc(n_below, sizeof *p->below);
+    if (!p->below) return PC_ENOMEM;
+    p->n_below = plan->n_below;
+    p->n_pages = p->n_near + p->n_below;
+    for (uint32_t i = 0; i < p->n_below; i++) p->below[i] = p->n_pages - 1 - i;
+    kv->streams = plan->streams;
+    return kv->be->tier_open(kv->dev, plan, p);
 }
 
 size_t kv_index_bytes(const struct Backend *be, const struct Device *dev, enum PageIndex index,
@@ -55,6 +81,8 @@ int kv_index_open(struct KvCache *kv, enum PageIndex index)
 void kv_close(struct KvCache *kv)
 {
     if (kv->be && kv->pool.index) kv->be->release(kv->dev, kv->pool.index);
+    if (kv->pool.tier) kv->be->tier_close(kv->dev, &kv->pool);
+    mem_free(kv->pool.below);
     mem_free(kv->filled);
     if (kv->be && kv->pool.data) kv->be->release(kv->dev, kv->pool.data);
     mem_free(kv->pool.free);
@@ -101,20 +129,63 @@ void kv_writes_close(struct KvWrites *w)
     memset(w, 0, sizeof *w);
 }
 
+/* Whether a head's new pages lie below. */
+static bool grows_below(const struct KvCache *kv, const struct HeadTable *t, int head)
+{
+    return t->below && kv->pool.tier && !(kv->streams && kv->streams[head]);
+}
+
+static void give_back(struct KvCache *kv, uint32_t page)
+{
+    struct PagePool *p = &kv->pool;
+    if (page_is_below(p, page))
+        p->below[p->n_below++] = page;
+    else
+        p->free[p->n_free++] = page;
+}
+
+/* A page that lies below and takes near tokens comes near itself. */
+static int bring_near(struct KvCache *kv, struct PageRef *page)
+{
+    uint32_t from[PAGE_TOKENS], to[PAGE_TOKENS], near;
+    if (kv->pool.n_free == 0)
+        return err_set(PC_EINTERNAL, "KV cache: no near page for the tokens of one from below");
+    near = kv->pool.free[--kv->pool.n_free];
+    for (uint32_t i = 0; i < page->len; i++) {
+        from[i] = page->page * PAGE_TOKENS + i;
+        to[i] = near * PAGE_TOKENS + i;
+    }
+    TRY(kv->be->kv_pack(kv->dev, &kv->pool, from, to, (int)page->len));
+    give_back(kv, page->page);
+    page->page = near;
+    return PC_OK;
+}
+
+static int new_page(struct KvCache *kv, struct HeadTable *t, int head, bool below)
+{
+    struct PagePool *p = &kv->pool;
+    uint32_t *stack = below ? p->below : p->free, *left = below ? &p->n_below : &p->n_free;
+    int n = t->n_refs[head];
+    if (n == t->stride || *left == 0)
+        return err_set(PC_EINTERNAL,
+                       "KV cache: no room in layer %d head %d (%d of %d pages, %u free)",
+                       head / kv->n_kv_heads, head % kv->n_kv_heads, n, t->stride, *left);
+    t->refs[(size_t)head * t->stride + n] = (struct PageRef){stack[--*left], 0, 0};
+    t->n_refs[head]++;
+    return PC_OK;
+}
+
 /* The page that takes a head's next token: the last one while it has room and no bias. */
 static int open_page(struct KvCache *kv, struct HeadTable *t, int head, struct PageRef **out)
 {
     struct PageRef *refs = t->refs + (size_t)head * t->stride;
     int n = t->n_refs[head];
-    if (n == 0 || refs[n - 1].len == PAGE_TOKENS || refs[n - 1].bias != 0) {
-        if (n == t->stride || kv->pool.n_free == 0)
-            return err_set(
-                PC_EINTERNAL, "KV cache: no room in layer %d head %d (%d of %d pages, %u free)",
-                head / kv->n_kv_heads, head % kv->n_kv_heads, n, t->stride, kv->pool.n_free);
-        refs[n] = (struct PageRef){kv->pool.free[--kv->pool.n_free], 0, 0};
-        t->n_refs[head] = ++n;
-    }
-    *out = &refs[n - 1];
+    bool below = grows_below(kv, t, head);
+    if (n == 0 || refs[n - 1].len == PAGE_TOKENS || refs[n - 1].bias != 0)
+        TRY(new_page(kv, t, head, below));
+    else if (!below && page_is_below(&kv->pool, refs[n - 1].page))
+        TRY(bring_near(kv, &refs[n - 1]));
+    *out = &refs[t->n_refs[head] - 1];
     return PC_OK;
 }
 
@@ -154,7 +225,7 @@ int kv_append_all(struct KvCache *kv, struct HeadTable *t, int layer, const stru
 int kv_run(struct KvCache *kv, size_t n, uint32_t *first)
 {
     struct PagePool *p = &kv->pool;
-    *first = p->n_pages - p->n_free;
+    *first = p->n_near - p->n_free;
     if (n > p->n_free || (n && p->free[p->n_free - 1] != *first))
         return err_set(PC_EINTERNAL, "KV cache: no %zu pages in a row (%u free)", n, p->n_free);
     p->n_free -= (uint32_t)n;
@@ -265,7 +336,7 @@ void kv_bias(struct HeadTable *t, float bias, const uint8_t *but)
 void kv_clear_head(struct KvCache *kv, struct HeadTable *t, int head)
 {
     for (int i = t->n_refs[head]; i-- > 0;)
-        kv->pool.free[kv->pool.n_free++] = t->refs[(size_t)head * t->stride + i].page;
+        give_back(kv, t->refs[(size_t)head * t->stride + i].page);
     t->n_refs[head] = t->n_tokens[head] = 0;
 }
 
@@ -284,7 +355,7 @@ bool kv_slide(struct KvCache *kv, struct HeadTable *t, int head, int first, int 
     if (kept) refs[kept - 1].len -= (uint32_t)(tokens - first);
     for (from = kept; from < n && rest - (int)refs[from].len >= last; from++) {
         rest -= (int)refs[from].len;
-        kv->pool.free[kv->pool.n_free++] = refs[from].page;
+        give_back(kv, refs[from].page);
     }
     memmove(refs + kept, refs + from, sizeof *refs * (size_t)(n - from));
     t->n_refs[head] -= from - kept;
@@ -319,7 +390,7 @@ int kv_filter(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head, c
         }
     }
     if (n) TRY(kv->be->kv_pack(kv->dev, &kv->pool, from, to, n));
-    for (int i = n_refs; i-- > used;) kv->pool.free[kv->pool.n_free++] = refs[i].page;
+    for (int i = n_refs; i-- > used;) give_back(kv, refs[i].page);
     t->n_refs[head] = used;
     t->n_tokens[head] = kept;
     return PC_OK;

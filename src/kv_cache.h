@@ -14,7 +14,8 @@ struct KvCache {
     struct Device *dev;
     struct PagePool pool; /* owned */
     int n_layers, n_kv_heads;
-    enum PageIndex index; /* of the pool */
+    enum PageIndex index;   /* of the pool */
+    const uint8_t *streams; /* borrowed, of the tier's plan */
     struct PageRef
         *filled; /* [n_layers * n_kv_heads] scratch of kv_index_filled; NULL without an index */
 };
@@ -30,6 +31,11 @@ size_t kv_pool_bytes(const struct Backend *be, const struct Device *dev, size_t 
 int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev,
             const struct ModelConfig *m, size_t n_pages);
 void kv_close(struct KvCache *kv);
+/* Room for n_below pages below, and for copies of theirs in near pages, which it takes: after kv_open, and before any page is
+ * given out. Fills what the plan leaves to it: n_below and cache. */
+int kv_tier_open(struct KvCache *kv, struct TierPlan *plan, size_t n_below);
+/* Near pages that hold the copies. */
+size_t kv_tier_slots(const struct TierPlan *plan);
 /* Bytes kv_index_open takes. */
 size_t kv_index_bytes(const struct Backend *be, const struct Device *dev, enum PageIndex index,
                       const struct ModelConfig *m, size_t n_pages);

@@ -8,6 +8,7 @@
 #define PCOMP_PCOMP_H
 
 #include "config.h"
+#include "eviction/residency.h"
 #include "model.h"
 
 #define PCOMP_VERSION "0.1.0"
@@ -101,10 +102,14 @@ struct PlanInfo {
     int head_sinks, head_recent;     /* tokens that a streaming head keeps; 0: none streams */
     size_t
         heads_bytes; /* keys and values of all heads when the answer is at its longest: headwise.md D.1 */
-    int n_truncated;        /* context tokens left out (--method truncate only) */
-    enum PageIndex select;  /* OFF where keys move */
-    int select_every;       /* answer tokens that a choice of pages serves */
-    size_t kv_bytes;        /* pages of the kept chunks */
+    int n_truncated;       /* context tokens left out (--method truncate only) */
+    enum PageIndex select; /* OFF where keys move */
+    int select_every;      /* answer tokens that a choice of pages serves */
+    int tier_slots;        /* copies of pages that a KV head has near; 0: all its pages are there */
+    enum TierWait tier_wait;
+    const char *tier_below;                   /* where its pages lie then: "disk", "host memory" */
+    size_t tier_near_bytes, tier_below_bytes; /* of all heads' copies, and of the pages below */
+    size_t kv_bytes;                          /* pages of the kept chunks */
     size_t index_bytes;     /* what pages are selected by, of all pages of the pool */
     size_t peak_bytes;      /* all that the run allocates, model file excluded */
     size_t made_bytes;      /* of these, a geometry's random weights; 0: none, or on a device */
@@ -126,6 +131,8 @@ struct Result {
     /* Pages that the answer's rows read of the KV heads that select, over all rows and heads, and pages these heads had;
      * 0 and 0 where every page is read. */
     int64_t pages_read, pages_there;
+    struct TierCounts tiers; /* zeros without plan.tier_slots */
+    size_t tier_bytes;       /* copied from below: those fetched, and those read without a copy */
     struct Timings time;
     size_t peak_bytes;                             /* measured */
     uint64_t input_hash, config_hash, logits_hash; /* logits_hash: of the first answer row */

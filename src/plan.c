@@ -195,9 +195,12 @@ static void plain_shapes(struct Session *s)
                                           .turned_keys = s->far.window && turned ? answer_keys : 0,
                                           .selects = s->select.index,
                                           .keeps_pages = keeps_pages(s)};
-    int pages = min_int(kv_pages(total) + 1, kv_pages(s->held) + kv_pages(s->batch_rows) + 2);
+    int pages = min_int(kv_pages(total) + 1, kv_pages(s->held) + kv_pages(s->batch_rows) + 2),
+        below = s->tiered ? kv_pages(p->chunk_tokens) + 1 : 0;
+    if (s->tiered) pages = kv_pages(p0) + below + kv_pages(q + p->max_tokens) + 1;
     s->n_slots = 0;
     s->n_pages = (size_t)p->heads_full * pages + (size_t)p->heads_streaming * ring_for(s, pages);
+    tiers_split(s, below, below);
     s->mass_stride = s->answer_shape.mass_keys;
 }
 
@@ -230,13 +233,14 @@ static void wave_shapes(struct Session *s)
                  (size_t)parts_heads(s) * behind +
                  (size_t)p->heads_streaming * ((size_t)s->n_slots * heads_chunk_pages(s) + before +
                                                min_int(behind, heads_ring(s)));
+    tiers_split(s, s->n_slots * kv_pages(s->cap), keep * kv_pages(s->cap));
     s->mass_stride = needs_mass(s) ? max_int(mass_keys, answer_keys) : 0;
 }
 
 static size_t index_bytes(const struct Session *s)
 {
     const struct Engine *e = s->e;
-    return kv_index_bytes(e->be, e->dev, s->select.index, &e->model.cfg, s->n_pages);
+    return kv_index_bytes(e->be, e->dev, s->select.index, &e->model.cfg, s->n_pages + s->n_below);
 }
 
 /* Memory of the device, and that of the host beside it: one sum unless the device has its own. */
@@ -263,6 +267,9 @@ static size_t plan_bytes(const struct Session *s)
     size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text_bytes(s) +
                   sent + parts_bytes(s) + (size_t)m->vocab_size * sizeof(float);
     if (s->store || s->indexes) host += stored_bytes(s);
+    struct TierBytes tiers = tiers_bytes(s);
+    device += tiers.device;
+    host += tiers.host + sizeof(uint32_t) * s->n_below;
     return s->limits.own_memory ? device : device + host + s->plan.made_bytes;
 }
 
@@ -326,7 +333,7 @@ static int plan_select(struct Session *s)
                        "setting 'select_every': backend %s chooses pages for every token; give "
                        "--backend cpu, or leave out --select-every %d",
                        s->e->be->name, set->select_every);
-    return PC_OK;
+    return tiers_plan(s);
 }
 
 /* Entries of a head in the cache that the question finds, or leaves where it compresses. */
@@ -373,6 +380,7 @@ int plan_make(struct Session *s)
     p->available_bytes = engine_available(s->e, &s->limits);
     TRY(plan_select(s));
     plan_wave(s);
+    tiers_note(s);
     p->index_bytes = index_bytes(s);
     p->fits = p->peak_bytes <= p->available_bytes;
     int kept = kv_pages(kept_tokens(s));

@@ -65,11 +65,13 @@ int prefill_plain(struct Session *s)
 {
     int n = s->prompt.context.n, p = s->prompt.prefix.n;
     TRY(kv_move(&s->merged, &s->prefix));
+    s->merged.below = s->tiered;
     for (int at = 0; at < n; at += s->batch_rows) {
         int rows = n - at < s->batch_rows ? n - at : s->batch_rows;
         TRY(prefill_segment(s, s->prompt.context.ids + at, rows, p + at, &s->merged));
         session_progress(s, STAGE_PREFILL, at + rows == n ? 1 : 0, at + rows);
     }
+    s->merged.below = false;
     if (s->plan.n_chunks) s->out->chunks[0].kept = true;
     for (int h = 0; h < s->merged.n_heads; h++) {
         int before = s->plan.sinks && s->plan.sinks < p ? s->plan.sinks : p,

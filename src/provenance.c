@@ -101,6 +101,10 @@ static void add_plan(cJSON *root, const struct PlanInfo *plan)
     cJSON_AddNumberToObject(object, "heads_bytes", (double)plan->heads_bytes);
     cJSON_AddStringToObject(object, "select", setting_word("select", (int)plan->select));
     cJSON_AddNumberToObject(object, "select_every", plan->select_every);
+    cJSON_AddNumberToObject(object, "tier_slots", plan->tier_slots);
+    cJSON_AddStringToObject(object, "tier_below", plan->tier_below ? plan->tier_below : "");
+    cJSON_AddNumberToObject(object, "tier_near_bytes", (double)plan->tier_near_bytes);
+    cJSON_AddNumberToObject(object, "tier_below_bytes", (double)plan->tier_below_bytes);
     cJSON_AddNumberToObject(object, "kv_bytes", (double)plan->kv_bytes);
     cJSON_AddNumberToObject(object, "index_bytes", (double)plan->index_bytes);
     cJSON_AddNumberToObject(object, "peak_bytes", (double)plan->peak_bytes);
@@ -108,6 +112,20 @@ static void add_plan(cJSON *root, const struct PlanInfo *plan)
     cJSON_AddNumberToObject(object, "model_bytes", (double)plan->model_bytes);
     cJSON_AddNumberToObject(object, "available_bytes", (double)plan->available_bytes);
     cJSON_AddBoolToObject(object, "fits", plan->fits);
+}
+
+static void add_tiers(cJSON *root, const struct Result *r)
+{
+    const struct TierCounts *n = &r->tiers;
+    if (r->plan.tier_slots == 0) return;
+    cJSON *object = cJSON_AddObjectToObject(root, "tiers");
+    cJSON_AddNumberToObject(object, "wanted", (double)n->wanted);
+    cJSON_AddNumberToObject(object, "missed", (double)n->missed);
+    cJSON_AddNumberToObject(object, "fetched", (double)n->fetched);
+    cJSON_AddNumberToObject(object, "through", (double)n->through);
+    cJSON_AddNumberToObject(object, "bytes", (double)r->tier_bytes);
+    cJSON_AddNumberToObject(object, "late_pages", (double)n->late);
+    cJSON_AddNumberToObject(object, "late_share", n->late_share);
 }
 
 static void add_config(cJSON *root, const struct Engine *engine)
@@ -203,6 +221,7 @@ cJSON *provenance_make(const struct Engine *engine, const char *model_path,
     add_entries(root, "kv_kept", r->kv_kept, cfg);
     cJSON_AddNumberToObject(root, "pages_read", (double)r->pages_read);
     cJSON_AddNumberToObject(root, "pages_there", (double)r->pages_there);
+    add_tiers(root, r);
     json_add_seconds(root, &r->time);
     cJSON_AddNumberToObject(root, "peak_bytes", (double)r->peak_bytes);
     int len =

@@ -70,6 +70,7 @@ static int alloc_slots(struct Session *s)
     for (int i = 0; i < s->n_slots; i++) {
         s->slots[i].chunk = -1;
         TRY(kv_table_open(&s->slots[i].table, m, pages));
+        s->slots[i].table.below = s->tiered;
         if (!s->mass_stride) continue;
         s->slots[i].index = mem_alloc(heads * (size_t)s->cap, sizeof *s->slots[i].index);
         s->slots[i].kept = mem_alloc(heads, sizeof *s->slots[i].kept);
@@ -110,22 +111,34 @@ static int alloc_rows(struct Session *s)
                : PC_ENOMEM;
 }
 
-static int alloc_cache(struct Session *s)
+static int prefix_pages(const struct Session *s)
 {
-    const struct ModelConfig *m = &s->e->model.cfg;
+    return s->plan.n_prefix / PAGE_TOKENS + 1 + heads_ring(s);
+}
+
+int merged_pages(const struct Session *s)
+{
     const struct PlanInfo *p = &s->plan;
-    int heads = m->n_kv_heads, slots = s->set.method == METHOD_PARALLELCOMP ? parts_kept(s) : 0;
-    int ring = heads_ring(s), prefix = p->n_prefix / PAGE_TOKENS + 1 + ring,
+    int slots = s->set.method == METHOD_PARALLELCOMP ? parts_kept(s) : 0,
         tail = (p->n_question + p->max_tokens) / PAGE_TOKENS + 2;
     int kept = slots ? slots * kv_pages(s->cap)
                      : (s->held < p->chunk_tokens ? s->held + s->batch_rows : p->chunk_tokens) /
                                PAGE_TOKENS +
                            2;
+    return prefix_pages(s) + kept + tail;
+}
+
+static int alloc_cache(struct Session *s)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    const struct PlanInfo *p = &s->plan;
+    int heads = m->n_kv_heads;
     TRY(kv_open(&s->kv, s->e->be, s->e->dev, m, s->n_pages));
+    TRY(tiers_open(s));
     if (s->store || s->indexes) TRY(staged_open(s));
     if (s->select.index) TRY(kv_index_open(&s->kv, s->select.index));
-    TRY(kv_table_open(&s->prefix, m, prefix));
-    TRY(kv_table_open(&s->merged, m, prefix + kept + tail));
+    TRY(kv_table_open(&s->prefix, m, prefix_pages(s)));
+    TRY(kv_table_open(&s->merged, m, merged_pages(s)));
     int wave_writes = (p->wave * heads + 1) * (s->batch_rows / PAGE_TOKENS / p->wave + 2),
         step_writes = m->n_layers * heads; /* a recorded step writes all layers at once */
     TRY(kv_writes_open(&s->writes, wave_writes > step_writes ? wave_writes : step_writes));

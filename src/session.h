@@ -143,7 +143,11 @@ struct Session {
     int *keep_dev; /* the same on the device */
     uint8_t *drop; /* [wave + 1, n_kv_heads, mass_stride] tokens that calibration removes */
     float *logits; /* [vocab_size] */
-    bool recorded; /* the device has a record of a step of this run */
+    bool recorded
+        [2]; /* the device has a record of a step of this run: one that chooses pages, and one that keeps them */
+    bool tiered;              /* pages of the kept text lie below, and have copies near */
+    struct TierPlan tier;     /* how, if so */
+    size_t n_below;           /* pages there; n_pages counts the copies */
     struct PageSelect select; /* what an answer's rows read; PAGE_INDEX_OFF where keys move */
 };
 
@@ -210,6 +214,16 @@ static inline const struct HeadMasks *heads_answering(const struct Session *s)
     return s->heads.streams ? &s->heads.answer : NULL;
 }
 
+/* session_tier.c: pages of the kept text a tier below. */
+/* Whether they lie there, once it is known what selects. PC_ECONFIG says what does not go with it. */
+int tiers_plan(struct Session *s);
+/* Of n_pages, `stored` of each full head are to lie below, of which an answer finds `found`, and copies come near. */
+void tiers_split(struct Session *s, int stored, int found);
+struct TierBytes tiers_bytes(const struct Session *s); /* zeros unless tiered */
+void tiers_note(struct Session *s);                    /* what the plan says of them */
+int tiers_open(struct Session *s);                     /* after kv_open */
+int tiers_count(struct Session *s);                    /* into the result */
+
 /* session_rank.c: whether the chunks are ranked without the model, so that only winners need be read; and that. */
 bool ranks_ahead(const struct Settings *set);
 int rank_ahead(struct Session *s);
@@ -219,6 +233,9 @@ void offer_chunk(struct Session *s, int chunk, int *loser);
 /* Once all are read: the lowest score of the n kept chunks; INFINITY when scores are not the model's. */
 double best_score(const struct Session *s, const int *kept, int n);
 float chunk_bias(const struct Session *s, int chunk, double best); /* on its tokens' logits */
+
+/* session.c: pages of a head of the merged cache, at most. */
+int merged_pages(const struct Session *s);
 
 /* session_store.c: what index and ask do in place of a run's reading. */
 /* Tokens by which is decided whether the text is one chunk, and which heads stream; of an indexed text, as then. */

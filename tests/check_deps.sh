@@ -9,7 +9,7 @@ cd "${1:-$(dirname "$0")/..}"
 # another folder. It may include modules of its own line and of the lines below it.
 layers=(
     "base"
-    "quant merge team team_*"
+    "quant merge page_store team team_*"
     "config config_*"
     "eviction/* calib/*"
     "headmap headmap_*"
@@ -33,7 +33,7 @@ only=(
     "config_* : base config"
     "kernels_* : base quant config model kernels kernels_*"
     "cpu : base quant model kernels kernels_* backend cpu_*"
-    "cpu_* : base quant model kernels kernels_* backend cpu cpu_* eviction/page_select"
+    "cpu_* : base quant page_store model kernels kernels_* backend cpu cpu_* eviction/page_select eviction/residency"
     "main : base config pcomp provenance cli cli_* cmd_*"
 )
 # Outside headers, and the modules that may know them.

@@ -264,6 +264,21 @@ static void test_requests_select(void **state)
     engine_close(e);
 }
 
+/* With pages below: a row that waits, and a thread that brings them to one that does not. */
+static void test_requests_tiers(void **state)
+{
+    (void)state;
+    struct Engine *e = open_model();
+    e->settings.select = PAGE_INDEX_MEAN;
+    long without = each_fault((struct Action){do_run, e});
+    e->settings.kv_resident = 25;
+    for (int wait = TIER_EXACT; wait <= TIER_LATE; wait++) {
+        e->settings.tier_wait = (enum TierWait)wait;
+        assert_true(each_fault((struct Action){do_run, e}) > without + 10);
+    }
+    engine_close(e);
+}
+
 /* The baselines, each with something to do: windows and caps far below the text. */
 static void test_requests_baselines(void **state)
 {
@@ -391,6 +406,7 @@ int main(void)
         cmocka_unit_test(test_requests_plain),
         cmocka_unit_test(test_requests_heads),
         cmocka_unit_test(test_requests_select),
+        cmocka_unit_test(test_requests_tiers),
         cmocka_unit_test(test_requests_baselines),
         cmocka_unit_test(test_engine_survives),
         cmocka_unit_test(test_short_file),
