@@ -283,7 +283,7 @@ int cuda_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *m
     CUDA_TRY(cudaMemcpy2DAsync(mass, (size_t)stride * sizeof(float), d->s.mass, width, width,
                                (size_t)a->n_seqs * d->model->cfg.n_kv_heads, cudaMemcpyDeviceToHost,
                                d->stream));
-    CUDA_TRY(cudaStreamSynchronize(d->stream));
+    TRY(dev_wait(d));
     return PC_OK;
 }
 

@@ -133,7 +133,7 @@ size_t cuda_scratch_bytes(const struct Device *d, const struct BatchShape *shape
 int cuda_reserve(struct Device *d, const struct BatchShape *shape)
 {
     size_t bytes = cuda_scratch_bytes(d, shape);
-    CUDA_TRY(cudaStreamSynchronize(d->stream));
+    TRY(dev_wait(d));
     step_forget(d);
     if (bytes > d->block_bytes) {
         dev_free(d, d->block);

@@ -39,6 +39,7 @@ static bool cuda_available(void)
 static void cuda_close(struct Device *d)
 {
     if (!d) return;
+    peers_close(d);
     if (d->stream) cudaStreamSynchronize(d->stream);
     step_forget(d);
     weights_close(d);
@@ -272,7 +273,7 @@ int dev_stage(struct Device *d, size_t bytes, void **out)
     if (bytes > d->ring.size)
         return err_set(PC_EINTERNAL, "%zu bytes at once for a ring of %zu", bytes, d->ring.size);
     if (d->ring.at + bytes > d->ring.size) {
-        CUDA_TRY(cudaStreamSynchronize(d->stream)); /* what the ring held has arrived */
+        TRY(dev_wait(d)); /* what the ring held has arrived */
         d->ring.at = 0;
     }
     *out = d->ring.data + d->ring.at;
@@ -305,7 +306,7 @@ int dev_download(struct Device *d, void *dst, const void *src, size_t bytes)
         size_t n = bytes < d->ring.size / 2 ? bytes : d->ring.size / 2;
         TRY(dev_stage(d, n, &staged));
         CUDA_TRY(cudaMemcpyAsync(staged, from, n, cudaMemcpyDeviceToHost, d->stream));
-        CUDA_TRY(cudaStreamSynchronize(d->stream));
+        TRY(dev_wait(d));
         memcpy(to, staged, n);
         from += n, to += n, bytes -= n;
     }
@@ -352,4 +353,5 @@ extern "C" const struct Backend backend_cuda = {
     .record = cuda_record,
     .replay = cuda_replay,
     .nll = cuda_nll,
+    .peers = &cuda_peers,
 };

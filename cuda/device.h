@@ -162,6 +162,7 @@ struct Device {
     float *x;         /* of the batch at hand */
     float rope_scale; /* likewise */
     struct Step step;
+    struct CudaPeers *peers; /* peers.cu; NULL: none */
 };
 
 /* Takes the error of a CUDA call: PC_ENOMEM with advice, or PC_EDEVICE. */
@@ -204,6 +205,12 @@ int cuda_record(struct Device *d, bool on);
 int cuda_replay(struct Device *d, const struct KvWrite *writes, int n, float *logits, int *best);
 void step_forget(struct Device *d);
 int step_end(struct Device *d); /* the last kernel of a record */
+
+/* peers.cu */
+void peers_close(struct Device *d);
+extern "C" const struct DevicePeers cuda_peers;
+/* Until the stream is empty; what other ranks keep it from is waited for as peers are. */
+int dev_wait(struct Device *d);
 
 /* weights.cu */
 int weights_open(struct Device *d);

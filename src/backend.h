@@ -56,6 +56,7 @@ struct BatchShape {
     int turned_keys;  /* most keys that have another place for rows far from them; 0: none has */
     bool selects;     /* attention() of one row is asked to select pages */
     bool keeps_pages; /* of these, some keep the choice of the row before */
+    bool parts;       /* attention() is asked for a part of the keys */
 };
 
 /* `len` tokens of one KV head in a page of the pool. */
@@ -121,10 +122,10 @@ struct HeadMasks {
 };
 
 /* One part of the keys that rows see, where the others lie elsewhere (headwise.md D.7). Of a head with a window one part has
- * all keys. Host memory. */
+ * all keys. out and lse: memory of the device. */
 struct AttnPart {
-    const uint8_t
-        *own; /* [n_kv_heads] 1: the rows' own sequence is in this part; 0: it has the past alone */
+    const uint8_t *
+        own; /* [n_kv_heads] host memory. 1: the rows' own sequence is in this part; 0: it has the past alone */
     float *out; /* [n_rows, n_heads * head_dim] of this part's keys alone; zeros without any */
     float *
         lse; /* [n_rows, n_heads] natural log of the sum of exp(logit) over them; -INFINITY without any */
@@ -200,6 +201,35 @@ struct Batch {
     /* The step behind the one that replay() ran last: the same rope and masks, and a past that grew by its writes, less what
      * heads may have lost since (kv_slide). Such a head has fewer tokens than it would have, by which it is known. */
     bool follows;
+};
+
+enum { PEER_NAME = 64, PEER_ID = 128 };
+
+/* Asked while a rank waits for others, `turns` counting from 0; a failure ends the wait and what is under way. */
+struct PeerWait {
+    int (*idle)(void *user, int turns);
+    void *user;
+};
+
+/* Devices of several ranks that pass memory to each other without their hosts (headwise.md D.7). What is sent here and
+ * received there, or gathered, comes in the same order on all ranks; data is memory of the device. Work is queued like that of
+ * any op; wait() is for all of it. Once a call has failed, memory goes no more. */
+struct DevicePeers {
+    /* Which device this is: ranks with the same text have one between them. */
+    void (*name)(struct Device *d, char out[PEER_NAME]);
+    /* n ranks have it: from now on this one uses an n-th of its memory at most. PC_ENOMEM when it has more already. */
+    int (*divide)(struct Device *d, int n);
+    bool (*able)(struct Device *d); /* what join needs is on this machine */
+    /* Rank 0 makes what the ranks find each other by. */
+    int (*invite)(struct Device *d, uint8_t id[PEER_ID]);
+    /* Every rank, each with a device of its own. *wait is asked from now on until close(). */
+    int (*join)(struct Device *d, const uint8_t id[PEER_ID], int rank, int size,
+                const struct PeerWait *wait);
+    int (*copy)(struct Device *d, void *to, const void *from, size_t bytes); /* within the device */
+    int (*send)(struct Device *d, const void *data, size_t bytes, int to);
+    int (*receive)(struct Device *d, void *data, size_t bytes, int from);
+    int (*gather)(struct Device *d, void *parts, size_t bytes); /* as team_gather */
+    int (*wait)(struct Device *d);
 };
 
 struct Backend {
@@ -280,6 +310,7 @@ struct Backend {
     /* -log p(target) of rows idx[0..n), natural log: out [n] in host memory. */
     int (*nll)(struct Device *d, const float *x, const int *idx, const int *target, int n,
                float *out);
+    const struct DevicePeers *peers; /* NULL: what ranks tell each other is in the host's memory */
 };
 
 extern const struct Backend backend_cpu;

@@ -28,8 +28,8 @@ const struct Settings *engine_settings(const struct Engine *e);
 /* Replaces the settings that do not belong to the machine group; those must be equal. */
 int engine_configure(struct Engine *e, const struct Settings *settings);
 /* Runs of this engine are shared with the other ranks of the team (borrowed), which run the same requests in the same order;
- * rank 0 has the answer. */
-void engine_join(struct Engine *e, struct Team *team);
+ * rank 0 has the answer. Every rank calls this once, and each finds the way between their devices. */
+int engine_join(struct Engine *e, struct Team *team);
 /* "cpu avx512vnni int16, 2 threads" */
 const char *engine_device(const struct Engine *e);
 /* The device computes in memory of its own, and for one process: what was opened does not survive a fork. */

@@ -222,7 +222,8 @@ static void wave_shapes(struct Session *s)
                                           .mass_keys = needs_mass(s) ? answer_keys : 0,
                                           .head_rows = min_int(HEAD_ROWS, s->question_rows),
                                           .selects = s->select.index,
-                                          .keeps_pages = keeps_pages(s)};
+                                          .keeps_pages = keeps_pages(s),
+                                          .parts = s->together};
     bool alone = s->e->team->rank == 0 && !s->together; /* takes in what the others have read */
     s->n_slots = min_int(p->keep + p->wave, alone ? p->n_read : s->n_mine);
     int before = kv_pages(p0), behind = kv_pages(q + p->max_tokens) + 1;
@@ -258,10 +259,13 @@ static size_t plan_bytes(const struct Session *s)
     size_t device = (wave > answer ? wave : answer) + tf_bytes(e->be, m, s->batch_rows) +
                     kv_pool_bytes(e->be, e->dev, s->n_pages) + index_bytes(s) + keep + turns;
     size_t team = (size_t)s->e->team->size;
-    size_t parcel = s->together ? 0 : kv_parcel_bytes(e->be->page_bytes(e->dev)),
-           sent = team > 1 ? parcel + team * sizeof(double) * (size_t)s->plan.n_chunks : 0;
+    size_t parcel =
+               s->together || team == 1 ? 0 : kv_parcel_bytes(&e->peers, e->be->page_bytes(e->dev)),
+           sent = team > 1 ? team * sizeof(double) * (size_t)s->plan.n_chunks : 0;
+    *(e->peers.direct ? &device : &sent) += parcel;
+    device += parts_bytes(s, true);
     size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text_bytes(s) +
-                  sent + parts_bytes(s) + (size_t)m->vocab_size * sizeof(float);
+                  sent + parts_bytes(s, false) + (size_t)m->vocab_size * sizeof(float);
     if (s->store || s->indexes) host += stored_bytes(s);
     return s->limits.own_memory ? device : device + host + s->plan.made_bytes;
 }

@@ -26,6 +26,7 @@ struct Engine {
     struct HeadMap heads; /* settings.heads; all zero without one */
     struct Team *team;    /* who reads chunks together; alone, until engine_join */
     struct Team alone;
+    struct Peers peers; /* the ways between the team's devices */
 };
 
 /* The cache of one chunk while it may still win. */
@@ -65,12 +66,13 @@ struct HeadRun {
 
 /* What ranks say to each other of a layer, where each has kept what it read (session_parts.c). */
 struct RankParts {
-    uint8_t *said;         /* [team size, bytes of so many rows] */
-    struct AttnPart *part; /* [team size] in there */
+    uint8_t *said;         /* [team size, bytes of so many rows] device memory */
+    uint8_t *host;         /* the same in host memory, where the way goes through it; or NULL */
+    struct AttnPart *part; /* [team size] in said */
     uint8_t
         *own; /* [n_layers * n_kv_heads] 1: prefix, question and answer are in this rank's pages */
-    int64_t *kept;   /* [team size, n_layers * n_kv_heads] */
-    uint64_t digest; /* of what all ranks have had in common up to the rows at hand */
+    int64_t *kept;    /* [team size, n_layers * n_kv_heads] */
+    uint64_t *digest; /* [team size] of what all ranks have had in common up to the rows at hand */
 };
 
 struct Session;
@@ -271,9 +273,10 @@ int share_end(struct Session *s); /* waits until rank 0, or all, have answered *
 int parts_plan(struct Session *s); /* fills together; PC_ECONFIG names what cannot be done so */
 /* Whether prefix, question and answer of a head, layer * n_kv_heads + KV head, are in this rank's pages. */
 bool parts_own(const struct Session *s, int head);
-int parts_heads(const struct Session *s);    /* full heads of which they are */
-int parts_kept(const struct Session *s);     /* most kept chunks that this rank has at the end */
-size_t parts_bytes(const struct Session *s); /* of main memory */
+int parts_heads(const struct Session *s); /* full heads of which they are */
+int parts_kept(const struct Session *s);  /* most kept chunks that this rank has at the end */
+/* Of the device's memory, or of the host's beside it. */
+size_t parts_bytes(const struct Session *s, bool device);
 /* What ranks must agree on for that, beside the run's plan; 0 where rank 0 answers. */
 uint64_t parts_digest(const struct Session *s);
 int parts_open(struct Session *s);
