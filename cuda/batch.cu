@@ -95,7 +95,7 @@ static void cut_attention(struct Cut *c, const struct Device *d, const struct Ba
     s->v = (bf16 *)cut(c, packed);
     s->key_bias = (float *)cut(c, kv_heads * keys * sizeof(float));
     s->turned_k = (bf16 *)cut(c, b->turned_keys ? packed : 0);
-    s->lse = (float *)cut(c, b->mass_keys ? sizeof(float) * b->rows * m->n_heads : 0);
+    s->lse = (float *)cut(c, b->mass_keys || b->parts ? sizeof(float) * b->rows * m->n_heads : 0);
     s->mass = (float *)cut(c, seqs * kv_heads * b->mass_keys * sizeof(float));
     s->pooled = (float *)cut(c, seqs * kv_heads * b->mass_keys * sizeof(float));
     s->lens = (int *)cut(c, seqs * sizeof(int));

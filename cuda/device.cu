@@ -342,6 +342,7 @@ extern "C" const struct Backend backend_cuda = {
     .rope = cuda_rope,
     .attention = cuda_attend,
     .attn_mass = cuda_mass,
+    .attention_join = cuda_join,
     .keep = cuda_keep,
     .kv_write = cuda_kv_write,
     .kv_pack = cuda_kv_pack,

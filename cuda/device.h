@@ -299,8 +299,17 @@ struct GatherArgs {
     int n_seqs;
     struct PackedKv kv;
     float *key_bias; /* [n_kv_heads, key_stride], or NULL */
+    /* [n_kv_heads] bits: heads whose own rows lie in another part of the keys, which a bias hides; with key_bias only */
+    uint32_t apart[CUDA_HEADS / 32];
 };
 cudaError_t pages_gather(const struct GatherArgs *a, cudaStream_t s);
+
+/* parts.cu: see struct AttnPart. From rows of many, with their lse; and its lse in their order. */
+enum { CUDA_PARTS = 64 };
+cudaError_t part_from_rows(const struct CudaAttn *c, const struct AttnPart *part, cudaStream_t s);
+cudaError_t part_lse(const struct AttnPart *part, int n_rows, int n_heads, float *lse,
+                     cudaStream_t s);
+int cuda_join(struct Device *d, const struct AttnArgs *args, const struct AttnPart *parts, int n);
 
 /* linear.cu, attend.cu: the ops of the backend table. */
 int cuda_norm_linear(struct Device *d, const float *x, int n_rows, const float *norm,

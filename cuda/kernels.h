@@ -18,6 +18,7 @@ typedef __nv_bfloat16 bf16;
 enum {
     CUDA_PAGE_TOKENS = 64,
     CUDA_KEY_TILE = 128, /* packed keys are padded with zeros to a multiple of this */
+    CUDA_HEADS = 256,    /* KV heads, where kernels have a bit for each */
 };
 
 /* What a page holds: K [64, head_dim] bf16, then V [64, head_dim] bf16; or codes of 8 or 4 bits (codes.cuh). */
@@ -164,6 +165,10 @@ struct CudaPaged {
     const int *n_tokens;         /* [n_kv_heads] of each head's pages; with windows only */
     const struct CudaSeen *seen; /* [n_kv_heads] likewise */
     bool chosen; /* a kernel queued just before wrote refs and n_refs: they are waited for */
+    /* A part of the keys: NULL, or where the output goes in place of out, as f32, with its natural log-sum-exp; and bits of the
+     * KV heads whose own keys are not in it. */
+    float *part_out, *part_lse; /* [n_rows, n_heads, head_dim], [n_rows, n_heads] */
+    uint32_t apart[CUDA_HEADS / 32];
 };
 int cuda_paged_splits(enum CudaPageFormat format, int head_dim, int n_kv_heads, int max_refs,
                       int n_sm);
@@ -172,8 +177,6 @@ size_t cuda_paged_scratch(int n_rows, int n_heads, int head_dim, int n_splits);
 cudaError_t cuda_paged_attention(const struct CudaPaged *a, cudaStream_t s);
 
 /* ==== The pages that one row reads ==== */
-
-enum { CUDA_SELECT_HEADS = 256 };
 
 /* As eviction/page_select.h has it, all KV heads of a layer. No kernel queued shortly before may write tables or index. */
 struct CudaPageSelect {
@@ -189,7 +192,7 @@ struct CudaPageSelect {
     float scale;
     int pages, first, last; /* of struct PageSelect */
     float mass;
-    uint32_t whole[CUDA_SELECT_HEADS / 32]; /* bits of KV heads whose pages are all read */
+    uint32_t whole[CUDA_HEADS / 32]; /* bits of KV heads whose pages are all read */
     struct CudaPageRef *out;    /* [n_kv_heads, ref_stride] the chosen pages, in order */
     int *n_out, *n_tokens;      /* [n_kv_heads] and their tokens */
     float *score;               /* [n_kv_heads, ref_stride] scratch */

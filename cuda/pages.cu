@@ -256,6 +256,7 @@ template <int FORMAT> static __global__ void gather_kernel(struct GatherArgs a)
     int row0 = a.seq_begin[seq], rows = a.seq_begin[seq + 1] - row0;
     int first = blockIdx.x * CUDA_PAGE_TOKENS;
     size_t out = ((size_t)blockIdx.y * a.kv.key_stride) * dim;
+    bool apart = a.apart[head / 32] >> head % 32 & 1;
     if (first / CUDA_KEY_TILE * CUDA_KEY_TILE >= past + rows) return;
     if (threadIdx.x < 32 && first < past)
         find_tokens(a.refs + (size_t)head * a.ref_stride, a.n_refs[head], first,
@@ -274,7 +275,7 @@ template <int FORMAT> static __global__ void gather_kernel(struct GatherArgs a)
             v = ((const uint4 *)(a.v + src))[part];
         }
         if (a.key_bias && seq == 0 && part == 0 && at >= past)
-            a.key_bias[(size_t)head * a.kv.key_stride + at] = 0;
+            a.key_bias[(size_t)head * a.kv.key_stride + at] = apart ? -INFINITY : 0;
         ((uint4 *)(a.kv.k + out + (size_t)at * dim))[part] = k;
         ((uint4 *)(a.kv.v + out + (size_t)at * dim))[part] = v;
     }
