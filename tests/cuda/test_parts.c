@@ -248,7 +248,8 @@ int main(void)
                           *gpu = open_side(models[i], "cuda", types[t]);
             for (int r = 0; r < 5; r++)
                 for (int k = 0; k < 4; k++, n++) {
-                    struct PartCase c = {rows[r], pasts[k], 1 + n % PARTS};
+                    struct PartCase c = {
+                        .rows = rows[r], .past = pasts[k], .n_parts = 1 + n % PARTS};
                     c.scarce = n % 3 == 1;
                     c.loose = t == 2 ? 8 : t == 1 ? 2 : 1;
                     c.window = n % 4 == 3 ? 40 : 0;
