@@ -179,10 +179,11 @@ static int attend_pages(struct Device *d, const struct AttnArgs *a)
 static int key_stride(const struct Device *d, const struct AttnArgs *a)
 {
     int past = 0;
-    for (int h = 0; a->past && h < d->model->cfg.n_kv_heads; h++) {
-        int n = a->past->n_tokens[first_head(d, a->layer) + h];
-        if (n > past) past = n;
-    }
+    for (int i = 0; a->past && i < (a->own_pasts ? a->n_seqs : 1); i++)
+        for (int h = 0; h < d->model->cfg.n_kv_heads; h++) {
+            int n = a->past[i].n_tokens[first_head(d, a->layer) + h];
+            if (n > past) past = n;
+        }
     return (past + d->max_seq_rows + CUDA_KEY_TILE - 1) / CUDA_KEY_TILE * CUDA_KEY_TILE;
 }
 
@@ -195,6 +196,7 @@ static struct CudaAttn attention_of(const struct Device *d, const struct AttnArg
     c.kv.v = d->s.v;
     c.kv.key_stride = key_stride(d, a);
     c.kv.past = layer_pages(d, a).n_tokens;
+    c.kv.past_step = a->own_pasts ? m->n_layers * m->n_kv_heads : 0;
     c.out = (bf16 *)a->out;
     c.lse = d->shape.mass_keys || a->part ? d->s.lse : NULL;
     c.seq_begin = d->s.seq_begin;
@@ -291,8 +293,7 @@ static int queue_mass(struct Device *d, const struct AttnArgs *a, int obs_rows)
     m.obs_rows = obs_rows;
     m.mass = d->s.mass;
     m.stride = d->shape.mass_keys;
-    if (a->part)
-        CUDA_TRY(part_lse(a->part, m.attn.n_rows, m.attn.n_heads, d->s.lse, d->stream));
+    if (a->part) CUDA_TRY(part_lse(a->part, m.attn.n_rows, m.attn.n_heads, d->s.lse, d->stream));
     CUDA_TRY(usual_head(m.attn.head_dim) ? cuda_attn_mass(&m, d->stream)
                                          : cuda_attn_mass_any(&m, d->stream));
     return PC_OK;
@@ -394,6 +395,22 @@ int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *
         TRY(dev_upload(d, list, from + at, (size_t)m * sizeof *list));
         TRY(dev_upload(d, list + run, to + at, (size_t)m * sizeof *list));
         CUDA_TRY(pages_pack(&p, list, list + run, m, d->stream));
+    }
+    return PC_OK;
+}
+
+int cuda_kv_gather(struct Device *d, const struct PagePool *pool, const struct KvGather *list,
+                   int n)
+{
+    Range range("gather pages");
+    static_assert(sizeof(struct KvGather) == sizeof(struct DevGather), "a list as it is");
+    struct PagesArgs p = pages_of(d, pool);
+    struct DevGather *there = (struct DevGather *)d->s.writes;
+    const int run = (int)(WRITES * sizeof(struct DevWrite) / sizeof *there);
+    for (int at = 0; at < n; at += run) {
+        int m = n - at < run ? n - at : run;
+        TRY(dev_upload(d, there, list + at, (size_t)m * sizeof *there));
+        CUDA_TRY(pages_take(&p, there, m, d->stream));
     }
     return PC_OK;
 }

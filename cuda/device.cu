@@ -122,6 +122,7 @@ static int cuda_open(const struct DeviceOptions *o, struct Device **out)
     if (!d) return PC_ENOMEM;
     d->model = o->model;
     d->fp8 = o->precision == PRECISION_FP8;
+    d->threads = o->threads > 0 ? o->threads : 1;
     d->limit = o->gpu_memory;
     d->format = o->kv_type == KV_AUTO ? CUDA_PAGE_BF16
                 : o->kv_type == KV_Q8 ? CUDA_PAGE_Q8
@@ -243,9 +244,10 @@ static void cuda_limits(const struct Device *d, struct DeviceLimits *out)
     cudaMemGetInfo(&free_bytes, &total);
     free_bytes += d->block_bytes; /* given back before the next run takes its own */
     free_bytes = free_bytes > reserve ? free_bytes - reserve : 0;
+    size_t most = 0;
     if (d->limit) {
-        size_t left = d->limit > d->weight_bytes ? d->limit - d->weight_bytes : 0;
-        if (left < free_bytes) free_bytes = left;
+        most = d->limit > d->weight_bytes ? d->limit - d->weight_bytes : 1;
+        if (most < free_bytes) free_bytes = most;
     }
     int sm_khz = 0, memory_khz = 0, bus_bits = 0;
     cudaDeviceGetAttribute(&sm_khz, cudaDevAttrClockRate, 0);
@@ -254,8 +256,10 @@ static void cuda_limits(const struct Device *d, struct DeviceLimits *out)
     /* bf16 products and sums of one multiprocessor in a cycle, dense */
     double per_cycle = (d->capability >= 90 ? 4096 : 2048) * (d->fp8 ? 2 : 1);
     *out = (struct DeviceLimits){.memory = free_bytes,
+                                 .most = most,
                                  .own_memory = true,
                                  .records = usual_head(d->model->cfg.head_dim),
+                                 .own_pasts = true,
                                  .wave_rows = wave_rows(&d->model->cfg),
                                  .segment_rows = SEGMENT_ROWS,
                                  .page_rows = usual_head(d->model->cfg.head_dim)
@@ -281,6 +285,15 @@ int dev_stage(struct Device *d, size_t bytes, void **out)
     return PC_OK;
 }
 
+/* Into the ring. One core does not copy as fast as the card takes it. */
+static void copy_in(const struct Device *d, uint8_t *to, const uint8_t *from, size_t bytes)
+{
+    const int64_t slice = 1 << 20, n = (int64_t)(bytes / slice);
+#pragma omp parallel for schedule(static) num_threads(d->threads) if (n > 3)
+    for (int64_t i = 0; i <= n; i++)
+        memcpy(to + i * slice, from + i * slice, i < n ? slice : bytes - (size_t)(n * slice));
+}
+
 int dev_upload(struct Device *d, void *dst, const void *src, size_t bytes)
 {
     const uint8_t *from = (const uint8_t *)src;
@@ -289,7 +302,7 @@ int dev_upload(struct Device *d, void *dst, const void *src, size_t bytes)
         void *staged = NULL;
         size_t n = bytes < d->ring.size / 2 ? bytes : d->ring.size / 2;
         TRY(dev_stage(d, n, &staged));
-        memcpy(staged, from, n);
+        copy_in(d, (uint8_t *)staged, from, n);
         CUDA_TRY(cudaMemcpyAsync(to, staged, n, cudaMemcpyHostToDevice, d->stream));
         from += n, to += n, bytes -= n;
     }
@@ -346,6 +359,7 @@ extern "C" const struct Backend backend_cuda = {
     .keep = cuda_keep,
     .kv_write = cuda_kv_write,
     .kv_pack = cuda_kv_pack,
+    .kv_gather = cuda_kv_gather,
     .kv_read = cuda_kv_read,
     .index_bytes = cuda_index_bytes,
     .kv_index = cuda_kv_index,

@@ -35,11 +35,12 @@ struct DevVector {
 
 /* The past of a batch, all layers: see struct HeadTable. */
 struct DevTable {
-    struct CudaPageRef *refs; /* [n_heads, stride] */
-    int *n_refs, *n_tokens;   /* [n_heads] */
-    struct CudaSeen *seen;    /* [n_heads] of the next row, where heads have masks */
-    int stride;               /* refs of a head, at most */
-    bool biased;              /* some page has a bias */
+    struct CudaPageRef *refs; /* [pasts, n_heads, stride] */
+    int *n_refs, *n_tokens;   /* [pasts, n_heads] */
+    int pasts; /* that there is room for: of each sequence, where these have their own */
+    struct CudaSeen *seen; /* [n_heads] of the next row, where heads have masks */
+    int stride;            /* refs of a head, at most */
+    bool biased;           /* some page has a bias */
 };
 
 /* The masks of a batch, all layers: see struct HeadMasks. */
@@ -145,6 +146,7 @@ struct Device {
     bool fp8;
     enum CudaPageFormat format; /* of KV pages */
     char text[192];
+    int threads; /* of the host, for large copies */
     size_t in_use, peak, weight_bytes, limit; /* limit: bytes of the card we may use; 0: no limit */
     struct DevBlock *blocks;
     struct DevWeight *weights; /* [n_weights] by address of host */
@@ -285,13 +287,23 @@ cudaError_t pages_write(const struct PagesArgs *p, const struct DevWrite *w, int
 /* from [n], to [n]: see kv_pack of struct Backend. */
 cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, const uint32_t *to, int n,
                        cudaStream_t s);
+/* Where tokens go: see struct KvGather of src/backend.h, of which this is one. */
+struct DevGather {
+    uint32_t from;
+    const int *index;
+    int first, n;
+    uint32_t page;
+    int at;
+};
+cudaError_t pages_take(const struct PagesArgs *p, const struct DevGather *list, int n,
+                       cudaStream_t s);
 /* The index of n pages from their first `len` keys: see kv_index of struct Backend. */
 cudaError_t pages_index(const struct PagesArgs *p, const struct CudaPageRef *refs, int n,
                         bool bound, uint8_t *index, size_t index_bytes, cudaStream_t s);
 /* The past's pages and the batch's own rows, head by head, into kv. */
 struct GatherArgs {
     struct PagesArgs pages;
-    const struct CudaPageRef *refs; /* [n_kv_heads, ref_stride] */
+    const struct CudaPageRef *refs; /* [n_kv_heads, ref_stride]; of each sequence as kv.past */
     const int *n_refs;
     int ref_stride;
     const bf16 *k, *v;
@@ -328,6 +340,8 @@ int cuda_kv_write(struct Device *d, const struct PagePool *pool, const struct Kv
                   int n);
 int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from,
                  const uint32_t *to, int n);
+int cuda_kv_gather(struct Device *d, const struct PagePool *pool, const struct KvGather *list,
+                   int n);
 int cuda_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
                  float *k, float *v);
 size_t cuda_index_bytes(const struct Device *d, enum PageIndex index);

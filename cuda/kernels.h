@@ -32,13 +32,21 @@ struct CudaPageRef {
 
 /* ==== Attention of many rows over packed keys ==== */
 
-/* Keys and values of n_seqs sequences, head by head: the past that all share (its length may differ from KV head to
- * KV head), then the sequence's own rows. */
+/* Keys and values of n_seqs sequences, head by head: the past that all share or that each has (its length may differ from KV
+ * head to KV head), then the sequence's own rows. */
 struct PackedKv {
     bf16 *k, *v;    /* [n_seqs, n_kv_heads, key_stride, head_dim]; zeros behind the last key, to the
                       * end of its tile of CUDA_KEY_TILE; nobody reads on from there */
     int key_stride; /* multiple of CUDA_KEY_TILE */
     const int *past; /* [n_kv_heads] past keys of each head */
+    int past_step;   /* those of sequence s from s * past_step on; 0: all share a past */
+
+#ifdef __CUDACC__
+    __host__ __device__ int past_of(int seq, int kv_head) const
+    {
+        return past[(int64_t)seq * past_step + kv_head];
+    }
+#endif
 };
 
 struct CudaAttn {

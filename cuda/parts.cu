@@ -28,8 +28,7 @@ static __global__ void from_rows_kernel(struct FromRows a)
 
 cudaError_t part_from_rows(const struct CudaAttn *c, const struct AttnPart *part, cudaStream_t s)
 {
-    struct FromRows a = {c->out,    c->lse,     part->out,  part->lse,
-                         c->n_rows, c->n_heads, c->head_dim};
+    struct FromRows a = {c->out, c->lse, part->out, part->lse, c->n_rows, c->n_heads, c->head_dim};
     from_rows_kernel<<<c->n_rows, THREADS, 0, s>>>(a);
     return cudaGetLastError();
 }
@@ -44,8 +43,8 @@ static __global__ void turn_lse_kernel(const float *from, float *to, int n_rows,
 cudaError_t part_lse(const struct AttnPart *part, int n_rows, int n_heads, float *lse,
                      cudaStream_t s)
 {
-    turn_lse_kernel<<<(n_rows * n_heads + THREADS - 1) / THREADS, THREADS, 0, s>>>(
-        part->lse, lse, n_rows, n_heads);
+    turn_lse_kernel<<<(n_rows * n_heads + THREADS - 1) / THREADS, THREADS, 0, s>>>(part->lse, lse,
+                                                                                   n_rows, n_heads);
     return cudaGetLastError();
 }
 
@@ -75,8 +74,7 @@ static __global__ void join_kernel(const __grid_constant__ struct Join a)
         int64_t head = first + i / a.head_dim, at = head * a.head_dim + i % a.head_dim;
         float2 all = weigh(a, head);
         float x = 0;
-        for (int p = 0; p < a.n && all.y > 0; p++)
-            x += expf(a.lse[p][head] - all.x) * a.out[p][at];
+        for (int p = 0; p < a.n && all.y > 0; p++) x += expf(a.lse[p][head] - all.x) * a.out[p][at];
         a.to[at] = __float2bfloat16_rn(all.y > 0 ? x / all.y : 0);
     }
     extern __shared__ float lse[]; /* [n_heads] */

@@ -34,6 +34,7 @@ struct DeviceOptions {
 /* What a device can take. */
 struct DeviceLimits {
     size_t memory;    /* bytes that it can still give, those of its host where they are the same */
+    size_t most;      /* bytes that runs may have at once, however much is free; 0: no limit */
     bool own_memory;  /* has memory of its own, apart from the host's */
     bool records;     /* record() takes steps of this model; never those with far keys */
     bool own_pasts;   /* sequences of one batch may have a past each */
@@ -49,6 +50,7 @@ struct DeviceLimits {
 /* The largest batch that will be run. */
 struct BatchShape {
     int rows, seqs;
+    int pasts;        /* sequences have a past each: most of them; 0: all of a batch share one */
     int keys;         /* most keys one row can see: past and its own sequence */
     int mass_keys;    /* most keys attn_mass is asked for; 0: never */
     int head_rows;    /* most rows whose logits are wanted at once */
@@ -175,6 +177,15 @@ struct KvWrite {
     int at; /* slot of the first one */
 };
 
+/* n tokens of one KV head to a page, from pages that follow each other and are full but for the last. */
+struct KvGather {
+    uint32_t from;    /* slot, page * PAGE_TOKENS + its place there, of token 0 */
+    const int *index; /* device memory: [n] tokens, in order; NULL: first .. first + n - 1 */
+    int first, n;
+    uint32_t page; /* none of those that it comes from */
+    int at;        /* slot there of the first one */
+};
+
 /* Which context tokens each head keeps: those with the most attention mass from the last rows (eviction/kv_evict.h). */
 struct KeepArgs {
     int obs_rows, pool, cap;
@@ -288,6 +299,9 @@ struct Backend {
      * only: no source is a slot that an earlier token went to. */
     int (*kv_pack)(struct Device *d, const struct PagePool *pool, const uint32_t *from,
                    const uint32_t *to, int n);
+    /* No page that one item writes is read by another. */
+    int (*kv_gather)(struct Device *d, const struct PagePool *pool, const struct KvGather *list,
+                     int n);
     /* One token as f32, into host memory, its key as rope() left it. */
     int (*kv_read)(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
                    float *k, float *v);

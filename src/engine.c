@@ -49,6 +49,8 @@ size_t engine_available(const struct Engine *e, struct DeviceLimits *limits)
 {
     e->be->limits(e->dev, limits);
     if (e->settings.memory && !limits->own_memory) return e->settings.memory;
+    limits->memory += e->resident.bytes; /* used again, or given back */
+    if (limits->most && limits->memory > limits->most) limits->memory = limits->most;
     return limits->memory + (e->model.tok_embd.data ? engine_made_bytes(e) : 0);
 }
 
@@ -87,6 +89,7 @@ fail:
 void engine_close(struct Engine *e)
 {
     if (!e) return;
+    resident_close(e);
     if (e->dev) e->be->close(e->dev);
     headmap_close(&e->heads);
     if (e->tok) tokenizer_close(e->tok);

@@ -52,6 +52,9 @@ struct Request {
     size_t context_len;
     /* The text was indexed: its chunks come from here, and context is left alone. May be NULL. */
     struct Store *store;
+    /* Other questions of this store follow: what a device with memory of its own has read of it stays there for them, where
+     * all of it has room. */
+    bool store_stays;
     /* A text that need not fit memory, in place of context: read a stretch at a time, and scanned by the first plan or run.
      * One at a time may use it. NULL: context is the text. */
     struct TextStream *stream;
