@@ -76,6 +76,9 @@ local_ranks() {
 
 @test "--ranks: a failure is told once, with its rank, and a killed process ends all" {
     need_model
+    OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2 local_ranks 2
+    [ "$status" -eq 2 ]
+    [[ "$stderr" == *"leave out --ranks 2"* ]]
     local_ranks 3 --memory 1M
     [ "$status" -eq 4 ]
     [ "$(grep -c 'ranks 0, 1, 2 of 3' <<< "$stderr")" = 1 ]
