@@ -323,6 +323,7 @@ int cuda_keep(struct Device *d, const struct AttnArgs *a, const struct KeepArgs 
 {
     Range range("choose tokens");
     struct CudaSelect s = {};
+    if (a->seq_begin[a->n_seqs] == 1) TRY(pack_row(d, a));
     TRY(queue_mass(d, a, k->obs_rows));
     TRY(dev_upload(d, d->s.lens, k->n, (size_t)a->n_seqs * sizeof(int)));
     s.mass = d->s.mass;

@@ -57,7 +57,7 @@ static bool find_all(void *library, struct Nccl *n)
 /* ==== State ==== */
 
 struct CudaPeers {
-    void *library, *comm;
+    void *comm;
     struct Nccl nccl;
     struct PeerWait wait;
     int rank;
@@ -182,17 +182,12 @@ int dev_wait(struct Device *d)
 
 static bool peers_able(struct Device *d)
 {
-    if (d->peers) return true;
-    struct CudaPeers *p = (struct CudaPeers *)mem_alloc(1, sizeof *p);
-    if (!p) return false;
-    p->library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
-    if (p->library && find_all(p->library, &p->nccl)) {
-        d->peers = p;
-        return true;
-    }
-    if (p->library) dlclose(p->library);
-    mem_free(p);
-    return false;
+    struct Nccl nccl;
+    void *library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_LOCAL);
+    if (!library || !find_all(library, &nccl)) return false;
+    if (!d->peers) d->peers = (struct CudaPeers *)mem_alloc(1, sizeof *d->peers);
+    if (d->peers) d->peers->nccl = nccl;
+    return d->peers;
 }
 
 static int peers_invite(struct Device *d, uint8_t id[PEER_ID])
@@ -233,12 +228,12 @@ static int peers_join(struct Device *d, const uint8_t id[PEER_ID], int rank, int
     return warm_up(d, rank, size);
 }
 
+/* The library stays: threads of its own may still be on their way out. */
 void peers_close(struct Device *d)
 {
     struct CudaPeers *p = d->peers;
     if (!p) return;
     give_up(p);
-    dlclose(p->library);
     mem_free(p);
     d->peers = NULL;
 }
