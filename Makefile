@@ -136,7 +136,7 @@ CUDA_TESTS := $(patsubst tests/cuda/%,$(CUDA_DIR)/tests/%,$(basename $(wildcard 
   $(CUDA_DIR)/tests/test_golden $(CUDA_DIR)/tests/lt_written.so
 HOPPER := -gencode=arch=compute_90a,code=sm_90a
 GENCODE := -gencode=arch=compute_80,code=[sm_80,compute_80] $(HOPPER)
-NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Isrc -I. -Xcompiler -Wall,-Wextra,-Wno-missing-field-initializers -Werror all-warnings -MMD -MP
+NVCC_FLAGS := -std=c++17 -O3 -lineinfo -Isrc -I. -Xcompiler -Wall,-Wextra,-Wno-missing-field-initializers,-fopenmp -Werror all-warnings -MMD -MP
 CUDA_LIB = $(firstword $(wildcard $(CUDA_FOLDER)/lib64 $(CUDA_FOLDER)/lib))
 CUDA_LIBS = -L$(CUDA_LIB) -Wl,-rpath,$(CUDA_LIB) -l:libcublasLt.so.13 -lcudart_static -lstdc++ -ldl -lrt -lpthread
 

@@ -150,6 +150,21 @@ int cuda_page_counts(struct Device *d, struct PageCounts *out)
     return PC_OK;
 }
 
+/* ==== Parts ==== */
+
+/* Bits of the KV heads whose own rows are in another part. */
+static void set_apart(const struct Device *d, const struct AttnArgs *a, uint32_t *apart)
+{
+    for (int h = 0; a->part && h < d->model->cfg.n_kv_heads; h++)
+        if (!a->part->own[h]) apart[h / 32] |= 1u << h % 32;
+}
+
+static int check_part(const struct Device *d, const struct AttnArgs *a)
+{
+    if (!a->part || (d->shape.parts && d->model->cfg.n_kv_heads <= CUDA_HEADS)) return PC_OK;
+    return err_set(PC_EINTERNAL, "a part of the keys is asked for, but no room is there");
+}
+
 /* ==== Few rows ==== */
 
 static int attend_pages(struct Device *d, const struct AttnArgs *a)
@@ -183,6 +198,11 @@ static int attend_pages(struct Device *d, const struct AttnArgs *a)
         p.n_tokens = t.n_tokens;
         p.seen = d->s.table.seen + first_head(d, a->layer);
     }
+    if (a->part) {
+        p.part_out = a->part->out;
+        p.part_lse = a->part->lse;
+        set_apart(d, a, p.apart);
+    }
     if (d->step.recording) {
         p.turn = turn_of(d, &d->step.rope);
         p.slots = d->s.slots + d->step.noted;
@@ -197,10 +217,11 @@ static int attend_pages(struct Device *d, const struct AttnArgs *a)
 static int key_stride(const struct Device *d, const struct AttnArgs *a)
 {
     int past = 0;
-    for (int h = 0; a->past && h < d->model->cfg.n_kv_heads; h++) {
-        int n = a->past->n_tokens[first_head(d, a->layer) + h];
-        if (n > past) past = n;
-    }
+    for (int i = 0; a->past && i < (a->own_pasts ? a->n_seqs : 1); i++)
+        for (int h = 0; h < d->model->cfg.n_kv_heads; h++) {
+            int n = a->past[i].n_tokens[first_head(d, a->layer) + h];
+            if (n > past) past = n;
+        }
     return (past + d->max_seq_rows + CUDA_KEY_TILE - 1) / CUDA_KEY_TILE * CUDA_KEY_TILE;
 }
 
@@ -213,8 +234,9 @@ static struct CudaAttn attention_of(const struct Device *d, const struct AttnArg
     c.kv.v = d->s.v;
     c.kv.key_stride = key_stride(d, a);
     c.kv.past = layer_pages(d, a).n_tokens;
+    c.kv.past_step = a->own_pasts ? m->n_layers * m->n_kv_heads : 0;
     c.out = (bf16 *)a->out;
-    c.lse = d->shape.mass_keys ? d->s.lse : NULL;
+    c.lse = d->shape.mass_keys || a->part ? d->s.lse : NULL;
     c.seq_begin = d->s.seq_begin;
     c.n_seqs = a->n_seqs;
     c.n_rows = a->seq_begin[a->n_seqs];
@@ -228,7 +250,7 @@ static struct CudaAttn attention_of(const struct Device *d, const struct AttnArg
         c.window = d->s.masks.window + (size_t)a->layer * m->n_heads;
         c.sinks = a->masks->sinks;
     }
-    if (d->s.table.biased) {
+    if (d->s.table.biased || a->part) {
         c.key_bias = d->s.key_bias;
         c.n_biased = c.kv.key_stride; /* zeros behind the past */
     }
@@ -249,6 +271,7 @@ static int pack_keys(struct Device *d, const struct AttnArgs *a, const struct Cu
     g.n_seqs = a->n_seqs;
     g.kv = c->kv;
     g.key_bias = c->n_biased ? d->s.key_bias : NULL;
+    set_apart(d, a, g.apart);
     CUDA_TRY(pages_gather(&g, d->stream));
     return PC_OK;
 }
@@ -280,6 +303,7 @@ static int attend_packed(struct Device *d, const struct AttnArgs *a)
         bool hopper = d->capability == 90 && (c.head_dim == 64 || c.head_dim == 128);
         CUDA_TRY(hopper ? cuda_attention_sm90a(&c, d->stream) : cuda_attention_sm80(&c, d->stream));
     }
+    if (a->part) CUDA_TRY(part_from_rows(&c, a->part, d->stream));
     return PC_OK;
 }
 
@@ -293,6 +317,7 @@ int cuda_attend(struct Device *d, const struct AttnArgs *a)
         d->shape.mass_keys && a->seq_begin[1] > 1; /* attn_mass will want the packed keys */
     if (d->step.recording && !(few && a->seq_begin[1] == 1))
         return err_set(PC_EINTERNAL, "a recorded step has one row");
+    TRY(check_part(d, a));
     if (selects(a)) TRY(select_pages(d, a));
     return few && !votes ? attend_pages(d, a) : attend_packed(d, a);
 }
@@ -306,22 +331,29 @@ static int queue_mass(struct Device *d, const struct AttnArgs *a, int obs_rows)
     m.obs_rows = obs_rows;
     m.mass = d->s.mass;
     m.stride = d->shape.mass_keys;
+    if (a->part) CUDA_TRY(part_lse(a->part, m.attn.n_rows, m.attn.n_heads, d->s.lse, d->stream));
     CUDA_TRY(usual_head(m.attn.head_dim) ? cuda_attn_mass(&m, d->stream)
                                          : cuda_attn_mass_any(&m, d->stream));
     return PC_OK;
+}
+
+/* The keys of one row, whose pages were read where they lie; and its lse, which a part has. */
+static int pack_row(struct Device *d, const struct AttnArgs *a)
+{
+    struct CudaAttn c = attention_of(d, a);
+    return a->part ? pack_keys(d, a, &c) : attend_packed(d, a);
 }
 
 int cuda_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, float *mass, int stride)
 {
     Range range("attention mass");
     size_t width = (size_t)d->shape.mass_keys * sizeof(float);
-    if (a->seq_begin[a->n_seqs] == 1)
-        TRY(attend_packed(d, a)); /* the pages were read where they lie */
+    if (a->seq_begin[a->n_seqs] == 1) TRY(pack_row(d, a));
     TRY(queue_mass(d, a, obs_rows));
     CUDA_TRY(cudaMemcpy2DAsync(mass, (size_t)stride * sizeof(float), d->s.mass, width, width,
                                (size_t)a->n_seqs * d->model->cfg.n_kv_heads, cudaMemcpyDeviceToHost,
                                d->stream));
-    CUDA_TRY(cudaStreamSynchronize(d->stream));
+    TRY(dev_wait(d));
     return PC_OK;
 }
 
@@ -329,6 +361,7 @@ int cuda_keep(struct Device *d, const struct AttnArgs *a, const struct KeepArgs 
 {
     Range range("choose tokens");
     struct CudaSelect s = {};
+    if (a->seq_begin[a->n_seqs] == 1) TRY(pack_row(d, a));
     TRY(queue_mass(d, a, k->obs_rows));
     TRY(dev_upload(d, d->s.lens, k->n, (size_t)a->n_seqs * sizeof(int)));
     s.mass = d->s.mass;
@@ -401,6 +434,22 @@ int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *
         TRY(dev_upload(d, list, from + at, (size_t)m * sizeof *list));
         TRY(dev_upload(d, list + run, to + at, (size_t)m * sizeof *list));
         CUDA_TRY(pages_pack(&p, list, list + run, m, d->stream));
+    }
+    return PC_OK;
+}
+
+int cuda_kv_gather(struct Device *d, const struct PagePool *pool, const struct KvGather *list,
+                   int n)
+{
+    Range range("gather pages");
+    static_assert(sizeof(struct KvGather) == sizeof(struct DevGather), "a list as it is");
+    struct PagesArgs p = pages_of(d, pool);
+    struct DevGather *there = (struct DevGather *)d->s.writes;
+    const int run = (int)(WRITES * sizeof(struct DevWrite) / sizeof *there);
+    for (int at = 0; at < n; at += run) {
+        int m = n - at < run ? n - at : run;
+        TRY(dev_upload(d, there, list + at, (size_t)m * sizeof *there));
+        CUDA_TRY(pages_take(&p, there, m, d->stream));
     }
     return PC_OK;
 }

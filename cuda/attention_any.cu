@@ -206,7 +206,7 @@ template <class T> struct Walk {
         /* The last rows see the most keys: they start first. */
         i0 = (gridDim.y - 1 - blockIdx.y) * T::BM;
         if (a.last_rows && a.last_rows < len) i0 += len - a.last_rows;
-        past = a.kv.past[kv_head];
+        past = a.kv.past_of(seq, kv_head);
         last = past + min(i0 + T::BM, len) - 1;
         near = near_part(a, f, head);
         first = near.first(past + i0) / T::BN;
@@ -295,7 +295,7 @@ enum { TURNED_KEYS = 64 }; /* of a block */
 __global__ void turn_keys_kernel(struct CudaAttn a, struct CudaFar f)
 {
     int set = blockIdx.y, seq = set / a.n_kv_heads, kv_head = set % a.n_kv_heads;
-    int keys = a.kv.past[kv_head] + a.seq_begin[seq + 1] - a.seq_begin[seq];
+    int keys = a.kv.past_of(seq, kv_head) + a.seq_begin[seq + 1] - a.seq_begin[seq];
     int limit = min(f.n, keys - f.window), lane = threadIdx.x % 32, half = f.rope_dim / 2;
     for (int at = threadIdx.x / 32; at < TURNED_KEYS; at += blockDim.x / 32) {
         int key = blockIdx.x * TURNED_KEYS + at;
@@ -323,7 +323,7 @@ __launch_bounds__(THREADS) void mass_any_kernel(const __grid_constant__ struct C
     extern __shared__ __align__(128) char shared[];
     const struct CudaAttn &a = m.attn;
     int kv_head = blockIdx.y, seq = blockIdx.z, j0 = blockIdx.x * T::BN;
-    int begin = a.seq_begin[seq], len = a.seq_begin[seq + 1] - begin, past = a.kv.past[kv_head];
+    int begin = a.seq_begin[seq], len = a.seq_begin[seq + 1] - begin, past = a.kv.past_of(seq, kv_head);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = a.n_heads / a.n_kv_heads;
     int obs = min(m.obs_rows, len), n_ask = j0 < past + len ? obs * group : 0;
     char *q = shared + warp * (T::WM * T::D * 2);

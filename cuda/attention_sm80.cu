@@ -125,7 +125,7 @@ __launch_bounds__(T::THREADS,
     if (a.last_rows && a.last_rows < len) i0 += len - a.last_rows;
     if (i0 >= len) return;
     int kv_head = head / (a.n_heads / a.n_kv_heads), window = a.window ? a.window[head] : 0;
-    int past = a.kv.past[kv_head];
+    int past = a.kv.past_of(seq, kv_head);
     Walk walk = Walk::of<T>(a, window, past + i0, past + min(i0 + T::BM, len) - 1);
 
     int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;

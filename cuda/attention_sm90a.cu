@@ -135,7 +135,7 @@ __device__ bool find_tile(const struct Params *p, int index, struct Tile *t, int
     t->first_wanted = a->last_rows > 0 ? max(0, len - a->last_rows) : 0;
     int end_row = t->first_row + S::ROWS;
     if (end_row <= t->first_wanted) return false;
-    t->past = a->kv.past[kv_head];
+    t->past = a->kv.past_of(seq, kv_head);
     t->window = a->window ? a->window[head] : 0;
     t->end_tile = div_up(t->past + end_row, KEYS);
     t->low_tile = t->gap = 0;

@@ -158,7 +158,7 @@ __launch_bounds__(T::THREADS,
     const struct CudaAttn &a = m.attn;
     int kv_head = blockIdx.y, seq = blockIdx.z, lane = threadIdx.x % 32;
     int block_key = blockIdx.x * T::KEYS, key = block_key + threadIdx.x / 32 * (T::KT * 16);
-    int begin = a.seq_begin[seq], len = a.seq_begin[seq + 1] - begin, past = a.kv.past[kv_head];
+    int begin = a.seq_begin[seq], len = a.seq_begin[seq + 1] - begin, past = a.kv.past_of(seq, kv_head);
     int n_keys = past + len, obs = min(m.obs_rows, len);
     float mass[T::KT][2] = {};
     if (block_key < n_keys && obs > 0) {

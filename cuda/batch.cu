@@ -98,7 +98,7 @@ static void cut_attention(struct Cut *c, const struct Device *d, const struct Ba
     s->v = (bf16 *)cut(c, packed);
     s->key_bias = (float *)cut(c, kv_heads * keys * sizeof(float));
     s->turned_k = (bf16 *)cut(c, b->turned_keys ? packed : 0);
-    s->lse = (float *)cut(c, b->mass_keys ? sizeof(float) * b->rows * m->n_heads : 0);
+    s->lse = (float *)cut(c, b->mass_keys || b->parts ? sizeof(float) * b->rows * m->n_heads : 0);
     s->mass = (float *)cut(c, seqs * kv_heads * b->mass_keys * sizeof(float));
     s->pooled = (float *)cut(c, seqs * kv_heads * b->mass_keys * sizeof(float));
     s->lens = (int *)cut(c, seqs * sizeof(int));
@@ -107,9 +107,11 @@ static void cut_attention(struct Cut *c, const struct Device *d, const struct Ba
     s->part_bytes = cuda_paged_scratch(few ? few : 1, m->n_heads, m->head_dim, s->n_splits);
     s->part = (float *)cut(c, s->part_bytes);
     s->table.stride = (int)refs;
-    s->table.refs = (struct CudaPageRef *)cut(c, refs * heads * sizeof *s->table.refs);
-    s->table.n_refs = (int *)cut(c, heads * sizeof(int));
-    s->table.n_tokens = (int *)cut(c, heads * sizeof(int));
+    size_t pasts = max_size((size_t)b->pasts, 1);
+    s->table.pasts = (int)pasts;
+    s->table.refs = (struct CudaPageRef *)cut(c, pasts * refs * heads * sizeof *s->table.refs);
+    s->table.n_refs = (int *)cut(c, pasts * heads * sizeof(int));
+    s->table.n_tokens = (int *)cut(c, pasts * heads * sizeof(int));
     s->table.seen = (struct CudaSeen *)cut(c, heads * sizeof *s->table.seen);
     s->masks.window = (int *)cut(c, heads * group * sizeof(int));
     s->writes = (struct DevWrite *)cut(c, WRITES * sizeof *s->writes);
@@ -136,7 +138,7 @@ size_t cuda_scratch_bytes(const struct Device *d, const struct BatchShape *shape
 int cuda_reserve(struct Device *d, const struct BatchShape *shape)
 {
     size_t bytes = cuda_scratch_bytes(d, shape);
-    CUDA_TRY(cudaStreamSynchronize(d->stream));
+    TRY(dev_wait(d));
     step_forget(d);
     if (bytes > d->block_bytes) {
         dev_free(d, d->block);
@@ -191,10 +193,11 @@ static size_t all_heads(const struct Device *d)
     return (size_t)d->model->cfg.n_layers * d->model->cfg.n_kv_heads;
 }
 
-/* The first columns of all heads' page tables, at a stride that the shape fixes. */
-static int upload_refs(struct Device *d, const struct HeadTable *past, int columns)
+/* The first columns of all heads' page tables, at a stride that the shape fixes: past number `at` of the batch. */
+static int upload_refs(struct Device *d, const struct HeadTable *past, int at, int columns)
 {
     struct DevTable *t = &d->s.table;
+    struct CudaPageRef *refs = t->refs + (size_t)at * all_heads(d) * t->stride;
     size_t heads = all_heads(d), size = sizeof *t->refs;
     size_t row = (size_t)columns * size, rows = columns ? d->ring.size / 2 / row : heads;
     for (size_t h0 = 0; h0 < heads && columns; h0 += rows) {
@@ -204,7 +207,7 @@ static int upload_refs(struct Device *d, const struct HeadTable *past, int colum
         for (size_t h = 0; h < n; h++)
             memcpy((uint8_t *)staged + h * row, past->refs + (h0 + h) * (size_t)past->stride,
                    (size_t)min_int(past->n_refs[h0 + h], columns) * size);
-        CUDA_TRY(cudaMemcpy2DAsync(t->refs + h0 * t->stride, (size_t)t->stride * size, staged, row,
+        CUDA_TRY(cudaMemcpy2DAsync(refs + h0 * t->stride, (size_t)t->stride * size, staged, row,
                                    row, n, cudaMemcpyHostToDevice, d->stream));
     }
     return PC_OK;
@@ -246,7 +249,7 @@ static int upload_past(struct Device *d, const struct Batch *b, int columns)
     const struct HeadTable *past = b->past;
     struct DevTable *t = &d->s.table;
     size_t bytes = all_heads(d) * sizeof(int);
-    TRY(upload_refs(d, past, columns));
+    TRY(upload_refs(d, past, 0, columns));
     TRY(dev_upload(d, t->n_refs, past->n_refs, bytes));
     TRY(dev_upload(d, t->n_tokens, past->n_tokens, bytes));
     memcpy(d->step.told, past->n_tokens, bytes);
@@ -265,23 +268,48 @@ static int no_past(struct Device *d)
     return PC_OK;
 }
 
-/* The page tables of the past: of each head as many columns as the longest has. */
+/* As many columns as the head with most pages has. */
+static int columns_of(const struct Device *d, const struct HeadTable *past, int *out)
+{
+    *out = 0;
+    for (size_t h = 0; h < all_heads(d); h++)
+        if (past->n_refs[h] > *out) *out = past->n_refs[h];
+    if (*out <= d->s.table.stride) return PC_OK;
+    return err_set(PC_EINTERNAL, "page table of %d pages a head in room for %d", *out,
+                   d->s.table.stride);
+}
+
+/* A past of each sequence, one table behind the other. */
+static int upload_pasts(struct Device *d, const struct Batch *b)
+{
+    struct DevTable *t = &d->s.table;
+    size_t heads = all_heads(d), bytes = heads * sizeof(int);
+    if (b->n_seqs > t->pasts)
+        return err_set(PC_EINTERNAL, "%d pasts in room for %d", b->n_seqs, t->pasts);
+    for (int i = 0; i < b->n_seqs; i++) {
+        int columns;
+        TRY(columns_of(d, &b->past[i], &columns));
+        TRY(upload_refs(d, &b->past[i], i, columns));
+        TRY(dev_upload(d, t->n_refs + (size_t)i * heads, b->past[i].n_refs, bytes));
+        TRY(dev_upload(d, t->n_tokens + (size_t)i * heads, b->past[i].n_tokens, bytes));
+    }
+    return PC_OK;
+}
+
+/* The page tables of the past. */
 static int upload_table(struct Device *d, const struct Batch *b)
 {
     const struct HeadTable *past = b->past;
     struct DevTable *t = &d->s.table;
-    int most = 0;
+    int columns;
     if (!past) return no_past(d);
     t->biased = false;
-    for (size_t h = 0; h < all_heads(d); h++) {
-        const struct PageRef *refs = past->refs + h * (size_t)past->stride;
-        if (past->n_refs[h] > most) most = past->n_refs[h];
-        for (int i = 0; i < past->n_refs[h]; i++) t->biased |= refs[i].bias != 0;
-    }
-    if (most > t->stride)
-        return err_set(PC_EINTERNAL, "page table of %d pages a head in room for %d", most,
-                       t->stride);
-    return upload_past(d, b, most);
+    if (b->own_pasts && b->n_seqs > 1) return upload_pasts(d, b);
+    for (size_t h = 0; h < all_heads(d); h++)
+        for (int i = 0; i < past->n_refs[h]; i++)
+            t->biased |= past->refs[h * (size_t)past->stride + i].bias != 0;
+    TRY(columns_of(d, past, &columns));
+    return upload_past(d, b, columns);
 }
 
 struct BeginArgs begin_args(struct Device *d)

@@ -39,6 +39,7 @@ static bool cuda_available(void)
 static void cuda_close(struct Device *d)
 {
     if (!d) return;
+    peers_close(d);
     if (d->stream) cudaStreamSynchronize(d->stream);
     step_forget(d);
     weights_close(d);
@@ -121,6 +122,7 @@ static int cuda_open(const struct DeviceOptions *o, struct Device **out)
     if (!d) return PC_ENOMEM;
     d->model = o->model;
     d->fp8 = o->precision == PRECISION_FP8;
+    d->threads = o->threads > 0 ? o->threads : 1;
     d->limit = o->gpu_memory;
     d->format = o->kv_type == KV_AUTO ? CUDA_PAGE_BF16
                 : o->kv_type == KV_Q8 ? CUDA_PAGE_Q8
@@ -242,9 +244,10 @@ static void cuda_limits(const struct Device *d, struct DeviceLimits *out)
     cudaMemGetInfo(&free_bytes, &total);
     free_bytes += d->block_bytes; /* given back before the next run takes its own */
     free_bytes = free_bytes > reserve ? free_bytes - reserve : 0;
+    size_t most = 0;
     if (d->limit) {
-        size_t left = d->limit > d->weight_bytes ? d->limit - d->weight_bytes : 0;
-        if (left < free_bytes) free_bytes = left;
+        most = d->limit > d->weight_bytes ? d->limit - d->weight_bytes : 1;
+        if (most < free_bytes) free_bytes = most;
     }
     int sm_khz = 0, memory_khz = 0, bus_bits = 0;
     cudaDeviceGetAttribute(&sm_khz, cudaDevAttrClockRate, 0);
@@ -253,9 +256,11 @@ static void cuda_limits(const struct Device *d, struct DeviceLimits *out)
     /* bf16 products and sums of one multiprocessor in a cycle, dense */
     double per_cycle = (d->capability >= 90 ? 4096 : 2048) * (d->fp8 ? 2 : 1);
     *out = (struct DeviceLimits){.memory = free_bytes,
+                                 .most = most,
                                  .own_memory = true,
                                  .records = usual_head(d->model->cfg.head_dim),
                                  .keeps_pages = true,
+                                 .own_pasts = true,
                                  .wave_rows = wave_rows(&d->model->cfg),
                                  .segment_rows = SEGMENT_ROWS,
                                  .page_rows = usual_head(d->model->cfg.head_dim)
@@ -274,12 +279,21 @@ int dev_stage(struct Device *d, size_t bytes, void **out)
     if (bytes > d->ring.size)
         return err_set(PC_EINTERNAL, "%zu bytes at once for a ring of %zu", bytes, d->ring.size);
     if (d->ring.at + bytes > d->ring.size) {
-        CUDA_TRY(cudaStreamSynchronize(d->stream)); /* what the ring held has arrived */
+        TRY(dev_wait(d)); /* what the ring held has arrived */
         d->ring.at = 0;
     }
     *out = d->ring.data + d->ring.at;
     d->ring.at += (bytes + 255) & ~(size_t)255;
     return PC_OK;
+}
+
+/* Into the ring. One core does not copy as fast as the card takes it. */
+static void copy_in(const struct Device *d, uint8_t *to, const uint8_t *from, size_t bytes)
+{
+    const int64_t slice = 1 << 20, n = (int64_t)(bytes / slice);
+#pragma omp parallel for schedule(static) num_threads(d->threads) if (n > 3)
+    for (int64_t i = 0; i <= n; i++)
+        memcpy(to + i * slice, from + i * slice, i < n ? slice : bytes - (size_t)(n * slice));
 }
 
 int dev_upload(struct Device *d, void *dst, const void *src, size_t bytes)
@@ -290,7 +304,7 @@ int dev_upload(struct Device *d, void *dst, const void *src, size_t bytes)
         void *staged = NULL;
         size_t n = bytes < d->ring.size / 2 ? bytes : d->ring.size / 2;
         TRY(dev_stage(d, n, &staged));
-        memcpy(staged, from, n);
+        copy_in(d, (uint8_t *)staged, from, n);
         CUDA_TRY(cudaMemcpyAsync(to, staged, n, cudaMemcpyHostToDevice, d->stream));
         from += n, to += n, bytes -= n;
     }
@@ -307,7 +321,7 @@ int dev_download(struct Device *d, void *dst, const void *src, size_t bytes)
         size_t n = bytes < d->ring.size / 2 ? bytes : d->ring.size / 2;
         TRY(dev_stage(d, n, &staged));
         CUDA_TRY(cudaMemcpyAsync(staged, from, n, cudaMemcpyDeviceToHost, d->stream));
-        CUDA_TRY(cudaStreamSynchronize(d->stream));
+        TRY(dev_wait(d));
         memcpy(to, staged, n);
         from += n, to += n, bytes -= n;
     }
@@ -343,9 +357,11 @@ extern "C" const struct Backend backend_cuda = {
     .rope = cuda_rope,
     .attention = cuda_attend,
     .attn_mass = cuda_mass,
+    .attention_join = cuda_join,
     .keep = cuda_keep,
     .kv_write = cuda_kv_write,
     .kv_pack = cuda_kv_pack,
+    .kv_gather = cuda_kv_gather,
     .kv_read = cuda_kv_read,
     .index_bytes = cuda_index_bytes,
     .kv_index = cuda_kv_index,
@@ -358,4 +374,5 @@ extern "C" const struct Backend backend_cuda = {
     .record = cuda_record,
     .replay = cuda_replay,
     .nll = cuda_nll,
+    .peers = &cuda_peers,
 };

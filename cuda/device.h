@@ -35,11 +35,12 @@ struct DevVector {
 
 /* The past of a batch, all layers: see struct HeadTable. */
 struct DevTable {
-    struct CudaPageRef *refs; /* [n_heads, stride] */
-    int *n_refs, *n_tokens;   /* [n_heads] */
-    struct CudaSeen *seen;    /* [n_heads] of the next row, where heads have masks */
-    int stride;               /* refs of a head, at most */
-    bool biased;              /* some page has a bias */
+    struct CudaPageRef *refs; /* [pasts, n_heads, stride] */
+    int *n_refs, *n_tokens;   /* [pasts, n_heads] */
+    int pasts; /* that there is room for: of each sequence, where these have their own */
+    struct CudaSeen *seen; /* [n_heads] of the next row, where heads have masks */
+    int stride;            /* refs of a head, at most */
+    bool biased;           /* some page has a bias */
 };
 
 /* The masks of a batch, all layers: see struct HeadMasks. */
@@ -149,6 +150,7 @@ struct Device {
     bool fp8;
     enum CudaPageFormat format; /* of KV pages */
     char text[192];
+    int threads; /* of the host, for large copies */
     size_t in_use, peak, weight_bytes, limit; /* limit: bytes of the card we may use; 0: no limit */
     struct DevBlock *blocks;
     struct DevWeight *weights; /* [n_weights] by address of host */
@@ -168,6 +170,7 @@ struct Device {
     struct Step step;
     bool copying;          /* pages are on their way from below, on a stream of their own */
     struct PageTier *tier; /* whose stream that is */
+    struct CudaPeers *peers; /* peers.cu; NULL: none */
 };
 
 /* Takes the error of a CUDA call: PC_ENOMEM with advice, or PC_EDEVICE. */
@@ -220,6 +223,12 @@ int cuda_record(struct Device *d, bool on);
 int cuda_replay(struct Device *d, const struct KvWrite *writes, int n, float *logits, int *best);
 void step_forget(struct Device *d);
 int step_end(struct Device *d); /* the last kernel of a record */
+
+/* peers.cu */
+void peers_close(struct Device *d);
+extern "C" const struct DevicePeers cuda_peers;
+/* Until the stream is empty; what other ranks keep it from is waited for as peers are. */
+int dev_wait(struct Device *d);
 
 /* weights.cu */
 int weights_open(struct Device *d);
@@ -295,13 +304,23 @@ cudaError_t pages_write(const struct PagesArgs *p, const struct DevWrite *w, int
 /* from [n], to [n]: see kv_pack of struct Backend. */
 cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, const uint32_t *to, int n,
                        cudaStream_t s);
+/* Where tokens go: see struct KvGather of src/backend.h, of which this is one. */
+struct DevGather {
+    uint32_t from;
+    const int *index;
+    int first, n;
+    uint32_t page;
+    int at;
+};
+cudaError_t pages_take(const struct PagesArgs *p, const struct DevGather *list, int n,
+                       cudaStream_t s);
 /* The index of n pages from their first `len` keys: see kv_index of struct Backend. */
 cudaError_t pages_index(const struct PagesArgs *p, const struct CudaPageRef *refs, int n,
                         bool bound, uint8_t *index, size_t index_bytes, cudaStream_t s);
 /* The past's pages and the batch's own rows, head by head, into kv. */
 struct GatherArgs {
     struct PagesArgs pages;
-    const struct CudaPageRef *refs; /* [n_kv_heads, ref_stride] */
+    const struct CudaPageRef *refs; /* [n_kv_heads, ref_stride]; of each sequence as kv.past */
     const int *n_refs;
     int ref_stride;
     const bf16 *k, *v;
@@ -309,8 +328,17 @@ struct GatherArgs {
     int n_seqs;
     struct PackedKv kv;
     float *key_bias; /* [n_kv_heads, key_stride], or NULL */
+    /* [n_kv_heads] bits: heads whose own rows lie in another part of the keys, which a bias hides; with key_bias only */
+    uint32_t apart[CUDA_HEADS / 32];
 };
 cudaError_t pages_gather(const struct GatherArgs *a, cudaStream_t s);
+
+/* parts.cu: see struct AttnPart. From rows of many, with their lse; and its lse in their order. */
+enum { CUDA_PARTS = 64 };
+cudaError_t part_from_rows(const struct CudaAttn *c, const struct AttnPart *part, cudaStream_t s);
+cudaError_t part_lse(const struct AttnPart *part, int n_rows, int n_heads, float *lse,
+                     cudaStream_t s);
+int cuda_join(struct Device *d, const struct AttnArgs *args, const struct AttnPart *parts, int n);
 
 /* linear.cu, attend.cu: the ops of the backend table. */
 int cuda_norm_linear(struct Device *d, const float *x, int n_rows, const float *norm,
@@ -329,6 +357,8 @@ int cuda_kv_write(struct Device *d, const struct PagePool *pool, const struct Kv
                   int n);
 int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from,
                  const uint32_t *to, int n);
+int cuda_kv_gather(struct Device *d, const struct PagePool *pool, const struct KvGather *list,
+                   int n);
 int cuda_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
                  float *k, float *v);
 size_t cuda_index_bytes(const struct Device *d, enum PageIndex index);

@@ -18,6 +18,7 @@ typedef __nv_bfloat16 bf16;
 enum {
     CUDA_PAGE_TOKENS = 64,
     CUDA_KEY_TILE = 128, /* packed keys are padded with zeros to a multiple of this */
+    CUDA_HEADS = 256,    /* KV heads, where kernels have a bit for each */
 };
 
 /* What a page holds: K [64, head_dim] bf16, then V [64, head_dim] bf16; or codes of 8 or 4 bits (codes.cuh). */
@@ -31,13 +32,21 @@ struct CudaPageRef {
 
 /* ==== Attention of many rows over packed keys ==== */
 
-/* Keys and values of n_seqs sequences, head by head: the past that all share (its length may differ from KV head to
- * KV head), then the sequence's own rows. */
+/* Keys and values of n_seqs sequences, head by head: the past that all share or that each has (its length may differ from KV
+ * head to KV head), then the sequence's own rows. */
 struct PackedKv {
     bf16 *k, *v;    /* [n_seqs, n_kv_heads, key_stride, head_dim]; zeros behind the last key, to the
                       * end of its tile of CUDA_KEY_TILE; nobody reads on from there */
     int key_stride; /* multiple of CUDA_KEY_TILE */
     const int *past; /* [n_kv_heads] past keys of each head */
+    int past_step;   /* those of sequence s from s * past_step on; 0: all share a past */
+
+#ifdef __CUDACC__
+    __host__ __device__ int past_of(int seq, int kv_head) const
+    {
+        return past[(int64_t)seq * past_step + kv_head];
+    }
+#endif
 };
 
 struct CudaAttn {
@@ -178,6 +187,10 @@ struct CudaPaged {
     const struct CudaSeen *seen; /* [n_kv_heads] likewise */
     bool chosen; /* a kernel queued just before wrote refs and n_refs: they are waited for */
     struct CudaBelow below;
+    /* A part of the keys: NULL, or where the output goes in place of out, as f32, with its natural log-sum-exp; and bits of the
+     * KV heads whose own keys are not in it. */
+    float *part_out, *part_lse; /* [n_rows, n_heads, head_dim], [n_rows, n_heads] */
+    uint32_t apart[CUDA_HEADS / 32];
 };
 int cuda_paged_splits(enum CudaPageFormat format, int head_dim, int n_kv_heads, int max_refs,
                       int n_sm);
@@ -186,8 +199,6 @@ size_t cuda_paged_scratch(int n_rows, int n_heads, int head_dim, int n_splits);
 cudaError_t cuda_paged_attention(const struct CudaPaged *a, cudaStream_t s);
 
 /* ==== The pages that one row reads ==== */
-
-enum { CUDA_SELECT_HEADS = 256 };
 
 /* What a row chose of one head's pages. */
 struct CudaChoice {
@@ -208,7 +219,7 @@ struct CudaPageSelect {
     float scale;
     int pages, first, last; /* of struct PageSelect */
     float mass;
-    uint32_t whole[CUDA_SELECT_HEADS / 32]; /* bits of KV heads whose pages are all read */
+    uint32_t whole[CUDA_HEADS / 32]; /* bits of KV heads whose pages are all read */
     struct CudaPageRef *out;    /* [n_kv_heads, ref_stride] the chosen pages, in order */
     int *n_out, *n_tokens;      /* [n_kv_heads] and their tokens */
     float *score;               /* [n_kv_heads, ref_stride] scratch */
@@ -260,7 +271,7 @@ struct CudaPagePlace {
     const struct CudaPageRef *refs; /* [n_kv_heads, ref_stride] */
     const int *n_refs;              /* [n_kv_heads] */
     int ref_stride, n_kv_heads;
-    uint32_t whole[CUDA_SELECT_HEADS / 32];
+    uint32_t whole[CUDA_HEADS / 32];
     const float *score; /* [n_kv_heads, ref_stride] of cuda_select_pages; unless again */
     bool again;
     int *idx;                /* [n_kv_heads, ref_stride] */

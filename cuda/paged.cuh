@@ -18,7 +18,7 @@
 
 #include <limits.h>
 
-static constexpr int MAX_HEADS = 256, TICKET_BYTES = MAX_HEADS * 4;
+static constexpr int MAX_HEADS = CUDA_HEADS, TICKET_BYTES = MAX_HEADS * 4;
 static constexpr unsigned ALL = 0xffffffffu;
 
 /* Blocks that a multiprocessor is to hold over pages of numbers, and of codes with few rows. */
@@ -254,7 +254,8 @@ __device__ __forceinline__ bool work_begin(const struct CudaPaged &a, Work &w, i
     if (!a.turn.angles || a.chosen) wait_for_inputs();
     refs_prefetch(a);
     if (!share_of(a, s, lane)) return false;
-    if (a.k && s.item == s.first_item + s.n_items - 1) s.end++;
+    bool apart = a.apart[s.head / 32] >> s.head % 32 & 1;
+    if (a.k && !apart && s.item == s.first_item + s.n_items - 1) s.end++;
     w.sight = sight_of(a, s.head, lane);
     w.pages = {a.refs + (int64_t)s.head * a.ref_stride, s.pages, s.head, s.end, w.sight.seen.front,
                w.sight.seen.back - w.sight.seen.front};
@@ -310,12 +311,19 @@ struct Joined {
     }
 };
 
+/* top: what the sums were taken against. */
 __device__ __forceinline__ void write_out(const struct CudaPaged &a, int head_dim, int head,
-                                          int row, int column, const Joined &j)
+                                          int row, int column, const Joined &j, float top)
 {
     int group = a.n_heads / a.n_kv_heads, r = row / group;
     int64_t at = (int64_t)r * a.n_heads + head * group + row % group;
     float part = j.sum > 0 ? 1 / j.sum : 0;
+    if (a.part_out) {
+        *(float4 *)(a.part_out + at * head_dim + column) =
+            make_float4(j.o.x * part, j.o.y * part, j.o.z * part, j.o.w * part);
+        if (column == 0) a.part_lse[at] = j.sum > 0 ? top * LN_2 + logf(j.sum) : -INFINITY;
+        return;
+    }
     uint2 packed = {pack_bf16(j.o.x * part, j.o.y * part), pack_bf16(j.o.z * part, j.o.w * part)};
     *(uint2 *)(a.out + at * head_dim + column) = packed;
 }
@@ -361,7 +369,7 @@ __device__ __forceinline__ void join_warps(const struct CudaPaged &a, const Shar
             j.add(o[at * CHUNKS + sums_chunk(at, chunk)], ml[at].y, exp2_fast(ml[at].x - most));
         }
         if (share.n_items == 1) {
-            write_out(a, T::D, share.head, row, chunk * 4, j);
+            write_out(a, T::D, share.head, row, chunk * 4, j, most);
             continue;
         }
         int64_t to = (int64_t)share.item * rows + row;
@@ -431,7 +439,7 @@ __device__ __forceinline__ void join_items(const struct CudaPaged &a, const Shar
         Joined j = {};
         float top = join_some(j, s, share, rows, row, chunk, CHUNKS, at / places, groups);
         if (groups == 1) {
-            write_out(a, T::D, share.head, row, chunk * 4, j);
+            write_out(a, T::D, share.head, row, chunk * 4, j, top);
         } else {
             o[at] = j.o;
             ml[at] = make_float2(top, j.sum);
@@ -448,7 +456,7 @@ __device__ __forceinline__ void join_items(const struct CudaPaged &a, const Shar
         float2 x = ml[at + g * places];
         j.add(o[at + g * places], x.y, exp2_fast(x.x - most));
     }
-    write_out(a, T::D, share.head, at / CHUNKS, at % CHUNKS * 4, j);
+    write_out(a, T::D, share.head, at / CHUNKS, at % CHUNKS * 4, j, most);
 }
 
 /* ==== Heads on the way in ==== */

@@ -143,6 +143,45 @@ cudaError_t pages_pack(const struct PagesArgs *p, const uint32_t *from, const ui
     return cudaGetLastError();
 }
 
+/* A block a page that is written; its tokens come from pages that no block writes. */
+static __global__ void take_kernel(struct PagesArgs p, const struct DevGather *list)
+{
+    struct DevGather g = list[blockIdx.x];
+    int per = p.head_dim / CHUNK;
+    for (int i = threadIdx.x; i < g.n * per; i += blockDim.x) {
+        int token = i / per, part = i % per;
+        uint32_t from = g.from + (uint32_t)(g.index ? g.index[token] : g.first + token);
+        const bf16 *key = page_key(p, from / CUDA_PAGE_TOKENS, from % CUDA_PAGE_TOKENS);
+        bf16 *to = (bf16 *)page_key(p, g.page, g.at + token);
+        ((uint4 *)to)[part] = ((const uint4 *)key)[part];
+        ((uint4 *)(to + value_offset(p)))[part] = ((const uint4 *)(key + value_offset(p)))[part];
+    }
+}
+
+template <int BITS>
+static __global__ void take_codes_kernel(struct PagesArgs p, const struct DevGather *list)
+{
+    struct DevGather g = list[blockIdx.x];
+    int per = 2 * code_row_bytes<BITS>(p.head_dim) / 4 + 2;
+    for (int i = threadIdx.x; i < g.n * per; i += blockDim.x) {
+        int token = i / per, word = i % per;
+        uint32_t from = g.from + (uint32_t)(g.index ? g.index[token] : g.first + token);
+        *code_word<BITS>(p, g.page * CUDA_PAGE_TOKENS + (uint32_t)(g.at + token), word) =
+            *code_word<BITS>(p, from, word);
+    }
+}
+
+cudaError_t pages_take(const struct PagesArgs *p, const struct DevGather *list, int n,
+                       cudaStream_t s)
+{
+    if (n < 1) return cudaSuccess;
+    auto kernel = p->format == CUDA_PAGE_Q8   ? take_codes_kernel<8>
+                  : p->format == CUDA_PAGE_Q4 ? take_codes_kernel<4>
+                                              : take_kernel;
+    kernel<<<n, 256, 0, s>>>(*p, list);
+    return cudaGetLastError();
+}
+
 /* ==== Pages to their index ==== */
 
 /* Channel d of a token's key. */
@@ -257,13 +296,15 @@ template <int FORMAT> static __global__ void gather_kernel(struct GatherArgs a)
 {
     __shared__ struct CudaPageSlot where[CUDA_PAGE_TOKENS];
     int head = blockIdx.y % a.pages.n_kv_heads, seq = blockIdx.y / a.pages.n_kv_heads;
-    int dim = a.pages.head_dim, per = dim / CHUNK, past = a.kv.past[head];
+    int dim = a.pages.head_dim, per = dim / CHUNK, past = a.kv.past_of(seq, head);
     int row0 = a.seq_begin[seq], rows = a.seq_begin[seq + 1] - row0;
     int first = blockIdx.x * CUDA_PAGE_TOKENS;
     size_t out = ((size_t)blockIdx.y * a.kv.key_stride) * dim;
+    bool apart = a.apart[head / 32] >> head % 32 & 1;
     if (first / CUDA_KEY_TILE * CUDA_KEY_TILE >= past + rows) return;
     if (threadIdx.x < 32 && first < past)
-        find_tokens(a.refs + (size_t)head * a.ref_stride, a.n_refs[head], first,
+        find_tokens(a.refs + ((size_t)seq * a.kv.past_step + head) * a.ref_stride,
+                    a.n_refs[(size_t)seq * a.kv.past_step + head], first,
                     min(past - first, (int)CUDA_PAGE_TOKENS), where,
                     a.key_bias && seq == 0 ? a.key_bias + (size_t)head * a.kv.key_stride + first
                                            : NULL);
@@ -279,7 +320,7 @@ template <int FORMAT> static __global__ void gather_kernel(struct GatherArgs a)
             v = ((const uint4 *)(a.v + src))[part];
         }
         if (a.key_bias && seq == 0 && part == 0 && at >= past)
-            a.key_bias[(size_t)head * a.kv.key_stride + at] = 0;
+            a.key_bias[(size_t)head * a.kv.key_stride + at] = apart ? -INFINITY : 0;
         ((uint4 *)(a.kv.k + out + (size_t)at * dim))[part] = k;
         ((uint4 *)(a.kv.v + out + (size_t)at * dim))[part] = v;
     }

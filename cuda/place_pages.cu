@@ -268,7 +268,7 @@ __launch_bounds__(THREADS) void place_pages_kernel(const __grid_constant__ struc
 
 cudaError_t cuda_place_pages(const struct CudaPagePlace *a, cudaStream_t s)
 {
-    if (a->n_kv_heads < 1 || a->n_kv_heads > CUDA_SELECT_HEADS) return cudaErrorInvalidValue;
+    if (a->n_kv_heads < 1 || a->n_kv_heads > CUDA_HEADS) return cudaErrorInvalidValue;
     place_pages_kernel<<<(unsigned)a->n_kv_heads, THREADS, 0, s>>>(*a);
     return cudaGetLastError();
 }

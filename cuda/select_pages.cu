@@ -285,7 +285,7 @@ int cuda_select_blocks(int n_kv_heads, int max_refs, int n_sm)
 cudaError_t cuda_select_pages(const struct CudaPageSelect *a, cudaStream_t s)
 {
     struct CudaPageSelect args = *a;
-    if (a->n_kv_heads < 1 || a->n_kv_heads > CUDA_SELECT_HEADS || a->n_heads % a->n_kv_heads ||
+    if (a->n_kv_heads < 1 || a->n_kv_heads > CUDA_HEADS || a->n_heads % a->n_kv_heads ||
         a->head_dim % 8 || a->head_dim > 256 || a->n_blocks < 1 || a->index_bytes % 16)
         return cudaErrorInvalidValue;
     size_t shared = (size_t)(a->n_heads / a->n_kv_heads) * a->head_dim * sizeof(bf16) +

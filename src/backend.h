@@ -35,6 +35,7 @@ struct DeviceOptions {
 /* What a device can take. */
 struct DeviceLimits {
     size_t memory;    /* bytes that it can still give, those of its host where they are the same */
+    size_t most;      /* bytes that runs may have at once, however much is free; 0: no limit */
     bool own_memory;  /* has memory of its own, apart from the host's */
     bool records;     /* record() takes steps of this model; never those with far keys */
     bool own_pasts;   /* sequences of one batch may have a past each */
@@ -51,6 +52,7 @@ struct DeviceLimits {
 /* The largest batch that will be run. */
 struct BatchShape {
     int rows, seqs;
+    int pasts;        /* sequences have a past each: most of them; 0: all of a batch share one */
     int keys;         /* most keys one row can see: past and its own sequence */
     int mass_keys;    /* most keys attn_mass is asked for; 0: never */
     int head_rows;    /* most rows whose logits are wanted at once */
@@ -58,6 +60,7 @@ struct BatchShape {
     int turned_keys;  /* most keys that have another place for rows far from them; 0: none has */
     bool selects;     /* attention() of one row is asked to select pages */
     bool keeps_pages; /* of these, some keep the choice of the row before */
+    bool parts;       /* attention() is asked for a part of the keys */
 };
 
 /* `len` tokens of one KV head in a page of the pool. */
@@ -154,10 +157,10 @@ struct HeadMasks {
 };
 
 /* One part of the keys that rows see, where the others lie elsewhere (headwise.md D.7). Of a head with a window one part has
- * all keys. Host memory. */
+ * all keys. out and lse: memory of the device. */
 struct AttnPart {
-    const uint8_t
-        *own; /* [n_kv_heads] 1: the rows' own sequence is in this part; 0: it has the past alone */
+    const uint8_t *
+        own; /* [n_kv_heads] host memory. 1: the rows' own sequence is in this part; 0: it has the past alone */
     float *out; /* [n_rows, n_heads * head_dim] of this part's keys alone; zeros without any */
     float *
         lse; /* [n_rows, n_heads] natural log of the sum of exp(logit) over them; -INFINITY without any */
@@ -207,6 +210,15 @@ struct KvWrite {
     int at; /* slot of the first one */
 };
 
+/* n tokens of one KV head to a page, from pages that follow each other and are full but for the last. */
+struct KvGather {
+    uint32_t from;    /* slot, page * PAGE_TOKENS + its place there, of token 0 */
+    const int *index; /* device memory: [n] tokens, in order; NULL: first .. first + n - 1 */
+    int first, n;
+    uint32_t page; /* none of those that it comes from */
+    int at;        /* slot there of the first one */
+};
+
 /* Which context tokens each head keeps: those with the most attention mass from the last rows (eviction/kv_evict.h). */
 struct KeepArgs {
     int obs_rows, pool, cap;
@@ -233,6 +245,35 @@ struct Batch {
     /* The step behind the one that replay() ran last: the same rope and masks, and a past that grew by its writes, less what
      * heads may have lost since (kv_slide). Such a head has fewer tokens than it would have, by which it is known. */
     bool follows;
+};
+
+enum { PEER_NAME = 64, PEER_ID = 128 };
+
+/* Asked while a rank waits for others, `turns` counting from 0; a failure ends the wait and what is under way. */
+struct PeerWait {
+    int (*idle)(void *user, int turns);
+    void *user;
+};
+
+/* Devices of several ranks that pass memory to each other without their hosts (headwise.md D.7). What is sent here and
+ * received there, or gathered, comes in the same order on all ranks; data is memory of the device. Work is queued like that of
+ * any op; wait() is for all of it. Once a call has failed, memory goes no more. */
+struct DevicePeers {
+    /* Which device this is: ranks with the same text have one between them. */
+    void (*name)(struct Device *d, char out[PEER_NAME]);
+    /* n ranks have it: from now on this one uses an n-th of its memory at most. PC_ENOMEM when it has more already. */
+    int (*divide)(struct Device *d, int n);
+    bool (*able)(struct Device *d); /* what join needs is on this machine */
+    /* Rank 0 makes what the ranks find each other by. */
+    int (*invite)(struct Device *d, uint8_t id[PEER_ID]);
+    /* Every rank, each with a device of its own. *wait is asked from now on until close(). */
+    int (*join)(struct Device *d, const uint8_t id[PEER_ID], int rank, int size,
+                const struct PeerWait *wait);
+    int (*copy)(struct Device *d, void *to, const void *from, size_t bytes); /* within the device */
+    int (*send)(struct Device *d, const void *data, size_t bytes, int to);
+    int (*receive)(struct Device *d, void *data, size_t bytes, int from);
+    int (*gather)(struct Device *d, void *parts, size_t bytes); /* as team_gather */
+    int (*wait)(struct Device *d);
 };
 
 struct Backend {
@@ -291,6 +332,9 @@ struct Backend {
      * only: no source is a slot that an earlier token went to. */
     int (*kv_pack)(struct Device *d, const struct PagePool *pool, const uint32_t *from,
                    const uint32_t *to, int n);
+    /* No page that one item writes is read by another. */
+    int (*kv_gather)(struct Device *d, const struct PagePool *pool, const struct KvGather *list,
+                     int n);
     /* One token as f32, into host memory, its key as rope() left it. */
     int (*kv_read)(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
                    float *k, float *v);
@@ -320,6 +364,7 @@ struct Backend {
     /* -log p(target) of rows idx[0..n), natural log: out [n] in host memory. */
     int (*nll)(struct Device *d, const float *x, const int *idx, const int *target, int n,
                float *out);
+    const struct DevicePeers *peers; /* NULL: what ranks tell each other is in the host's memory */
 };
 
 extern const struct Backend backend_cpu;

@@ -288,10 +288,9 @@ int cli_open(struct Cli *cli, struct Engine **out)
     TRY(cli_model(cli));
     cli_share_machine(&cli->launch, &cli->settings);
     TRY(engine_open(cli->model_path, &cli->settings, out));
-    engine_join(*out, &cli->team);
     log_msg(LOG_DEBUG, "model %s, device %s", cli->model_path, engine_device(*out));
     if (engine_on_gpu(*out)) log_msg(LOG_INFO, "computing on %s", engine_device(*out));
-    return PC_OK;
+    return engine_join(*out, &cli->team);
 }
 
 /* ==== Text in ==== */

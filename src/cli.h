@@ -68,7 +68,7 @@ struct Cli {
     const char *model, *geometry, *config, *questions_file, *log_file, *progress, *explain;
     const char *output, *text_dir, *glob, *format, *store_dir;
     bool json, jsonl, plan, quiet, verbose, fresh, no_needle, markdown, help, version, share;
-    int tokens, repeats, tail;
+    int tokens, repeats, tail, ranks;
     double depth;
     /* calibrate heads */
     const char *score, *len, *tol;

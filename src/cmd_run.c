@@ -316,6 +316,7 @@ static int answer(struct Run *run, const char *question, struct Result *r)
         .context_len = run->context.len,
         .stream = run->streams ? &run->text : NULL,
         .question = question,
+        .store_stays = run->n_questions > 1,
         .user = run,
         .on_progress = on_progress,
         .on_text = on_text,

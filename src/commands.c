@@ -57,6 +57,9 @@ static const struct Flag FLAGS[] = {
      "write a page that shows which chunks and tokens were kept"},
     {"plan", 0, FLAG_SWITCH, AT(plan), 0, 0, ON_RUN | ON_DEMO | ON_SUMMARIZE, "",
      "say what the run would need, and stop"},
+    {"ranks", 0, FLAG_INT, AT(ranks), 1, 64, ON_ANSWERS, "N",
+     "processes of this machine that share the work, a GPU each where there are so many; mpirun does the same for several "
+     "machines"},
     {"tokens", 0, FLAG_INT, AT(tokens), 64, 1 << 28, ON_DEMO | ON_BENCH | ON_CALIBRATE, "N",
      "tokens of text to read (demo: 131072; bench: 2048 and 8192; calibrate bias: 8192)"},
     {"depth", 0, FLAG_REAL, AT(depth), 0, 1, ON_DEMO, "X",

@@ -620,6 +620,7 @@ const struct Backend backend_cpu = {
     .attention_join = cpu_attention_join,
     .kv_write = cpu_kv_write,
     .kv_pack = cpu_kv_pack,
+    .kv_gather = cpu_kv_gather,
     .kv_read = cpu_kv_read,
     .index_bytes = cpu_index_bytes,
     .kv_index = cpu_kv_index,

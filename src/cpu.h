@@ -136,6 +136,8 @@ int cpu_attn_mass(struct Device *d, const struct AttnArgs *a, int obs_rows, floa
 /* cpu_pages.c */
 int cpu_kv_write(struct Device *d, const struct PagePool *pool, const struct KvWrite *writes,
                  int n);
+int cpu_kv_gather(struct Device *d, const struct PagePool *pool, const struct KvGather *list,
+                  int n);
 int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from,
                 const uint32_t *to, int n);
 int cpu_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at, float *k,

@@ -110,6 +110,20 @@ int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *f
     return release(pool, &dst);
 }
 
+int cpu_kv_gather(struct Device *d, const struct PagePool *pool, const struct KvGather *list, int n)
+{
+    uint32_t from[PAGE_TOKENS], to[PAGE_TOKENS];
+    for (int i = 0; i < n; i++) {
+        const struct KvGather *g = &list[i];
+        for (int t = 0; t < g->n; t++) {
+            from[t] = g->from + (uint32_t)(g->index ? g->index[t] : g->first + t);
+            to[t] = g->page * PAGE_TOKENS + (uint32_t)(g->at + t);
+        }
+        TRY(cpu_kv_pack(d, pool, from, to, g->n));
+    }
+    return PC_OK;
+}
+
 /* ==== What pages hold ==== */
 
 int cpu_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at, float *k,

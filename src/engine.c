@@ -49,6 +49,8 @@ size_t engine_available(const struct Engine *e, struct DeviceLimits *limits)
 {
     e->be->limits(e->dev, limits);
     if (e->settings.memory && !limits->own_memory) return e->settings.memory;
+    limits->memory += e->resident.bytes; /* used again, or given back */
+    if (limits->most && limits->memory > limits->most) limits->memory = limits->most;
     return limits->memory + (e->model.tok_embd.data ? engine_made_bytes(e) : 0);
 }
 
@@ -76,6 +78,7 @@ int engine_open(const char *model_path, const struct Settings *settings, struct 
     TRY_GOTO(open_chat(e));
     TRY_GOTO(open_heads(e));
     TRY_GOTO(open_device(e));
+    TRY_GOTO(peers_open(&e->peers, e->be, e->dev, &e->alone));
     *out = e;
     return PC_OK;
 fail:
@@ -86,6 +89,7 @@ fail:
 void engine_close(struct Engine *e)
 {
     if (!e) return;
+    resident_close(e);
     if (e->dev) e->be->close(e->dev);
     headmap_close(&e->heads);
     if (e->tok) tokenizer_close(e->tok);
@@ -93,9 +97,26 @@ void engine_close(struct Engine *e)
     mem_free(e);
 }
 
-void engine_join(struct Engine *e, struct Team *team)
+/* Rank 0 says what its user should know of the others' devices. */
+static void say_peers(const struct Engine *e)
 {
-    if (team->size > 1) e->team = team;
+    const struct Peers *p = &e->peers;
+    if (p->team->rank > 0) return;
+    if (p->sharers > 1)
+        log_msg(LOG_INFO, "%d of %d ranks share a GPU: each may use its part of the memory",
+                p->sharers, p->team->size);
+    if (p->none)
+        log_msg(LOG_INFO, "keys and values of other ranks come through the host: %s", p->none);
+    if (p->direct) log_msg(LOG_INFO, "%d GPUs, joined by NCCL", p->team->size);
+}
+
+int engine_join(struct Engine *e, struct Team *team)
+{
+    if (team->size <= 1) return PC_OK;
+    e->team = team;
+    TRY(peers_open(&e->peers, e->be, e->dev, team));
+    say_peers(e);
+    return PC_OK;
 }
 
 const struct Model *engine_model(const struct Engine *e)

@@ -8,8 +8,9 @@ size_t kv_pool_bytes(const struct Backend *be, const struct Device *dev, size_t 
     return n_pages * (be->page_bytes(dev) + sizeof(uint32_t));
 }
 
-int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev,
-            const struct ModelConfig *m, size_t n_pages)
+/* All but the pages' memory, of which it tells how much that is. */
+static int open_pool(struct KvCache *kv, const struct Backend *be, struct Device *dev,
+                     const struct ModelConfig *m, size_t n_pages, size_t *bytes)
 {
     memset(kv, 0, sizeof *kv);
     kv->be = be;
@@ -17,17 +18,14 @@ int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev,
     kv->n_layers = m->n_layers;
     kv->n_kv_heads = m->n_kv_heads;
     struct PagePool *p = &kv->pool;
-    size_t bytes;
     p->page_bytes = be->page_bytes(dev);
-    if (n_pages > UINT32_MAX / PAGE_TOKENS || !size_mul(n_pages, p->page_bytes, &bytes))
+    if (n_pages > UINT32_MAX / PAGE_TOKENS || !size_mul(n_pages, p->page_bytes, bytes))
         return err_set(
             PC_ENOMEM,
             "the KV cache needs %zu pages: more than can be numbered; lower --keep or --kv-cap",
             n_pages);
     p->free = mem_alloc(n_pages, sizeof *p->free);
     if (!p->free) return PC_ENOMEM;
-    p->data = be->alloc(dev, bytes);
-    if (!p->data) return PC_ENOMEM;
     p->n_pages = p->n_near = p->n_free = (uint32_t)n_pages;
     for (uint32_t i = 0; i < p->n_free; i++) p->free[i] = p->n_free - 1 - i; /* low ids first */
     return PC_OK;
@@ -59,6 +57,25 @@ int kv_tier_open(struct KvCache *kv, struct TierPlan *plan, size_t n_below)
     return kv->be->tier_open(kv->dev, plan, p);
 }
 
+int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev,
+            const struct ModelConfig *m, size_t n_pages)
+{
+    size_t bytes;
+    TRY(open_pool(kv, be, dev, m, n_pages, &bytes));
+    kv->pool.data = be->alloc(dev, bytes);
+    return kv->pool.data ? PC_OK : PC_ENOMEM;
+}
+
+int kv_open_in(struct KvCache *kv, const struct Backend *be, struct Device *dev,
+               const struct ModelConfig *m, size_t n_pages, void *data)
+{
+    size_t bytes;
+    TRY(open_pool(kv, be, dev, m, n_pages, &bytes));
+    kv->pool.data = data;
+    kv->lent = true;
+    return PC_OK;
+}
+
 size_t kv_index_bytes(const struct Backend *be, const struct Device *dev, enum PageIndex index,
                       const struct ModelConfig *m, size_t n_pages)
 {
@@ -84,7 +101,7 @@ void kv_close(struct KvCache *kv)
     if (kv->pool.tier) kv->be->tier_close(kv->dev, &kv->pool);
     mem_free(kv->pool.below);
     mem_free(kv->filled);
-    if (kv->be && kv->pool.data) kv->be->release(kv->dev, kv->pool.data);
+    if (kv->be && kv->pool.data && !kv->lent) kv->be->release(kv->dev, kv->pool.data);
     mem_free(kv->pool.free);
     memset(kv, 0, sizeof *kv);
 }
@@ -301,6 +318,48 @@ int kv_gather(struct KvCache *kv, struct HeadTable *dst, int layer, int kv_head,
         n = 0;
     }
     return PC_OK;
+}
+
+int kv_gathers_open(struct KvGathers *g, int cap)
+{
+    *g = (struct KvGathers){mem_alloc((size_t)cap, sizeof *g->list), 0, cap};
+    return g->list ? PC_OK : PC_ENOMEM;
+}
+
+void kv_gathers_close(struct KvGathers *g)
+{
+    mem_free(g->list);
+    memset(g, 0, sizeof *g);
+}
+
+int kv_gather_run(struct KvCache *kv, struct HeadTable *dst, int layer, int kv_head,
+                  const struct KvRun *run, struct KvGathers *g)
+{
+    int head = layer * kv->n_kv_heads + kv_head;
+    for (int done = 0; done < run->n;) {
+        struct PageRef *last;
+        TRY(open_page(kv, dst, head, &last));
+        int room = PAGE_TOKENS - (int)last->len, left = run->n - done,
+            take = left < room ? left : room;
+        if (g->n == g->cap) TRY(kv_gather_flush(kv, g));
+        g->list[g->n++] = (struct KvGather){.from = run->page * PAGE_TOKENS,
+                                            .index = run->index ? run->index + done : NULL,
+                                            .first = done,
+                                            .n = take,
+                                            .page = last->page,
+                                            .at = (int)last->len};
+        last->len += (uint32_t)take;
+        dst->n_tokens[head] += take;
+        done += take;
+    }
+    return PC_OK;
+}
+
+int kv_gather_flush(struct KvCache *kv, struct KvGathers *g)
+{
+    int n = g->n;
+    g->n = 0;
+    return kv->be->kv_gather(kv->dev, &kv->pool, g->list, n);
 }
 
 int kv_flush(struct KvCache *kv, struct KvWrites *w)

@@ -12,7 +12,8 @@
 struct KvCache {
     const struct Backend *be;
     struct Device *dev;
-    struct PagePool pool; /* owned */
+    struct PagePool pool; /* owned, but for lent memory */
+    bool lent;            /* pool.data is the caller's */
     int n_layers, n_kv_heads;
     enum PageIndex index;   /* of the pool */
     const uint8_t *streams; /* borrowed, of the tier's plan */
@@ -30,6 +31,9 @@ static inline int kv_pages(int tokens)
 size_t kv_pool_bytes(const struct Backend *be, const struct Device *dev, size_t n_pages);
 int kv_open(struct KvCache *kv, const struct Backend *be, struct Device *dev,
             const struct ModelConfig *m, size_t n_pages);
+/* The same in memory that the caller has and keeps: n_pages pages of the device. */
+int kv_open_in(struct KvCache *kv, const struct Backend *be, struct Device *dev,
+               const struct ModelConfig *m, size_t n_pages, void *data);
 void kv_close(struct KvCache *kv);
 /* Room for n_below pages below, and for copies of theirs in near pages, which it takes: after kv_open, and before any page is
  * given out. Fills what the plan leaves to it: n_below and cache. */
@@ -95,6 +99,25 @@ struct KvTokens {
 /* Copies them behind those of a head of dst. */
 int kv_gather(struct KvCache *kv, struct HeadTable *dst, int layer, int kv_head,
               const struct KvTokens *tokens);
+
+/* Tokens of a head that lie in pages from `page` on, laid there by kv_lay as a table's first. */
+struct KvRun {
+    uint32_t page;
+    const int *
+        index; /* [n] ascending, device memory, which must stay until kv_gather_flush; or NULL for the first n */
+    int n;
+};
+/* Room for notes of kv_gather_run, executed together by kv_gather_flush. */
+struct KvGathers {
+    struct KvGather *list; /* [cap] owned */
+    int n, cap;
+};
+int kv_gathers_open(struct KvGathers *g, int cap);
+void kv_gathers_close(struct KvGathers *g);
+/* As kv_gather, later. */
+int kv_gather_run(struct KvCache *kv, struct HeadTable *dst, int layer, int kv_head,
+                  const struct KvRun *run, struct KvGathers *g);
+int kv_gather_flush(struct KvCache *kv, struct KvGathers *g);
 
 /* Gives all pages back to the pool, or those of one head. */
 void kv_clear(struct KvCache *kv, struct HeadTable *t);

@@ -3,28 +3,33 @@
 
 #include <string.h>
 
-enum { PARCEL_BYTES = 1 << 22 };
-
-static int parcel_pages(size_t page_bytes)
+/* In pieces of the host's memory that caches hold; between devices in pieces that keep their link busy. */
+static int parcel_pages(const struct Peers *peers, size_t page_bytes)
 {
-    return page_bytes < PARCEL_BYTES ? (int)(PARCEL_BYTES / page_bytes) : 1;
+    size_t most = (size_t)(peers->direct ? 64 : 4) << 20;
+    return page_bytes < most ? (int)(most / page_bytes) : 1;
 }
 
-size_t kv_parcel_bytes(size_t page_bytes)
+size_t kv_parcel_bytes(const struct Peers *peers, size_t page_bytes)
 {
-    return (size_t)parcel_pages(page_bytes) * page_bytes;
+    return (size_t)parcel_pages(peers, page_bytes) * page_bytes;
 }
 
-int kv_parcel_open(struct KvParcel *p, size_t page_bytes)
+int kv_parcel_open(struct KvParcel *p, const struct Peers *peers, size_t page_bytes)
 {
-    p->n_pages = parcel_pages(page_bytes);
-    p->data = mem_alloc((size_t)p->n_pages, page_bytes);
+    size_t bytes = kv_parcel_bytes(peers, page_bytes);
+    p->peers = peers;
+    p->n_pages = parcel_pages(peers, page_bytes);
+    p->data = peers->direct ? peers->be->alloc(peers->dev, bytes) : mem_alloc(bytes, 1);
     return p->data ? PC_OK : PC_ENOMEM;
 }
 
 void kv_parcel_close(struct KvParcel *p)
 {
-    mem_free(p->data);
+    if (p->data && p->peers->direct)
+        p->peers->be->release(p->peers->dev, p->data);
+    else
+        mem_free(p->data);
     *p = (struct KvParcel){0};
 }
 
@@ -50,6 +55,9 @@ static int copy_run(const struct KvCache *kv, const struct KvParcel *p, int at, 
 {
     size_t bytes = kv->pool.page_bytes;
     uint8_t *page = kv->pool.data + first * bytes, *parcel = p->data + (size_t)at * bytes;
+    if (p->peers->direct)
+        return kv->be->peers->copy(kv->dev, out ? parcel : page, out ? page : parcel,
+                                   (size_t)n * bytes);
     return out ? kv->be->download(kv->dev, parcel, page, (size_t)n * bytes)
                : kv->be->upload(kv->dev, page, parcel, (size_t)n * bytes);
 }
@@ -77,11 +85,32 @@ static int64_t count_pages(const struct HeadTable *t)
     return n;
 }
 
+/* The parcel's first bytes. Between devices that only queues: the stream keeps the parcel until they are gone. */
+static int send_parcel(const struct KvParcel *p, size_t bytes, int to)
+{
+    const struct Peers *peers = p->peers;
+    return peers->direct ? peers->be->peers->send(peers->dev, p->data, bytes, to)
+                         : team_send(peers->team, to, p->data, bytes);
+}
+
+static int receive_parcel(const struct KvParcel *p, size_t bytes, int from)
+{
+    const struct Peers *peers = p->peers;
+    return peers->direct ? peers->be->peers->receive(peers->dev, p->data, bytes, from)
+                         : team_receive(peers->team, from, p->data, bytes);
+}
+
+/* Until all of it is gone or there. */
+static int ship_end(const struct KvParcel *p)
+{
+    return p->peers->direct ? p->peers->be->peers->wait(p->peers->dev) : PC_OK;
+}
+
 /* ==== Send ==== */
 
-int kv_send(const struct KvCache *kv, const struct HeadTable *t, struct Team *team, int to,
-            struct KvParcel *p)
+int kv_send(const struct KvCache *kv, const struct HeadTable *t, int to, struct KvParcel *p)
 {
+    struct Team *team = p->peers->team;
     TRY(team_send(team, to, t->n_refs, sizeof *t->n_refs * (size_t)t->n_heads));
     for (int h = 0; h < t->n_heads; h++)
         if (t->n_refs[h])
@@ -91,10 +120,10 @@ int kv_send(const struct KvCache *kv, const struct HeadTable *t, struct Team *te
     for (int64_t left = count_pages(t); left > 0;) {
         int n = left < p->n_pages ? (int)left : p->n_pages;
         TRY(copy_pages(kv, &w, p, n, true));
-        TRY(team_send(team, to, p->data, (size_t)n * kv->pool.page_bytes));
+        TRY(send_parcel(p, (size_t)n * kv->pool.page_bytes, to));
         left -= n;
     }
-    return PC_OK;
+    return ship_end(p);
 }
 
 /* ==== Receive ==== */
@@ -143,16 +172,15 @@ static int receive_refs(struct KvCache *kv, struct HeadTable *t, struct Team *te
     return status;
 }
 
-int kv_receive(struct KvCache *kv, struct HeadTable *t, struct Team *team, int from,
-               struct KvParcel *p)
+int kv_receive(struct KvCache *kv, struct HeadTable *t, int from, struct KvParcel *p)
 {
-    TRY(receive_refs(kv, t, team, from));
+    TRY(receive_refs(kv, t, p->peers->team, from));
     struct Walk w = {.t = t};
     for (int64_t left = count_pages(t); left > 0;) {
         int n = left < p->n_pages ? (int)left : p->n_pages;
-        TRY(team_receive(team, from, p->data, (size_t)n * kv->pool.page_bytes));
+        TRY(receive_parcel(p, (size_t)n * kv->pool.page_bytes, from));
         TRY(copy_pages(kv, &w, p, n, false));
         left -= n;
     }
-    return PC_OK;
+    return ship_end(p);
 }

@@ -29,8 +29,8 @@ const struct Settings *engine_settings(const struct Engine *e);
 /* Replaces the settings that do not belong to the machine group; those must be equal. */
 int engine_configure(struct Engine *e, const struct Settings *settings);
 /* Runs of this engine are shared with the other ranks of the team (borrowed), which run the same requests in the same order;
- * rank 0 has the answer. */
-void engine_join(struct Engine *e, struct Team *team);
+ * rank 0 has the answer. Every rank calls this once, and each finds the way between their devices. */
+int engine_join(struct Engine *e, struct Team *team);
 /* "cpu avx512vnni int16, 2 threads" */
 const char *engine_device(const struct Engine *e);
 /* The device computes in memory of its own, and for one process: what was opened does not survive a fork. */
@@ -53,6 +53,9 @@ struct Request {
     size_t context_len;
     /* The text was indexed: its chunks come from here, and context is left alone. May be NULL. */
     struct Store *store;
+    /* Other questions of this store follow: what a device with memory of its own has read of it stays there for them, where
+     * all of it has room. */
+    bool store_stays;
     /* A text that need not fit memory, in place of context: read a stretch at a time, and scanned by the first plan or run.
      * One at a time may use it. NULL: context is the text. */
     struct TextStream *stream;

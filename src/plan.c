@@ -225,7 +225,8 @@ static void wave_shapes(struct Session *s)
                                           .mass_keys = needs_mass(s) ? answer_keys : 0,
                                           .head_rows = min_int(HEAD_ROWS, s->question_rows),
                                           .selects = s->select.index,
-                                          .keeps_pages = keeps_pages(s)};
+                                          .keeps_pages = keeps_pages(s),
+                                          .parts = s->together};
     bool alone = s->e->team->rank == 0 && !s->together; /* takes in what the others have read */
     s->n_slots = min_int(p->keep + p->wave, alone ? p->n_read : s->n_mine);
     int before = kv_pages(p0), behind = kv_pages(q + p->max_tokens) + 1;
@@ -254,19 +255,23 @@ static size_t plan_bytes(const struct Session *s)
     size_t kept = needs_mass(s) ? heads * ((size_t)s->cap + 1) * sizeof(int) : 0;
     size_t slot = kv_table_bytes(m, kv_pages(s->cap)) + kept;
     size_t wave_heads = (size_t)s->plan.wave * m->n_kv_heads;
-    size_t keep = sizeof(int) * (size_t)s->mass_stride * wave_heads;
+    size_t keep = (size_t)s->mass_stride * wave_heads, chosen = recall_choices(s);
     size_t policy = (size_t)s->mass_stride * ((wave_heads + m->n_kv_heads) * 9 + 12);
     size_t turns = s->far.window ? sizeof(float) * (size_t)m->rope_dim *
                                        (rows + (size_t)s->answer_shape.turned_keys)
                                  : 0;
     size_t device = (wave > answer ? wave : answer) + tf_bytes(e->be, m, s->batch_rows) +
-                    kv_pool_bytes(e->be, e->dev, s->n_pages) + index_bytes(s) + keep + turns;
+                    kv_pool_bytes(e->be, e->dev, s->n_pages) + index_bytes(s) +
+                    sizeof(int) * (keep > chosen ? keep : chosen) + turns;
     size_t team = (size_t)s->e->team->size;
-    size_t parcel = s->together ? 0 : kv_parcel_bytes(e->be->page_bytes(e->dev)),
-           sent = team > 1 ? parcel + team * sizeof(double) * (size_t)s->plan.n_chunks : 0;
+    size_t parcel =
+               s->together || team == 1 ? 0 : kv_parcel_bytes(&e->peers, e->be->page_bytes(e->dev)),
+           sent = team > 1 ? team * sizeof(double) * (size_t)s->plan.n_chunks : 0;
+    *(e->peers.direct ? &device : &sent) += parcel;
+    device += parts_bytes(s, true);
     size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text_bytes(s) +
-                  sent + parts_bytes(s) + (size_t)m->vocab_size * sizeof(float);
-    if (s->store || s->indexes) host += stored_bytes(s);
+                  sent + parts_bytes(s, false) + (size_t)m->vocab_size * sizeof(float);
+    if (s->store || s->indexes) host += stage_bytes(s);
     struct TierBytes tiers = tiers_bytes(s);
     device += tiers.device;
     host += tiers.host + sizeof(uint32_t) * s->n_below;
@@ -276,15 +281,30 @@ static size_t plan_bytes(const struct Session *s)
 /* A wave that keeps the device busy. Stored chunks take part with the question's rows alone, and each is held whole. */
 static int wave_wanted(const struct Session *s)
 {
-    enum { STORED = 4 };
+    enum { STORED = 4, STORED_ROWS = 4096 };
     int rows = s->plan.chunk_tokens + s->plan.n_question;
     if (s->store && !s->limits.own_pasts) return 1;
     if (s->set.wave != AUTO) return s->set.wave;
-    if (s->store) return STORED;
+    if (s->store)
+        return s->limits.own_memory ? max_int(STORED, STORED_ROWS / (s->plan.n_question + 1))
+                                    : STORED;
     return max_int(1, s->limits.wave_rows / max_int(rows, 1));
 }
 
 /* The largest wave wanted for speed that memory allows. */
+static void fit_chunks(struct Session *s)
+{
+    struct PlanInfo *p = &s->plan;
+    int wave = wave_wanted(s);
+    for (p->wave = max_int(1, min_int(min_int(wave, WAVE_MAX), s->n_mine));; p->wave--) {
+        wave_shapes(s);
+        if (s->store || s->indexes) stored_shapes(s);
+        p->peak_bytes = plan_bytes(s);
+        if (p->peak_bytes <= p->available_bytes || p->wave == 1 || s->set.wave != AUTO) return;
+    }
+}
+
+/* The same, with all stored chunks staying on the device where they fit. */
 static void fit_wave(struct Session *s)
 {
     struct PlanInfo *p = &s->plan;
@@ -293,13 +313,11 @@ static void fit_wave(struct Session *s)
         p->peak_bytes = plan_bytes(s);
         return;
     }
-    int wave = wave_wanted(s);
-    for (p->wave = max_int(1, min_int(min_int(wave, WAVE_MAX), s->n_mine));; p->wave--) {
-        wave_shapes(s);
-        if (s->store || s->indexes) stored_shapes(s);
-        p->peak_bytes = plan_bytes(s);
-        if (p->peak_bytes <= p->available_bytes || p->wave == 1 || s->set.wave != AUTO) return;
-    }
+    s->resident = stage_may_stay(s);
+    fit_chunks(s);
+    if (!s->resident || p->peak_bytes <= p->available_bytes) return;
+    s->resident = false;
+    fit_chunks(s);
 }
 
 /* Where a question's rows would need all keys packed, and there is no room for that, they are run a few at a time. */

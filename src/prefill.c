@@ -229,8 +229,8 @@ static int choose_on_device(struct Session *s, struct Wave *w, int layer,
                             .cap = s->cap,
                             .first = s->prompt.prefix.n,
                             .n = len,
-                            .keep = s->keep_dev,
-                            .stride = s->mass_stride};
+                            .keep = s->store ? recall_choice(s, layer) : s->keep_dev,
+                            .stride = s->store ? s->cap : s->mass_stride};
     return s->tf.be->keep(s->tf.dev, args, &keep);
 }
 

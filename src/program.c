@@ -237,11 +237,23 @@ static void hush(struct Cli *cli)
     cli->progress = "none";
 }
 
+/* --ranks: this process becomes several. */
+static int start_ranks(struct Cli *cli)
+{
+    if (cli->ranks <= 1) return PC_OK;
+    if (cli->launch.size > 1)
+        return err_set(PC_ECONFIG,
+                       "%d processes were started together already; leave out --ranks %d",
+                       cli->launch.size, cli->ranks);
+    return team_local_open(cli->ranks, &cli->launch, &cli->team);
+}
+
 /* Finds this process's part in a command that was started several times over: *idle when it has none. */
 static int join(struct Cli *cli, bool *idle)
 {
     const struct Program *p = cli->program;
     *idle = false;
+    TRY(start_ranks(cli));
     if (cli->launch.size == 1) return PC_OK;
     bool queue = cli->command->bit & p->on_queue, team = cli->command->bit & p->on_team;
     if (cli->launch.rank > 0) hush(cli);
@@ -249,12 +261,13 @@ static int join(struct Cli *cli, bool *idle)
     if (queue) cli->share = true;
     *idle = !queue && !team && cli->launch.rank > 0;
     if (!team) return PC_OK;
+    cli->team.stop = signals_stop;
+    if (cli->team.size > 1) return PC_OK;
     if (!team_mpi_open)
         return err_set(PC_ECONFIG,
                        "%d processes were started together, but this build has no MPI; install "
-                       "libopenmpi-dev and build again, or start one process",
-                       cli->launch.size);
-    cli->team.stop = signals_stop;
+                       "libopenmpi-dev and build again, or start one process with --ranks %d",
+                       cli->launch.size, cli->launch.size);
     return team_mpi_open(&cli->launch, &cli->team);
 }
 

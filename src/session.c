@@ -88,7 +88,8 @@ static int alloc_policy(struct Session *s)
     s->keep = mem_alloc(wave * heads * stride, sizeof *s->keep);
     s->work = mem_alloc(3 * stride, sizeof *s->work);
     s->drop = mem_alloc((wave + 1) * heads * stride, 1);
-    s->keep_dev = s->e->be->alloc(s->e->dev, wave * heads * stride * sizeof *s->keep_dev);
+    size_t keep = wave * heads * stride, chosen = recall_choices(s);
+    s->keep_dev = s->e->be->alloc(s->e->dev, (keep > chosen ? keep : chosen) * sizeof *s->keep_dev);
     return s->mass && s->keep && s->keep_dev && s->work && s->drop ? PC_OK : PC_ENOMEM;
 }
 
@@ -133,9 +134,10 @@ static int alloc_cache(struct Session *s)
     const struct ModelConfig *m = &s->e->model.cfg;
     const struct PlanInfo *p = &s->plan;
     int heads = m->n_kv_heads;
-    TRY(kv_open(&s->kv, s->e->be, s->e->dev, m, s->n_pages));
+    TRY(s->store || s->indexes ? stage_cache(s)
+                               : kv_open(&s->kv, s->e->be, s->e->dev, m, s->n_pages));
     TRY(tiers_open(s));
-    if (s->store || s->indexes) TRY(staged_open(s));
+    if (s->store || s->indexes) TRY(stage_open(s));
     if (s->select.index) TRY(kv_index_open(&s->kv, s->select.index));
     TRY(kv_table_open(&s->prefix, m, prefix_pages(s)));
     TRY(kv_table_open(&s->merged, m, merged_pages(s)));
@@ -212,6 +214,7 @@ int session_open(struct Session *s, struct Engine *e, const struct Request *req,
     TRY(plan_make(s));
     if (!out) return PC_OK; /* planning only */
     TRY(plan_check(s));
+    if (!s->resident) resident_close(e); /* the plan counts on that memory */
     double begun = clock_seconds();
     TRY(engine_weights(e));
     s->begun += clock_seconds() - begun; /* what is made once is no part of a run's time */
@@ -229,7 +232,7 @@ void session_close(struct Session *s)
         mem_free(s->slots[i].index);
         mem_free(s->slots[i].kept);
     }
-    staged_close(s);
+    stage_close(s);
     kv_table_close(&s->prefix);
     kv_table_close(&s->merged);
     kv_close(&s->kv);

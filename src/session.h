@@ -15,6 +15,16 @@
 
 enum { WAVE_MAX = 256 }; /* chunks of one wave */
 
+/* What a device keeps of a store between runs: pages of a pool whose first ones are the stored chunks' (session_stage.c). */
+struct Resident {
+    void *pages; /* [n_pages, page_bytes] device memory; NULL: nothing is kept */
+    size_t n_pages, bytes;
+    uint64_t store;     /* the store's own hash */
+    size_t stage_pages; /* of a chunk */
+    int n_chunks;
+    uint8_t *there; /* [n_chunks] by place: it has been read */
+};
+
 struct Engine {
     struct Model model;
     struct Tokenizer *tok;
@@ -26,6 +36,8 @@ struct Engine {
     struct HeadMap heads; /* settings.heads; all zero without one */
     struct Team *team;    /* who reads chunks together; alone, until engine_join */
     struct Team alone;
+    struct Peers peers; /* the ways between the team's devices */
+    struct Resident resident;
 };
 
 /* The cache of one chunk while it may still win. */
@@ -65,13 +77,14 @@ struct HeadRun {
 
 /* What ranks say to each other of a layer, where each has kept what it read (session_parts.c). */
 struct RankParts {
-    uint8_t *said;         /* [team size, bytes of so many rows] */
-    struct AttnPart *part; /* [team size] in there */
+    uint8_t *said;         /* [team size, bytes of so many rows] device memory */
+    uint8_t *host;         /* the same in host memory, where the way goes through it; or NULL */
+    struct AttnPart *part; /* [team size] in said */
     uint8_t
         *own; /* [n_layers * n_kv_heads] 1: prefix, question and answer are in this rank's pages */
-    int streams_to;  /* the rank of streaming heads */
-    int64_t *kept;   /* [team size, n_layers * n_kv_heads] */
-    uint64_t digest; /* of what all ranks have had in common up to the rows at hand */
+    int streams_to;   /* the rank of streaming heads */
+    int64_t *kept;    /* [team size, n_layers * n_kv_heads] */
+    uint64_t *digest; /* [team size] of what all ranks have had in common up to the rows at hand */
 };
 
 struct Session;
@@ -124,6 +137,9 @@ struct Session {
     struct HeadTable *staged; /* [wave] chunks from a store, behind the prefix, or to it; or NULL */
     uint32_t stage_page;      /* pages of the first one; those of the others follow */
     size_t stage_pages;       /* of each */
+    int n_staged;             /* chunks that have such pages: a wave's, or all of this rank */
+    bool resident;            /* all: they stay for the next run */
+    struct KvGathers gathers; /* of stored chunks */
     struct Slot *slots;       /* [n_slots] */
     struct ChunkQueue queue;
     double *gathered;       /* [team size, n_chunks] scores, of more than one rank; or NULL */
@@ -246,10 +262,26 @@ int stored_prompt(struct Engine *e, const struct Request *req, struct Prompt *ou
 int question_room(const struct Session *s);
 /* The stored cuts take the place of the plan's. PC_ERANGE when question and answer have no room behind them. */
 int stored_chunks(struct Session *s);
-void stored_shapes(struct Session *s);        /* of batches, slots and pages */
-size_t stored_bytes(const struct Session *s); /* of main memory beside what a run takes */
-int staged_open(struct Session *s); /* after the cache was opened, before any page is given out */
-void staged_close(struct Session *s);
+void stored_shapes(struct Session *s); /* of batches, slots and pages */
+/* session_stage.c: stored chunks in pages that follow each other. */
+struct StoreInfo stage_layout(const struct Session *s); /* which tokens a head keeps */
+size_t stage_bytes(const struct Session *s);            /* of main memory */
+/* Whether what is read of the store may stay for runs to come. */
+bool stage_may_stay(const struct Session *s);
+int stage_cache(struct Session *s); /* in place of kv_open */
+int stage_open(struct Session *s);  /* behind it, before any page is given out */
+void stage_close(struct Session *s);
+void resident_close(struct Engine *e); /* gives the pages back */
+uint8_t *stage_at(const struct Session *s, int place);
+/* Lays a chunk of n context tokens out in a place, table i, behind what `past` holds, or as the first. */
+int stage_lay(struct Session *s, int i, int place, int n, const struct HeadTable *past);
+/* A stored chunk behind the prefix, as table i; its pages are read unless they are there. */
+int stage_load(struct Session *s, int chunk, int i);
+bool stage_has(const struct Session *s, int chunk); /* its pages are there already */
+/* Where the device puts its choice of a layer's tokens: [wave, n_kv_heads, cap]. */
+int *recall_choice(const struct Session *s, int layer);
+size_t recall_choices(const struct Session *s); /* ints of all layers; 0 where the host chooses */
+
 int recall_wave(struct Session *s, int first, int n); /* as prefill_wave */
 int recall_kept(struct Session *s);                   /* the kept chunks' tokens into their slots */
 /* session_stream.c: the text, wherever it is */
@@ -301,8 +333,9 @@ int parts_plan(struct Session *s); /* fills together; PC_ECONFIG names what cann
 bool parts_own(const struct Session *s, int head);
 void parts_stream_to(struct Session *s, int rank); /* streaming heads go there */
 int parts_heads(const struct Session *s);          /* full heads of which they are */
-int parts_kept(const struct Session *s);     /* most kept chunks that this rank has at the end */
-size_t parts_bytes(const struct Session *s); /* of main memory */
+int parts_kept(const struct Session *s);           /* most kept chunks that this rank has at the end */
+/* Of the device's memory, or of the host's beside it. */
+size_t parts_bytes(const struct Session *s, bool device);
 /* What ranks must agree on for that, beside the run's plan; 0 where rank 0 answers. */
 uint64_t parts_digest(const struct Session *s);
 int parts_open(struct Session *s);

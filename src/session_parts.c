@@ -3,7 +3,7 @@
  * Every rank runs all layers on the same rows: the weights are there anyway, and then only attention has to be said. Each
  * attends to its own pages; the parts with their log-sum-exps go to all, once a layer, and every rank joins them in the
  * order of ranks. So all have the same bits behind each layer, the same logits, and draw the same token, which
- * needs no message. Their logits are part of what is exchanged next: ranks that part are found out at once.
+ * needs no message. Before the next rows they compare their logits: ranks that part are found out at once.
  *
  * What is there once, the prefix, the question and the answer, belongs to one rank a head: head g to rank g mod R, but heads
  * that stream to the rank that has read the last kept chunk, whose end they see.
@@ -11,11 +11,6 @@
 #include "session.h"
 
 #include <string.h>
-
-/* What goes before a rank's lse and output. */
-struct PartHead {
-    uint64_t digest; /* of the layer, the rows, and the logits of the step before */
-};
 
 /* ==== Plan ==== */
 
@@ -70,22 +65,28 @@ static size_t floats_of(const struct ModelConfig *m, int rows)
     return (size_t)rows * (size_t)m->n_heads * (size_t)(m->head_dim + 1);
 }
 
-/* What one rank says of a layer. */
+/* What one rank says of a layer, in lines of memory that belong to it alone. */
 static size_t part_bytes(const struct ModelConfig *m, int rows)
 {
-    size_t align = sizeof(struct PartHead),
-           bytes = sizeof(struct PartHead) + sizeof(float) * floats_of(m, rows);
-    return (bytes + align - 1) / align * align;
+    enum { ALIGN = 256 };
+    return (sizeof(float) * floats_of(m, rows) + ALIGN - 1) / ALIGN * ALIGN;
 }
 
-size_t parts_bytes(const struct Session *s)
+/* Whether what is said passes through memory of the host. */
+static bool by_host(const struct Session *s)
+{
+    return s->e->peers.own_memory && !s->e->peers.direct;
+}
+
+size_t parts_bytes(const struct Session *s, bool device)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
-    size_t team = (size_t)s->e->team->size, heads = (size_t)m->n_layers * m->n_kv_heads;
+    size_t team = (size_t)s->e->team->size, heads = (size_t)m->n_layers * m->n_kv_heads,
+           said = team * part_bytes(m, s->question_rows);
     if (!s->together) return 0;
-    return team * (part_bytes(m, s->question_rows) + sizeof(struct AttnPart) +
-                   heads * sizeof(int64_t)) +
-           heads;
+    if (device) return said;
+    return (by_host(s) ? said : 0) + heads +
+           team * (sizeof(struct AttnPart) + sizeof(uint64_t) + heads * sizeof(int64_t));
 }
 
 uint64_t parts_digest(const struct Session *s)
@@ -94,7 +95,9 @@ uint64_t parts_digest(const struct Session *s)
     uint64_t key = (uint64_t)s->question_rows;
     if (!s->together) return 0;
     if (stop) key = hash64(stop, strlen(stop), key);
-    return hash64(device, strcspn(device, ","), key); /* not how many threads it has */
+    /* which card it is, but not how many threads */
+    size_t len = s->limits.own_memory ? strlen(device) : strcspn(device, ",");
+    return hash64(device, len, key);
 }
 
 /* ==== Open and close ==== */
@@ -105,11 +108,14 @@ int parts_open(struct Session *s)
     size_t team = (size_t)s->e->team->size, heads = (size_t)m->n_layers * m->n_kv_heads;
     struct RankParts *p = &s->parts;
     if (!s->together) return PC_OK;
-    p->said = mem_alloc(team, part_bytes(m, s->question_rows));
     p->part = mem_alloc(team, sizeof *p->part);
     p->own = mem_alloc(heads, 1);
     p->kept = mem_alloc(team * heads, sizeof *p->kept);
-    if (!p->said || !p->part || !p->own || !p->kept) return PC_ENOMEM;
+    p->digest = mem_alloc(team, sizeof *p->digest);
+    if (by_host(s)) p->host = mem_alloc(team, part_bytes(m, s->question_rows));
+    if (!p->part || !p->own || !p->kept || !p->digest || (by_host(s) && !p->host)) return PC_ENOMEM;
+    p->said = s->e->be->alloc(s->e->dev, team * part_bytes(m, s->question_rows));
+    if (!p->said) return PC_ENOMEM;
     parts_stream_to(s, 0);
     return PC_OK;
 }
@@ -117,10 +123,12 @@ int parts_open(struct Session *s)
 void parts_close(struct Session *s)
 {
     struct RankParts *p = &s->parts;
-    mem_free(p->said);
+    if (p->said) s->e->be->release(s->e->dev, p->said);
+    mem_free(p->host);
     mem_free(p->part);
     mem_free(p->own);
     mem_free(p->kept);
+    mem_free(p->digest);
 }
 
 /* ==== The cache ==== */
@@ -143,39 +151,27 @@ int parts_append(struct Session *s, int layer, const struct KvRows *rows)
 
 /* ==== Attention ==== */
 
-static struct PartHead *head_of(const struct RankParts *p, size_t bytes, int rank)
-{
-    return (struct PartHead *)(void *)(p->said + (size_t)rank * bytes);
-}
-
 /* Where each rank's part of so many rows lies. */
 static void lay_parts(struct Session *s, int rows, size_t bytes)
 {
-    const struct ModelConfig *m = &s->e->model.cfg;
+    size_t n = (size_t)rows * (size_t)s->e->model.cfg.n_heads;
     for (int r = 0; r < s->e->team->size; r++) {
-        float *at = (float *)(void *)(head_of(&s->parts, bytes, r) + 1);
-        s->parts.part[r] =
-            (struct AttnPart){.lse = at, .out = at + (size_t)rows * (size_t)m->n_heads};
+        float *at = (float *)(void *)(s->parts.said + (size_t)r * bytes);
+        s->parts.part[r] = (struct AttnPart){.out = at, .lse = at + n * s->e->model.cfg.head_dim};
     }
 }
 
-/* What all ranks must have in common before a layer. */
-static uint64_t common_digest(struct Session *s, const struct Batch *b, int layer)
+/* What all ranks must have in common before they run these rows: them, and the logits of those before. */
+static int compare_digests(struct Session *s, const struct Batch *b)
 {
-    size_t rows = (size_t)b->seq_begin[b->n_seqs];
-    if (layer == 0) {
-        uint64_t hash =
-            hash64(s->logits, sizeof *s->logits * (size_t)s->e->model.cfg.vocab_size, 0);
-        s->parts.digest = hash64(b->tokens, sizeof *b->tokens * rows, hash);
-    }
-    return hash64(&layer, sizeof layer, s->parts.digest);
-}
-
-static int compare_digests(const struct Session *s, size_t bytes)
-{
-    const struct Team *t = s->e->team;
+    struct Team *t = s->e->team;
+    size_t rows = (size_t)b->seq_begin[b->n_seqs], vocab = (size_t)s->e->model.cfg.vocab_size;
+    uint64_t *all = s->parts.digest;
+    all[t->rank] = hash64(b->tokens, sizeof *b->tokens * rows,
+                          hash64(s->logits, sizeof *s->logits * vocab, 0));
+    TRY(team_gather(t, all, sizeof *all));
     for (int r = 1; r < t->size; r++)
-        if (head_of(&s->parts, bytes, r)->digest != head_of(&s->parts, bytes, 0)->digest)
+        if (all[r] != all[0])
             return err_set(PC_EDEVICE,
                            "rank %d computes otherwise than rank 0; answer_ranks all needs "
                            "machines of one kind: use --answer-ranks lead, or one --isa",
@@ -185,20 +181,18 @@ static int compare_digests(const struct Session *s, size_t bytes)
 
 int parts_attend(struct Session *s, const struct Batch *b, int layer, struct AttnArgs *args)
 {
-    struct Team *t = s->e->team;
     const struct ModelConfig *m = &s->e->model.cfg;
     int rows = b->seq_begin[b->n_seqs];
     size_t bytes = part_bytes(m, rows);
-    struct AttnPart *mine = &s->parts.part[t->rank];
+    struct AttnPart *mine = &s->parts.part[s->e->team->rank];
+    if (layer == 0) TRY(compare_digests(s, b));
     TRY(tf_project(&s->tf, b, layer, 0, args));
     lay_parts(s, rows, bytes);
     mine->own = s->parts.own + layer * m->n_kv_heads;
     args->part = mine;
     TRY(s->tf.be->attention(s->tf.dev, args));
-    head_of(&s->parts, bytes, t->rank)->digest = common_digest(s, b, layer);
-    TRY(team_gather(t, s->parts.said, bytes));
-    TRY(compare_digests(s, bytes));
-    return s->tf.be->attention_join(s->tf.dev, args, s->parts.part, t->size);
+    TRY(peers_gather(&s->e->peers, s->parts.said, bytes, s->parts.host));
+    return s->tf.be->attention_join(s->tf.dev, args, s->parts.part, s->e->team->size);
 }
 
 /* ==== The end ==== */

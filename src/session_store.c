@@ -9,7 +9,7 @@
  * codes the question sees codes where a run still has the numbers; keys that streaming heads left out stand in no block; and
  * a GPU sums in another order.
  *
- * A wave's chunks lie in pages that follow each other, as in the file, so that each moves in one piece.
+ * Where its pages are, and how they get there: session_stage.c.
  */
 #include "session.h"
 
@@ -23,17 +23,6 @@ static const char *const SHAPING[] = {"heads",        "window",      "chunk",   
                                       "system",       NULL};
 
 /* ==== What fits a store ==== */
-
-/* Of a session, what decides which tokens a head keeps. */
-static struct StoreInfo layout_of(const struct Session *s)
-{
-    return (struct StoreInfo){.n_layers = s->e->model.cfg.n_layers,
-                              .n_kv_heads = s->e->model.cfg.n_kv_heads,
-                              .streams = s->heads.streams,
-                              .sinks = s->heads.streams ? s->heads.sinks : 0,
-                              .recent = s->heads.streams ? s->heads.recent : 0,
-                              .n_prefix = s->plan.n_prefix};
-}
 
 static uint64_t heads_hash(const struct Session *s)
 {
@@ -199,7 +188,7 @@ static void recall_shapes(struct Session *s)
     struct PlanInfo *p = &s->plan;
     int rows = max_int(p->wave * (p->n_question + 1), p->n_prefix);
     s->batch_rows = s->wave_shape.rows = rows;
-    s->wave_shape.seqs = p->wave;
+    s->wave_shape.seqs = s->wave_shape.pasts = p->wave;
     int winners = (s->n_slots < p->keep ? s->n_slots : p->keep) * kv_pages(s->cap),
         before = kv_pages(p->n_prefix), behind = kv_pages(p->n_question + p->max_tokens) + 1;
     s->n_pages = (size_t)p->heads_full * (size_t)(winners + before) +
@@ -209,72 +198,11 @@ static void recall_shapes(struct Session *s)
 
 void stored_shapes(struct Session *s)
 {
-    struct StoreInfo layout = layout_of(s);
+    struct StoreInfo layout = stage_layout(s);
     s->store ? recall_shapes(s) : index_shapes(s);
     s->stage_pages = store_pages(&layout, s->plan.chunk_tokens);
-    s->n_pages += s->stage_pages * (size_t)s->plan.wave;
-}
-
-/* ==== Chunks in pages that follow each other ==== */
-
-/* Pages of a head in a staged table. */
-static int staged_refs(const struct Session *s)
-{
-    return kv_pages(s->plan.n_prefix) + heads_ring(s) + kv_pages(s->plan.chunk_tokens) + 2;
-}
-
-size_t stored_bytes(const struct Session *s)
-{
-    const struct ModelConfig *m = &s->e->model.cfg;
-    size_t tables = kv_table_bytes(m, staged_refs(s)) * (size_t)s->plan.wave,
-           section =
-               s->stage_pages * s->e->be->page_bytes(s->e->dev) + sizeof(float) * (size_t)m->dim,
-           front = s->req->context_len + (size_t)s->plan.n_context * (sizeof(int) + sizeof(size_t));
-    return tables + (s->indexes ? section + front : 0);
-}
-
-int staged_open(struct Session *s)
-{
-    const struct ModelConfig *m = &s->e->model.cfg;
-    int stride = staged_refs(s);
-    TRY(kv_run(&s->kv, s->stage_pages * (size_t)s->plan.wave, &s->stage_page));
-    s->staged = mem_alloc((size_t)s->plan.wave, sizeof *s->staged);
-    if (!s->staged) return PC_ENOMEM;
-    for (int i = 0; i < s->plan.wave; i++) TRY(kv_table_open(&s->staged[i], m, stride));
-    return PC_OK;
-}
-
-void staged_close(struct Session *s)
-{
-    for (int i = 0; s->staged && i < s->plan.wave; i++) kv_table_close(&s->staged[i]);
-    mem_free(s->staged);
-    s->staged = NULL;
-}
-
-static uint8_t *stage_bytes(const struct Session *s, int i)
-{
-    size_t page = s->stage_page + s->stage_pages * (size_t)i;
-    return s->kv.pool.data + page * s->kv.pool.page_bytes;
-}
-
-/* Lays a chunk of n context tokens out in its place, behind what `past` holds, or as the first. */
-static int lay_chunk(struct Session *s, int i, int n, const struct HeadTable *past)
-{
-    struct StoreInfo layout = layout_of(s);
-    struct HeadTable *t = &s->staged[i];
-    uint32_t page = s->stage_page + (uint32_t)(s->stage_pages * (size_t)i);
-    for (int h = 0; h < t->n_heads; h++) {
-        struct StoreTokens keep = store_tokens(&layout, h, n);
-        t->n_refs[h] = past ? past->n_refs[h] : 0;
-        t->n_tokens[h] = past ? past->n_tokens[h] : 0;
-        if (past)
-            memcpy(t->refs + (size_t)h * t->stride, past->refs + (size_t)h * past->stride,
-                   sizeof *t->refs * (size_t)past->n_refs[h]);
-        int used = kv_lay(t, h, page, keep.first + keep.last);
-        TRY(used);
-        page += (uint32_t)used;
-    }
-    return PC_OK;
+    s->n_staged = s->resident ? s->n_mine : s->plan.wave;
+    s->n_pages += s->stage_pages * (size_t)s->n_staged;
 }
 
 /* ==== Index ==== */
@@ -284,7 +212,7 @@ static int index_begin(struct Session *s, struct Wave *w)
     int row = 0;
     for (int i = 0; i < w->n; i++) {
         int n = wave_len(s, w, i);
-        TRY(lay_chunk(s, i, n, NULL));
+        TRY(stage_lay(s, i, i, n, NULL));
         s->seq_begin[i] = row;
         batch_rows_fill(s, s->prompt.context.ids + s->chunks[w->chunk[i]].begin, n, row,
                         s->plan.n_prefix);
@@ -304,7 +232,7 @@ static int index_begin(struct Session *s, struct Wave *w)
 /* The layer's rows of all chunks to their places. */
 static int index_layer(struct Session *s, const struct Wave *w, int layer)
 {
-    struct StoreInfo layout = layout_of(s);
+    struct StoreInfo layout = stage_layout(s);
     int heads = s->e->model.cfg.n_kv_heads;
     for (int i = 0; i < w->n; i++)
         for (int h = 0; h < heads; h++) {
@@ -330,7 +258,7 @@ static int compact_last(struct Session *s, const struct Wave *w)
 
 static int store_wave(struct Session *s, const struct Wave *w, struct StoreWriter *out)
 {
-    struct StoreInfo layout = layout_of(s);
+    struct StoreInfo layout = stage_layout(s);
     size_t dim = (size_t)s->e->model.cfg.dim;
     for (int i = 0; i < w->n; i++) {
         size_t bytes = store_pages(&layout, wave_len(s, w, i)) * s->kv.pool.page_bytes;
@@ -338,7 +266,7 @@ static int store_wave(struct Session *s, const struct Wave *w, struct StoreWrite
         uint8_t *pages;
         store_section(out, &last, &pages);
         TRY(s->tf.be->download(s->tf.dev, last, s->tf.x + dim * (size_t)i, dim * sizeof *last));
-        TRY(s->tf.be->download(s->tf.dev, pages, stage_bytes(s, i), bytes));
+        TRY(s->tf.be->download(s->tf.dev, pages, stage_at(s, i), bytes));
         TRY(store_write(out));
     }
     return PC_OK;
@@ -379,7 +307,7 @@ static int index_stages(struct Session *s, struct StoreWriter *out)
 static void fill_info(const struct Session *s, const struct Str *settings, struct StoreInfo *out)
 {
     const struct Engine *e = s->e;
-    *out = layout_of(s);
+    *out = stage_layout(s);
     out->model_hash = e->model.hash;
     out->heads_hash = heads_hash(s);
     pages_text(e, out->page_format);
@@ -465,19 +393,20 @@ int session_store_key(struct Engine *e, const struct Request *req, uint64_t *key
 
 /* ==== Ask ==== */
 
-/* A stored chunk into the i-th place of the wave. */
-static int load_chunk(struct Session *s, int chunk, int i)
+/* ints of one layer's choice. */
+static size_t choice_size(const struct Session *s)
 {
-    struct StoreInfo layout = layout_of(s);
-    struct StoreChunk c;
-    const struct Chunk *cut = &s->chunks[chunk];
-    TRY(store_chunk(s->store, chunk, &c));
-    if (c.n_pages != store_pages(&layout, cut->end - cut->begin) || c.n_pages > s->stage_pages)
-        return err_set(PC_EFORMAT, "%s: chunk %d has other pages than its head map says",
-                       s->store->path, chunk + 1);
-    TRY(lay_chunk(s, i, cut->end - cut->begin, &s->prefix));
-    return s->tf.be->upload(s->tf.dev, stage_bytes(s, i), c.pages,
-                            c.n_pages * s->kv.pool.page_bytes);
+    return (size_t)s->plan.wave * (size_t)s->e->model.cfg.n_kv_heads * (size_t)s->cap;
+}
+
+size_t recall_choices(const struct Session *s)
+{
+    return s->store && s->mass_stride ? choice_size(s) * (size_t)s->e->model.cfg.n_layers : 0;
+}
+
+int *recall_choice(const struct Session *s, int layer)
+{
+    return s->keep_dev + choice_size(s) * (size_t)layer;
 }
 
 static int recall_begin(struct Session *s, struct Wave *w)
@@ -486,7 +415,7 @@ static int recall_begin(struct Session *s, struct Wave *w)
     store_check(s->store, w->chunk, w->n, s->e->settings.threads);
     for (int i = 0; i < w->n; i++) {
         int n = wave_len(s, w, i);
-        TRY(load_chunk(s, w->chunk[i], i));
+        TRY(stage_load(s, w->chunk[i], i));
         s->seq_begin[i] = i * q;
         batch_rows_fill(s, s->prompt.tail.ids, q, i * q, s->plan.n_prefix + n);
         w->row[i] = i * q;
@@ -505,19 +434,16 @@ static int recall_begin(struct Session *s, struct Wave *w)
     return tf_begin(&s->tf, &w->batch);
 }
 
-/* What the device chose, into the slots, since pages come later. */
-static int note_choice(struct Session *s, const struct Wave *w, int layer)
+/* What the device chose for chunks that stay, into their slots: their pages come later. */
+static int note_choices(struct Session *s, const struct Wave *w)
 {
-    int heads = s->e->model.cfg.n_kv_heads;
-    size_t stride = (size_t)s->mass_stride, n = (size_t)(w->n * heads) * stride;
-    TRY(s->tf.be->download(s->tf.dev, s->keep, s->keep_dev, n * sizeof *s->keep));
-    for (int i = 0; i < w->n; i++)
-        for (int h = 0; h < heads; h++) {
-            int head = layer * heads + h;
-            memcpy(w->slot[i]->index + (size_t)head * (size_t)s->cap,
-                   s->keep + (size_t)(i * heads + h) * stride,
-                   sizeof(int) * (size_t)w->slot[i]->kept[head]);
-        }
+    size_t chunk = (size_t)s->e->model.cfg.n_kv_heads * (size_t)s->cap;
+    for (int i = 0; i < w->n; i++) {
+        struct Slot *slot = session_slot(s, w->chunk[i]);
+        for (int l = 0; slot && l < s->e->model.cfg.n_layers; l++)
+            TRY(s->tf.be->download(s->tf.dev, slot->index + chunk * (size_t)l,
+                                   recall_choice(s, l) + chunk * (size_t)i, chunk * sizeof(int)));
+    }
     return PC_OK;
 }
 
@@ -540,14 +466,13 @@ int recall_wave(struct Session *s, int first, int n)
     bool scored = !ranks_ahead(&s->set);
     TRY(wave_slots(s, &w));
     for (int i = first + n; i < first + 2 * n && i < s->n_mine; i++)
-        store_expect(s->store, s->todo[i]);
+        if (!stage_has(s, s->todo[i])) store_expect(s->store, s->todo[i]);
     if (scored || s->mass) TRY(recall_begin(s, &w));
     for (int l = 0; (scored || s->mass) && l < s->e->model.cfg.n_layers; l++) {
         struct AttnArgs args;
         TRY(session_stop(s));
         TRY(tf_attend(&s->tf, &w.batch, l, 0, &args));
         if (s->mass) TRY(wave_choose(s, &w, l, &args));
-        if (s->mass && wave_chooses_on_device(s)) TRY(note_choice(s, &w, l));
         TRY(tf_ffn(&s->tf, l, s->seq_begin[n]));
     }
     if (scored) {
@@ -555,18 +480,26 @@ int recall_wave(struct Session *s, int first, int n)
         TRY(wave_score(s, &w));
         TRY(wave_evict(s, &w));
     }
+    if (s->mass && wave_chooses_on_device(s)) TRY(note_choices(s, &w));
     session_progress(s, STAGE_PREFILL, first + n, wave_tokens_before(s, first + n));
     return PC_OK;
 }
 
-/* What a full head keeps of a staged chunk, into its slot's table. */
-static int gather_full(struct Session *s, struct Slot *slot, int n, int head)
+/* What full heads keep of the chunk that is table 0, into its slot's table. */
+static int gather_full(struct Session *s, struct Slot *slot, int len)
 {
-    int heads = s->e->model.cfg.n_kv_heads;
-    struct KvTokens t = {&s->staged[0], head, s->prefix.n_tokens[head],
-                         slot->index ? slot->index + (size_t)head * (size_t)s->cap : NULL,
-                         slot->index ? slot->kept[head] : n};
-    return kv_gather(&s->kv, &slot->table, head / heads, head % heads, &t);
+    const struct HeadTable *t = &s->staged[0];
+    int heads = s->e->model.cfg.n_kv_heads, *index = slot->index ? s->keep_dev : NULL;
+    size_t n = (size_t)s->prefix.n_heads * (size_t)s->cap;
+    if (index) TRY(s->tf.be->upload(s->tf.dev, index, slot->index, n * sizeof *index));
+    for (int h = 0; h < s->prefix.n_heads; h++) {
+        if (s->heads.streams && s->heads.streams[h]) continue;
+        uint32_t page = t->refs[(size_t)h * (size_t)t->stride + s->prefix.n_refs[h]].page;
+        struct KvRun run = {page, NULL, len};
+        if (index) run.index = index + (size_t)h * (size_t)s->cap, run.n = slot->kept[h];
+        TRY(kv_gather_run(&s->kv, &slot->table, h / heads, h % heads, &run, &s->gathers));
+    }
+    return kv_gather_flush(&s->kv, &s->gathers);
 }
 
 /* What a streaming head has of it. */
@@ -578,13 +511,10 @@ static int gather_streaming(struct Session *s, struct Slot *slot, int head)
     return kv_gather(&s->kv, &slot->table, head / heads, head % heads, &all);
 }
 
-static int gather_chunk(struct Session *s, struct Slot *slot, int n, bool last)
+static int gather_ends(struct Session *s, struct Slot *slot)
 {
-    for (int h = 0; h < s->prefix.n_heads; h++) {
-        bool streams = s->heads.streams && s->heads.streams[h];
-        if (!streams) TRY(gather_full(s, slot, n, h));
-        if (streams && last) TRY(gather_streaming(s, slot, h));
-    }
+    for (int h = 0; s->heads.streams && h < s->prefix.n_heads; h++)
+        if (s->heads.streams[h]) TRY(gather_streaming(s, slot, h));
     return PC_OK;
 }
 
@@ -597,8 +527,9 @@ int recall_kept(struct Session *s)
         if (!slot && s->together) continue; /* another rank has it */
         if (!slot) return err_set(PC_EINTERNAL, "kept chunk %d has no slot", chunk);
         TRY(session_stop(s));
-        TRY(load_chunk(s, chunk, 0));
-        TRY(gather_chunk(s, slot, len, i == n - 1));
+        TRY(stage_load(s, chunk, 0));
+        TRY(gather_full(s, slot, len));
+        if (i == n - 1) TRY(gather_ends(s, slot));
     }
     return PC_OK;
 }

@@ -85,7 +85,8 @@ int share_open(struct Session *s)
     s->gathered = mem_alloc((size_t)t->size * (size_t)(s->plan.n_chunks + 1), sizeof *s->gathered);
     uint64_t *digest = mem_alloc((size_t)t->size, sizeof *digest);
     int status = s->gathered && digest ? PC_OK : PC_ENOMEM;
-    if (status == PC_OK && !s->together) status = kv_parcel_open(&s->parcel, s->kv.pool.page_bytes);
+    if (status == PC_OK && !s->together)
+        status = kv_parcel_open(&s->parcel, &s->e->peers, s->kv.pool.page_bytes);
     if (status == PC_OK) status = parts_open(s);
     if (status == PC_OK) status = run_digest(s, &digest[t->rank]);
     if (status == PC_OK) status = team_gather(t, digest, sizeof *digest);
@@ -140,7 +141,7 @@ static int send_chunk(struct Session *s, int chunk)
     struct Team *t = s->e->team;
     struct Slot *slot = session_slot(s, chunk);
     if (!slot) return err_set(PC_EINTERNAL, "kept chunk %d has no slot", chunk);
-    TRY(kv_send(&s->kv, &slot->table, t, 0, &s->parcel));
+    TRY(kv_send(&s->kv, &slot->table, 0, &s->parcel));
     if (!slot->index) return PC_OK;
     TRY(team_send(t, 0, slot->kept, sizeof *slot->kept * (size_t)s->merged.n_heads));
     return team_send(t, 0, slot->index, index_bytes(s));
@@ -152,7 +153,7 @@ static int receive_chunk(struct Session *s, int chunk, int from)
     struct Slot *slot = session_slot(s, -1);
     if (!slot) return err_set(PC_EINTERNAL, "no free slot for chunk %d", chunk);
     slot->chunk = chunk;
-    TRY(kv_receive(&s->kv, &slot->table, t, from, &s->parcel));
+    TRY(kv_receive(&s->kv, &slot->table, from, &s->parcel));
     if (!slot->index) return PC_OK;
     TRY(team_receive(t, from, slot->kept, sizeof *slot->kept * (size_t)s->merged.n_heads));
     return team_receive(t, from, slot->index, index_bytes(s));

@@ -1,8 +1,9 @@
 /* team.h - the processes of one run: who they are, bytes between them, and how the failure of one becomes everyone's.
  *
  * A team has `size` ranks; rank 0 leads: it reads what the user gives and prints. A process alone is a team of one, for
- * which every call below returns at once. Bytes travel over a link: MPI's (team_mpi.c), in builds that have it. What a link
- * does not give is made here from messages between two ranks, always in the order of ranks.
+ * which every call below returns at once. Bytes travel over a link: MPI's (team_mpi.c), in builds that have it, or sockets
+ * between processes of one machine (team_local.c). What a link does not give is made here from messages between two ranks,
+ * always in the order of ranks.
  *
  * A rank that fails goes its own way up to team_close, which tells the others; they find it wherever they wait or ask
  * (team_check), and fail with the same status.
@@ -82,6 +83,16 @@ int team_idle(struct Team *t, int turns);
  * TEAM_PATIENCE seconds once any has failed. Returns the team's status: the first failure by rank. code() gives a status's exit code. */
 enum { TEAM_PATIENCE = 10 };
 int team_close(struct Team *t, int status, void (*say)(const char *text), int (*code)(int status));
+
+/* One rank's ends of the two sockets between it and another: a stream for data, packets for news. */
+struct TeamEnds {
+    int data, news;
+};
+/* ends [size], this rank's own: -1. They are the team's from now on. */
+int team_sockets_open(const struct TeamEnds *ends, int rank, int size, struct Team *out);
+/* Makes this process rank 0 of `size` on this machine: the others are copies of it, which go on from here too. Before the
+ * first thread is started and the first GPU is touched. team_close, in rank 0, waits for them. */
+int team_local_open(int size, struct Launch *launch, struct Team *out);
 
 /* Starts MPI in a process that a launcher started; only in builds with MPI. PC_ECONFIG when MPI sees another number of
  * processes than `launch`. */

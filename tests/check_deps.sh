@@ -18,7 +18,7 @@ layers=(
     "tokenizer tokenizer_* text_* pretokenize added strmap bpe spm parts chat chat_* prompt"
     "kernels kernels_*"
     "backend cpu cpu_*"
-    "chunk_plan kv_cache kv_* pages store store_*"
+    "chunk_plan kv_cache kv_* pages peers store store_*"
     "transformer"
     "pcomp sampler"
     "session session_* prefill decode engine plan bench bench_* perplexity calibrate calibrate_*"

@@ -13,6 +13,7 @@
 enum { BYTES = 3000 };
 
 static int passed, failed;
+static double loose; /* what codes round off besides */
 static char text[BYTES + 1], path[] = "/tmp/pcomp_gpu_store_XXXXXX";
 
 static void check(bool ok, const char *what, const char *with)
@@ -21,11 +22,20 @@ static void check(bool ok, const char *what, const char *with)
     if (!ok) printf("FAIL %s, %s: %s\n", what, with, err_text());
 }
 
+static int ask_with(struct Engine *e, struct Store *store, const char *question, bool stays,
+                    struct Result *r)
+{
+    struct Request req = {.context = text,
+                          .context_len = BYTES,
+                          .store = store,
+                          .store_stays = stays,
+                          .question = question};
+    return session_run(e, &req, r);
+}
+
 static int ask(struct Engine *e, struct Store *store, struct Result *r)
 {
-    struct Request req = {
-        .context = text, .context_len = BYTES, .store = store, .question = "Which one?"};
-    return session_run(e, &req, r);
+    return ask_with(e, store, "Which one?", false, r);
 }
 
 static void compare(const struct Engine *e, const struct Result *cold, const struct Result *asked,
@@ -44,10 +54,11 @@ static void compare(const struct Engine *e, const struct Result *cold, const str
     for (int h = 0; h < m->n_layers * m->n_kv_heads; h++)
         tokens &= cold->kv_kept[h] == asked->kv_kept[h];
     check(cold->plan.n_chunks > 5 && cold->plan.n_chunks == asked->plan.n_chunks, "chunks", with);
-    check(kept, "the same chunks stay", with);
+    check(kept || loose > 1, "the same chunks stay", with);
     check(tokens, "as many tokens stay", with);
     printf("%s: scores off by at most %.2g\n", with, worst);
-    check(worst < 0.01, "near scores", with);
+    check(worst < 0.01 * loose, "near scores", with);
+    if (loose > 1) return; /* a question over codes may say another word */
     check(cold->n_ids == asked->n_ids &&
               !memcmp(cold->ids, asked->ids, sizeof(int) * (size_t)cold->n_ids),
           "the same answer", with);
@@ -67,6 +78,30 @@ static void test_with(struct Engine *e, struct Store *store, const char *name, c
     engine_configure(e, &before);
 }
 
+/* Questions of a store that stays on the device: each is what it is alone, to the bit, and cold but for rounding. */
+static void test_stays(struct Engine *e, struct Store *store)
+{
+    static const char *const questions[] = {"Which one?", "Who stood last, and where was that?",
+                                            "x", "Which one?"};
+    struct Result stays[4] = {0}, alone, cold;
+    for (int q = 0; q < 4; q++) {
+        check(ask_with(e, store, questions[q], true, &stays[q]) == PC_OK, "stays", questions[q]);
+        check(e->resident.pages, "chunks stay on the device", questions[q]);
+    }
+    for (int q = 0; q < 4; q++) {
+        check(ask_with(e, store, questions[q], false, &alone) == PC_OK, "alone", questions[q]);
+        check(!e->resident.pages, "and leave", questions[q]);
+        check(alone.logits_hash == stays[q].logits_hash, "the same bits", questions[q]);
+        result_free(&alone);
+        check(ask_with(e, NULL, questions[q], false, &cold) == PC_OK, "cold", questions[q]);
+        compare(e, &cold, &stays[q], questions[q]);
+        result_free(&cold);
+        result_free(&stays[q]);
+    }
+    check(ask_with(e, store, questions[0], true, &alone) == PC_OK, "stays", "at the end");
+    result_free(&alone);
+}
+
 static void test_all(struct Engine *e)
 {
     static const char *const with[][2] = {
@@ -75,7 +110,9 @@ static void test_all(struct Engine *e)
         {"chunk_score", "published"},
         {"chunk_score", "bm25"},
         {"keep", "all"},
+        {"wave", "1"},
         {"wave", "3"},
+        {"wave", "200"},
         {"calib", "[{\"class\":\"middle\",\"layers\":[0,1],\"lambda\":0.02,\"stage\":1}]"}};
     struct IndexInfo made;
     struct Store store = {0};
@@ -84,15 +121,17 @@ static void test_all(struct Engine *e)
     check(store_open(path, &store) == PC_OK, "open", path);
     for (size_t i = 0; store.checked && i < sizeof with / sizeof *with; i++)
         test_with(e, &store, with[i][0], with[i][1]);
+    if (store.checked) test_stays(e, &store);
     store_close(&store);
 }
 
-static struct Engine *open_engine(const char *backend)
+static struct Engine *open_engine(const char *backend, const char *kv_type)
 {
     struct Settings set;
     struct Engine *e = NULL;
     settings_default(&set);
     settings_set(&set, "backend", backend);
+    settings_set(&set, "kv_type", kv_type);
     settings_set(&set, "window", "512");
     settings_set(&set, "chunk", "150");
     settings_set(&set, "kv_cap", "60");
@@ -123,11 +162,18 @@ int main(void)
     close(fd);
     unlink(path);
     for (int i = 0; i < BYTES; i++) text[i] = i % 50 == 49 ? '\n' : (char)('a' + i * i / 7 % 26);
-    struct Engine *e = open_engine("cuda"), *cpu = open_engine("cpu");
-    if (!e || !cpu) return 1;
-    test_all(e);
+    static const char *const types[] = {"q4", "q8", "auto"};
+    struct Engine *cpu = open_engine("cpu", "auto");
+    if (!cpu) return 1;
+    for (int i = 0; i < 3; i++) {
+        struct Engine *e = open_engine("cuda", types[i]);
+        if (!e) return 1;
+        printf("pages of %s\n", types[i]);
+        loose = i == 0 ? 30 : i == 1 ? 3 : 1;
+        test_all(e);
+        engine_close(e);
+    }
     test_foreign(cpu);
-    engine_close(e);
     engine_close(cpu);
     unlink(path);
     printf("%d passed, %d failed\n", passed, failed);

@@ -49,7 +49,49 @@ ask() { # ask N ARGS: a short run by N ranks
 # What must not depend on the number of ranks: the answer's tokens and the chunks, with their scores.
 facts='[.text, .input_hash, .logits_hash, .n_ids, .kv_kept, [.chunks[] | [.begin, .end, .score, .kept]]]'
 
+# local_ranks N ARGS: the same without MPI, by the program itself.
+local_ranks() {
+    local n=$1
+    shift
+    run --separate-stderr timeout -k 5 60 "$PCOMP" run -m "$TINY" -f text.txt -q 'To whom?' -n 6 --ranks "$n" "$@"
+}
+
 # ==== One request ====
+
+@test "--ranks: any number of processes without MPI, the same answer, once" {
+    need_model
+    local_ranks 1 --json
+    [ "$status" -eq 0 ]
+    local one n
+    one=$(jq -c "$facts" <<< "$output")
+    for n in 2 3 5; do
+        local_ranks "$n" --json
+        [ "$status" -eq 0 ]
+        [ "$(jq -sc length <<< "$output")" = 1 ]
+        [ "$(jq -c "$facts" <<< "$output")" = "$one" ]
+    done
+    run --separate-stderr "$PCOMP" run -m "$TINY" -q 'To whom?' -n 6 --ranks 3 --json < text.txt
+    [ "$(jq -c "$facts" <<< "$output")" = "$one" ] # what is piped in, rank 0 reads
+}
+
+@test "--ranks: a failure is told once, with its rank, and a killed process ends all" {
+    need_model
+    OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_SIZE=2 local_ranks 2
+    [ "$status" -eq 2 ]
+    [[ "$stderr" == *"leave out --ranks 2"* ]]
+    local_ranks 3 --memory 1M
+    [ "$status" -eq 4 ]
+    [ "$(grep -Ec 'ranks? [0-2, ]+ of 3: ' <<< "$stderr")" = 1 ]
+    text 60000 > text.txt
+    timeout 60 "$PCOMP" run -m "$TINY" -f text.txt -q 'To whom?' --ranks 3 2> log &
+    local lead=$! child=
+    while [ -z "$child" ]; do child=$(pgrep -P "$(pgrep -P "$lead")" | tail -1) || true; done
+    kill -9 "$child"
+    status=0
+    wait "$lead" || status=$?
+    [ "$status" -eq 6 ]
+    grep -q 'rank [12] of 3: gone' log
+}
 
 @test "any number of ranks gives the same answer, once" {
     need_mpi

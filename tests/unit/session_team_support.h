@@ -36,7 +36,8 @@ struct Case {
     enum Precision precision;
     enum KvType kv_type;
     float chunk_bias, temperature;
-    int copies; /* of the prefix */
+    int copies;                    /* of the prefix */
+    const struct Backend *backend; /* with the CPU's device; NULL: the CPU's */
 };
 
 static const struct Case base = {
@@ -54,6 +55,7 @@ static inline struct Engine *open_case(const struct Case *c)
 {
     struct Engine *e = open_engine_of(c->arch, c->precision, c->kv_type, 1);
     struct Settings *set = &e->settings;
+    if (c->backend) e->be = c->backend;
     set->chunk = c->chunk;
     set->keep = c->keep;
     set->kv_cap = c->cap;
@@ -141,7 +143,7 @@ static inline int run_rank(struct Team *t, const struct Case *c, struct Report *
     trouble.left = c->after;
     if (trouble.mine && c->trouble == OTHER_SETTINGS) e->settings.obs_rows = 3;
     if (trouble.mine && c->trouble == NO_MEMORY) mem_fail_after(c->after);
-    engine_join(e, t);
+    must(engine_join(e, t));
     memset(out, 0, sizeof *out);
     out->rank = t->rank;
     size_t before = mem_in_use();

@@ -381,11 +381,34 @@ static void test_random_q4(void **state)
 
 /* ==== Pages in a row ==== */
 
+/* Some tokens of each head's row behind others, picked or from the first on, with room for few notes; `before` tokens of the
+ * table lie in other pages. */
+static void gather_rows(struct World *w, const uint32_t *page, const int *n, int before)
+{
+    static int index[HEADS][TOKENS_MAX]; /* until they are flushed */
+    struct KvGathers notes;
+    assert_int_equal(kv_gathers_open(&notes, 1 + rng(4)), PC_OK);
+    for (int h = 0; h < HEADS; h++) {
+        int picked = 0, step = 1 + rng(3);
+        for (int i = 0; i < n[h]; i += 1 + rng(step)) index[h][picked++] = i;
+        if (picked > room_of(w, &w->table[1], h)) continue;
+        struct KvRun run = {page[h], step == 1 ? NULL : index[h], picked};
+        assert_int_equal(
+            kv_gather_run(&w->kv, &w->table[1], h / KV_HEADS, h % KV_HEADS, &run, &notes), PC_OK);
+        for (int i = 0; i < picked; i++)
+            list_add(&w->list[1][h], w->list[0][h].id[before + index[h][i]], 0);
+    }
+    assert_int_equal(kv_gather_flush(&w->kv, &notes), PC_OK);
+    assert_int_equal(notes.n, 0);
+    kv_gathers_close(&notes);
+    for (int h = 0; h < HEADS; h++) check_head(w, 1, h);
+}
+
 /* Tokens of all heads in pages that follow each other, written piece by piece; what lies before them in a table stays. */
 static void run_row(struct World *w)
 {
     int n[HEADS], behind = rng(60);
-    uint32_t first, page;
+    uint32_t first, page, begins[HEADS];
     make_rows(w);
     struct KvRows some = {w->k, w->v, 0, NULL, behind};
     assert_int_equal(kv_run(&w->kv, HEADS * 3, &first), PC_OK);
@@ -398,6 +421,7 @@ static void run_row(struct World *w)
     assert_int_equal(kv_flush(&w->kv, &w->writes), PC_OK);
     for (int h = 0; h < HEADS; h++) {
         n[h] = rng(3 * PAGE_TOKENS + 1);
+        begins[h] = page;
         int used = kv_lay(&w->table[0], h, page, n[h]);
         assert_int_equal(used, (n[h] + PAGE_TOKENS - 1) / PAGE_TOKENS);
         page += (uint32_t)used;
@@ -416,6 +440,7 @@ static void run_row(struct World *w)
     }
     for (int h = 0; h < HEADS; h++) check_head(w, 0, h);
     assert_true(page <= first + HEADS * 3);
+    for (int i = 0; i < 3; i++) gather_rows(w, begins, n, behind);
     assert_int_equal(kv_run(&w->kv, w->kv.pool.n_free + 1, &first), PC_EINTERNAL);
     while (kv_lay(&w->table[0], 0, 0, PAGE_TOKENS) == 1) {
     }

@@ -486,7 +486,7 @@ static int plan_with(const struct Case *c, const struct Backend *be, enum PageIn
     struct Prompt p = make_prompt(c->input);
     e->settings.select = select;
     if (be) e->be = be;
-    engine_join(e, &t);
+    must(engine_join(e, &t));
     int status = session_open(&run.s, e, &no_request, &p, NULL);
     e->be = cpu;
     session_close(&run.s);
@@ -538,7 +538,7 @@ static int run_changed(struct Team *t, struct Observer *observer, const struct B
     const struct Backend *own = e->be;
     struct Run run = {0};
     struct Prompt p = make_prompt(together.input);
-    engine_join(e, t);
+    must(engine_join(e, t));
     run.s.observer = observer;
     if (be) e->be = be;
     int status = session_open(&run.s, e, &no_request, &p, &run.r);

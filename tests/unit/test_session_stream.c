@@ -439,7 +439,7 @@ static int read_share(struct Team *t, const char *path, struct Answer *out)
     struct Result r = {0};
     e->settings.kv_cap = 50;
     e->settings.keep = 3;
-    engine_join(e, t);
+    must(engine_join(e, t));
     int status = text_stream_open(&stream, &path, 1);
     if (status == PC_OK) status = session_run(e, &req, &r);
     memset(out, 0, sizeof *out);

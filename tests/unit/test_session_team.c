@@ -135,7 +135,7 @@ static int die_in_decode(struct Team *t, void *user)
     struct Run run = {0};
     struct Prompt p = make_prompt(c->input);
     struct Request req = {.question = ""};
-    engine_join(e, t);
+    must(engine_join(e, t));
     if (session_open(&run.s, e, &req, &p, &run.r) < 0 || session_stages(&run.s, true) < 0)
         return 98;
     raise(SIGKILL); /* rank 0 asks the question and answers now */
@@ -161,7 +161,7 @@ static void test_killed_in_decode(void **state)
     struct Run run = {0};
     struct Prompt p = make_prompt(c.input);
     struct Request req = {.question = "", .on_text = slow_text};
-    engine_join(e, &r.team);
+    must(engine_join(e, &r.team));
     n_texts = 0;
     must(session_open(&run.s, e, &req, &p, &run.r));
     double begun = clock_seconds();

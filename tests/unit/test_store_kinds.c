@@ -225,7 +225,7 @@ static int other_rank(struct Team *t, void *user)
 {
     struct Engine *e = open_kind(user);
     struct Answer unused;
-    engine_join(e, t);
+    must(engine_join(e, t));
     int status = run_one(e, true, &unused);
     engine_close(e);
     return code_of(team_close(t, status, say_nothing, code_of));
@@ -237,7 +237,7 @@ static void ask_team(const struct Kind *k, int size, struct Answer *out)
     struct Kind kind = *k;
     ranks_start(&r, size, other_rank, &kind);
     struct Engine *e = open_kind(k);
-    engine_join(e, &r.team);
+    must(engine_join(e, &r.team));
     int status = run_one(e, true, out);
     engine_close(e);
     must(team_close(&r.team, status, say_nothing, code_of));
@@ -286,7 +286,7 @@ static void test_index_alone(void **state)
     (void)state;
     struct Engine *e = open_kind(&base);
     struct Team others = {.rank = 0, .size = 3};
-    engine_join(e, &others);
+    must(engine_join(e, &others));
     index_text(e);
     assert_true(e->team == &others);
     e->team = &e->alone;

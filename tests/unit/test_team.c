@@ -8,6 +8,7 @@
 #include "team_support.h"
 
 #include <sched.h>
+#include <sys/resource.h>
 
 static const int SIZES[] = {1, 2, 3, 4, 8};
 enum { N_SIZES = sizeof SIZES / sizeof *SIZES };
@@ -219,7 +220,7 @@ static void test_messages(void **state)
         if (status < 0) fail_msg("%d ranks: %s", SIZES[i], err_text());
         assert_int_equal(end_first(&r, status, -1), PC_OK);
         assert_int_equal(said.n, 0);
-        assert_true(SIZES[i] == 1 || r.link.whole);
+        assert_true(SIZES[i] == 1 || r.whole);
     }
 }
 
@@ -263,7 +264,7 @@ static void check_failures(int size, struct Plan p)
     assert_int_equal(status, PC_EFORMAT);
     if (!(p.mask & 1)) assert_non_null(strstr(err_text(), "rank "));
     assert_int_equal(end_first(&r, status, -1), PC_EFORMAT);
-    assert_int_equal(r.link.code, code_of(PC_EFORMAT));
+    assert_int_equal(r.code, code_of(PC_EFORMAT));
     assert_int_equal(said.n, p.same ? 1 : __builtin_popcount((unsigned)p.mask));
     for (int i = 0, at = 0; i < size && !p.same; i++) {
         if (!(p.mask >> i & 1)) continue;
@@ -325,7 +326,7 @@ static void test_death(void **state)
                 int status = die_or_wait(&r.team, &d);
                 assert_int_equal(status, PC_ELOST);
                 assert_int_equal(end_first(&r, status, dead), PC_ELOST);
-                assert_false(r.link.whole);
+                assert_false(r.whole);
                 assert_int_equal(said.n, 1);
                 snprintf(want, sizeof want, "rank %d of %d: gone", dead, size);
                 assert_non_null(strstr(said.text[0], want));
@@ -350,7 +351,7 @@ static void test_death_of_first(void **state)
     struct Ranks r;
     ranks_start(&r, 3, orphan, NULL);
     assert_int_equal(talk(&r.team, NULL), PC_OK);
-    for (int i = 1; i < 3; i++) close(r.link.fd[i]); /* what the kernel does for a dead process */
+    r.team.link->close(r.team.self, false, 0); /* what the kernel does for a dead process */
     for (int i = 1; i < 3; i++) assert_int_equal(ranks_wait(&r, i), code_of(PC_ELOST));
 }
 
@@ -382,6 +383,127 @@ static void test_stop(void **state)
     assert_int_equal(said.n, 0);
 }
 
+/* ==== Sockets ==== */
+
+/* Rank 1 fails behind data that nobody takes; the others only ask. */
+static int fail_behind_data(struct Team *t, void *user)
+{
+    char data[5000] = "";
+    (void)user;
+    if (t->rank == 1) {
+        TRY(team_send(t, 0, data, sizeof data));
+        return err_set(PC_EFORMAT, "a bad file");
+    }
+    for (int i = 0; i < 5000; i++) {
+        TRY(team_check(t));
+        usleep(1000);
+    }
+    return PC_OK;
+}
+
+static int fail_behind_data_other(struct Team *t, void *user)
+{
+    return end_other(t, fail_behind_data(t, user));
+}
+
+static void test_news_before_data(void **state)
+{
+    (void)state;
+    struct Ranks r;
+    ranks_start(&r, 3, fail_behind_data_other, NULL);
+    int status = fail_behind_data(&r.team, NULL);
+    assert_int_equal(status, PC_EFORMAT);
+    assert_string_equal(err_text(), "rank 1 of 3: a bad file");
+    assert_int_equal(end_first(&r, status, -1), PC_EFORMAT);
+}
+
+static int send_less(struct Team *t, void *user)
+{
+    char data[16] = "";
+    (void)user;
+    return t->rank ? team_send(t, 0, data, 15) : team_receive(t, 1, data, 16);
+}
+
+static int send_less_other(struct Team *t, void *user)
+{
+    return end_other(t, send_less(t, user));
+}
+
+static void test_lengths(void **state)
+{
+    (void)state;
+    struct Ranks r;
+    ranks_start(&r, 2, send_less_other, NULL);
+    int status = send_less(&r.team, NULL);
+    assert_int_equal(status, PC_EINTERNAL);
+    assert_non_null(strstr(err_text(), "15 bytes, not 16"));
+    assert_int_equal(end_first(&r, status, -1), PC_EINTERNAL);
+}
+
+/* ==== Processes that --ranks starts ==== */
+
+/* Rank 0's status; the others end here, rank `dead` by a signal once all have talked. */
+static int local_once(int size, int dead)
+{
+    struct Launch l = {0, 1, 0, 1, 0};
+    struct Team t = {0};
+    TRY(team_local_open(size, &l, &t));
+    bool right = l.rank == t.rank && l.size == size && l.local_rank == t.rank &&
+                 l.local_size == size && t.size == size;
+    int status = right ? talk(&t, NULL) : err_set(PC_EINTERNAL, "wrong launch");
+    if (dead && t.rank == dead) raise(SIGKILL);
+    if (status == PC_OK && dead) status = talk(&t, NULL);
+    if (t.rank > 0) _exit(end_other(&t, status));
+    memset(&said, 0, sizeof said);
+    return team_close(&t, status, say, code_of);
+}
+
+static void test_local(void **state)
+{
+    (void)state;
+    for (int size = 2; size <= 5; size++) {
+        assert_int_equal(local_once(size, 0), PC_OK);
+        assert_int_equal(said.n, 0);
+        for (int dead = 1; dead < size; dead++) {
+            double begun = clock_seconds();
+            assert_int_equal(local_once(size, dead), PC_ELOST);
+            assert_int_equal(said.n, 1);
+            assert_true(clock_seconds() - begun < 5);
+        }
+        assert_int_equal(waitpid(-1, NULL, WNOHANG), -1); /* none is left behind */
+    }
+}
+
+static void test_local_refused(void **state)
+{
+    (void)state;
+    struct rlimit limit, few;
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+    few = limit;
+    few.rlim_cur = 20;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+    assert_int_equal(local_once(5, 0), PC_EIO);
+    assert_non_null(strstr(err_text(), "--ranks"));
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+    assert_int_equal(local_once(5, 0), PC_OK); /* no socket was left open */
+}
+
+static void test_local_faults(void **state)
+{
+    (void)state;
+    size_t before = mem_in_use();
+    int n = 1;
+    for (int status = PC_ENOMEM; status == PC_ENOMEM; n++) {
+        mem_fail_after(n);
+        status = local_once(3, 0);
+        mem_fail_after(0);
+        assert_true(status == PC_ENOMEM || status == PC_OK);
+        assert_int_equal(waitpid(-1, NULL, WNOHANG), -1);
+        assert_int_equal(mem_in_use(), before);
+    }
+    assert_true(n > 4);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -394,6 +516,11 @@ int main(void)
         cmocka_unit_test(test_death),
         cmocka_unit_test(test_stop),
         cmocka_unit_test(test_death_of_first),
+        cmocka_unit_test(test_news_before_data),
+        cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_local),
+        cmocka_unit_test(test_local_refused),
+        cmocka_unit_test(test_local_faults),
     };
     return cmocka_run_group_tests_name("team", tests, NULL, NULL) != 0;
 }
