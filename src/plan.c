@@ -120,8 +120,12 @@ static int plan_chunks(struct Session *s)
     s->plan.chunk_score = s->set.chunk_score;
     s->plan.keep =
         s->set.keep == KEEP_ALL ? s->plan.n_chunks : min_int(s->set.keep, s->plan.n_chunks);
-    s->plan.n_read = ranks_ahead(&s->set) && !s->indexes ? s->plan.keep : s->plan.n_chunks;
-    return PC_OK;
+    s->plan.n_read = s->plan.n_chunks;
+    if (s->indexes) return PC_OK;
+    if (s->set.prefilter)
+        s->plan.n_read = min_int(max_int(s->set.prefilter, s->plan.keep), s->plan.n_chunks);
+    if (ranks_ahead(&s->set)) s->plan.n_read = s->plan.keep;
+    return early_plan(s);
 }
 
 static int cut_chunks(struct Session *s)
@@ -207,6 +211,7 @@ static void wave_shapes(struct Session *s)
     int p0 = p->n_prefix, q = p->n_question, scored = max_int(q, 1),
         rows = p0 + p->chunk_tokens + q;
     int mass_keys = needs_mass(s) ? rows : 0;
+    bool early = s->early.n > 0;
     int keep = parts_kept(s), answer_keys = p0 + keep * s->cap + q + p->max_tokens;
     /* every kept chunk ends in a page of its own: count whole pages */
     int answer_room = PAGE_TOKENS * (kv_pages(p0) + keep * kv_pages(s->cap)) + q + p->max_tokens;
@@ -214,7 +219,7 @@ static void wave_shapes(struct Session *s)
     s->wave_shape = (struct BatchShape){.rows = s->batch_rows,
                                         .seqs = p->wave,
                                         .keys = rows,
-                                        .mass_keys = mass_keys,
+                                        .mass_keys = early ? rows : mass_keys,
                                         .head_rows = min_int(HEAD_ROWS, scored * p->wave)};
     s->answer_shape = (struct BatchShape){.rows = s->question_rows,
                                           .seqs = 1,
@@ -224,10 +229,12 @@ static void wave_shapes(struct Session *s)
                                           .selects = s->select.index,
                                           .keeps_pages = keeps_pages(s)};
     bool alone = s->e->team->rank == 0 && !s->together; /* takes in what the others have read */
-    s->n_slots = min_int(p->keep + p->wave, alone ? p->n_read : s->n_mine);
+    int held = early ? early_slots(s) : p->keep + p->wave;
+    s->n_slots = min_int(held, alone ? p->n_read : s->n_mine);
     int before = kv_pages(p0), behind = kv_pages(q + p->max_tokens) + 1;
+    size_t in_slots = early ? early_pages(s) : (size_t)p->heads_full * (size_t)s->n_slots;
     s->n_pages =
-        (size_t)p->heads_full * ((size_t)s->n_slots * kv_pages(s->cap) + before) +
+        in_slots * (size_t)kv_pages(s->cap) + (size_t)p->heads_full * (size_t)before +
         (size_t)parts_heads(s) * behind +
         (size_t)p->heads_streaming * ring_for(s, kv_pages(p->chunk_tokens) + before + behind);
     s->mass_stride = needs_mass(s) ? max_int(mass_keys, answer_keys) : 0;
@@ -256,12 +263,13 @@ static size_t plan_bytes(const struct Session *s)
                                        (rows + (size_t)s->answer_shape.turned_keys)
                                  : 0;
     size_t device = (wave > answer ? wave : answer) + tf_bytes(e->be, m, s->batch_rows) +
-                    kv_pool_bytes(e->be, e->dev, s->n_pages) + index_bytes(s) + keep + turns;
+                    kv_pool_bytes(e->be, e->dev, s->n_pages) + index_bytes(s) + keep + turns +
+                    early_rows_bytes(s);
     size_t team = (size_t)s->e->team->size;
     size_t parcel = s->together ? 0 : kv_parcel_bytes(e->be->page_bytes(e->dev)),
-           sent = team > 1 ? parcel + team * sizeof(double) * (size_t)s->plan.n_chunks : 0;
+           sent = team > 1 ? parcel + (team + 1) * sizeof(double) * (size_t)s->plan.n_chunks : 0;
     size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text_bytes(s) +
-                  sent + parts_bytes(s) + (size_t)m->vocab_size * sizeof(float);
+                  sent + parts_bytes(s) + early_bytes(s) + (size_t)m->vocab_size * sizeof(float);
     if (s->store || s->indexes) host += stored_bytes(s);
     return s->limits.own_memory ? device : device + host + s->plan.made_bytes;
 }
@@ -289,6 +297,7 @@ static void fit_wave(struct Session *s)
     int wave = wave_wanted(s);
     for (p->wave = max_int(1, min_int(min_int(wave, WAVE_MAX), s->n_mine));; p->wave--) {
         wave_shapes(s);
+        if (s->early.n) early_shapes(s);
         if (s->store || s->indexes) stored_shapes(s);
         p->peak_bytes = plan_bytes(s);
         if (p->peak_bytes <= p->available_bytes || p->wave == 1 || s->set.wave != AUTO) return;
@@ -358,6 +367,7 @@ int plan_make(struct Session *s)
     p->window = s->set.window;
     p->method = s->set.method;
     p->rope_scaling = s->set.rope_scaling;
+    p->read_share = 1;
     p->max_tokens = s->set.max_tokens;
     snprintf(p->chat_template, sizeof p->chat_template, "%s", chat_name(s->e->chat.kind));
     TRY(is_plain(s) ? plan_plain(s) : plan_chunks(s));
@@ -398,8 +408,9 @@ int plan_check(const struct Session *s)
     return err_set(
         PC_ENOMEM,
         "the run needs %.2f GiB of %s and may use %.2f GiB; try a smaller --kv-cap (now %d), "
-        "--keep (now %d), --chunk (now %d) or --wave 1, or %s",
+        "--keep (now %d), --chunk (now %d) or --wave 1%s, or %s",
         p->peak_bytes / gib, gpu ? "GPU memory beside the weights" : "memory",
         p->available_bytes / gib, p->kv_cap, p->keep, p->chunk_tokens,
+        p->n_early ? ", fewer survivors in --early-at" : "",
         gpu ? "raise --gpu-memory" : "raise --memory");
 }
