@@ -11,7 +11,8 @@ enum EarlyMeasure { MEASURE_SUM, MEASURE_PEAK, N_MEASURES };
 
 enum {
     PEAK_TOKENS = 16,
-    EARLY_ROWS = 32,      /* last question rows that are looked at, where there are so many */
+    LAST_ROWS = 4,   /* last rows behind the question, which ask for the answer's first word, */
+    EARLY_ROWS = 32, /* or its own last ones too; as far as there are so many */
     EARLY_SURVIVORS = 32, /* most that a risk asks for: what is held of survivors stays small */
 };
 

@@ -13,7 +13,7 @@ static int samples_open(struct ChunkSamples *s, const struct ChunkStudy *st)
     const struct ModelConfig *m = &st->e->model.cfg;
     int room = o->texts * o->n_asks + o->rows;
     s->n_chunks = o->rows && o->n_chunks < ROW_CHUNKS ? ROW_CHUNKS : o->n_chunks;
-    s->n_features = m->n_layers * m->n_kv_heads * N_MEASURES;
+    s->n_features = m->n_layers * m->n_kv_heads * HEAD_FEATURES;
     size_t cells = (size_t)room * (size_t)s->n_chunks;
     s->feature = mem_alloc(cells * (size_t)s->n_features, sizeof *s->feature);
     s->final = mem_alloc(cells, sizeof *s->final);
@@ -259,9 +259,10 @@ static void set_heads(const struct ChunkStudy *st, const struct ChunkScorer *sco
     int heads = st->e->model.cfg.n_kv_heads;
     stop->n_heads = scorer->n;
     for (int i = 0; i < scorer->n; i++) {
-        int f = scorer->feature[i], head = f / N_MEASURES;
-        stop->heads[i] = (struct StopHead){head / heads, head % heads,
-                                           (enum EarlyMeasure)(f % N_MEASURES), scorer->weight[i]};
+        int f = scorer->feature[i], head = f / HEAD_FEATURES;
+        stop->heads[i] =
+            (struct StopHead){head / heads, head % heads, (enum EarlyMeasure)(f % N_MEASURES),
+                              feature_rows(f % HEAD_FEATURES / N_MEASURES), scorer->weight[i]};
     }
 }
 
@@ -296,7 +297,7 @@ static int try_layer(struct ChunkStudy *st, int layer, int n_chunks, struct Chun
     int status = allowed && ahead && c->ahead && c->winner ? PC_OK : PC_ENOMEM;
     c->stop.layer = layer;
     if (status == PC_OK) {
-        memset(allowed, 1, (size_t)(layer * st->e->model.cfg.n_kv_heads * N_MEASURES));
+        memset(allowed, 1, (size_t)(layer * st->e->model.cfg.n_kv_heads * HEAD_FEATURES));
         status = chunk_choose(all, allowed, &scorer);
     }
     if (status == PC_OK) {

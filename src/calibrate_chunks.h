@@ -16,6 +16,12 @@
 
 enum { HALF_CHOOSES, HALF_REPORTS, N_HALVES };
 enum { CANDIDATES_MAX = 11, PROFILE_HEADS = 8 };
+/* Features of a KV head: each measure over the last few rows, then over more. */
+enum { ROW_KINDS = 2, HEAD_FEATURES = ROW_KINDS * N_MEASURES };
+static inline int feature_rows(int kind)
+{
+    return kind ? EARLY_ROWS : LAST_ROWS;
+}
 
 struct ChunkStudyOptions {
     int texts, rows; /* of each half: made-up ones, and a user's at most */

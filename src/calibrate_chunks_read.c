@@ -125,20 +125,21 @@ static int read_chunk(struct ChunkReader *r, const struct Chunk *c)
 
 /* ==== The questions over it ==== */
 
-static void note_layer(struct ChunkReader *r, int layer, int c, int first, struct ChunkSamples *out)
+static void note_layer(struct ChunkReader *r, int layer, int kind, int c, int first,
+                       struct ChunkSamples *out)
 {
     const struct ModelConfig *m = &r->e->model.cfg;
     const struct ChunkText *t = r->text;
     int prefix = t->asks[0].prefix.n, n = t->chunks[c].end - t->chunks[c].begin,
-        group = m->n_heads / m->n_kv_heads;
+        group = m->n_heads / m->n_kv_heads, most = feature_rows(kind);
     for (int i = 0; i < t->n_asks; i++) {
-        int rows = t->asks[i].tail.n < EARLY_ROWS ? t->asks[i].tail.n : EARLY_ROWS;
+        int rows = t->asks[i].tail.n < most ? t->asks[i].tail.n : most;
         size_t cell = (size_t)(first + i) * (size_t)out->n_chunks + (size_t)c;
-        float *feature = out->feature + cell * (size_t)out->n_features;
+        float *feature = out->feature + cell * (size_t)out->n_features + kind * N_MEASURES;
         for (int h = 0; h < m->n_kv_heads; h++) {
             const float *mass = r->mass + (size_t)(i * m->n_kv_heads + h) * (size_t)r->n_keys;
             for (int k = 0; k < N_MEASURES; k++)
-                feature[(layer * m->n_kv_heads + h) * N_MEASURES + k] =
+                feature[(layer * m->n_kv_heads + h) * HEAD_FEATURES + k] =
                     (float)early_measure((enum EarlyMeasure)k, mass + prefix, n, rows * group);
         }
     }
@@ -188,8 +189,10 @@ static int ask_chunk(struct ChunkReader *r, int c, int first, struct ChunkSample
     for (int l = 0; l < r->e->model.cfg.n_layers; l++) {
         struct AttnArgs args;
         TRY(tf_attend(&r->tf, &b, l, 0, &args));
-        TRY(r->tf.be->attn_mass(r->tf.dev, &args, EARLY_ROWS, r->mass, r->n_keys));
-        note_layer(r, l, c, first, out);
+        for (int kind = 0; kind < ROW_KINDS; kind++) {
+            TRY(r->tf.be->attn_mass(r->tf.dev, &args, feature_rows(kind), r->mass, r->n_keys));
+            note_layer(r, l, kind, c, first, out);
+        }
         TRY(tf_ffn(&r->tf, l, row));
     }
     return note_finals(r, c, first, out);

@@ -40,17 +40,19 @@ static int whole(const char *file, const char *what, const cJSON *item, const in
     return PC_OK;
 }
 
-/* [layer, KV head, measure, weight] */
+/* [layer, KV head, measure, rows, weight] */
 static int read_head(const char *file, const cJSON *item, const struct ChunkProfile *p,
                      struct ChunkStop *stop)
 {
     struct StopHead *h = &stop->heads[stop->n_heads];
-    const int layers[2] = {0, stop->layer - 1}, heads[2] = {0, p->n_kv_heads - 1};
-    if (!cJSON_IsArray(item) || cJSON_GetArraySize(item) != 4)
-        return refuse(file, "heads", "a list of [layer, head, measure, weight]");
+    const int layers[2] = {0, stop->layer - 1}, heads[2] = {0, p->n_kv_heads - 1},
+              rows[2] = {1, EARLY_ROWS};
+    if (!cJSON_IsArray(item) || cJSON_GetArraySize(item) != 5)
+        return refuse(file, "heads", "a list of [layer, head, measure, rows, weight]");
     TRY(whole(file, "heads", cJSON_GetArrayItem(item, 0), layers, &h->layer));
     TRY(whole(file, "heads", cJSON_GetArrayItem(item, 1), heads, &h->head));
-    const cJSON *measure = cJSON_GetArrayItem(item, 2), *weight = cJSON_GetArrayItem(item, 3);
+    TRY(whole(file, "heads", cJSON_GetArrayItem(item, 3), rows, &h->rows));
+    const cJSON *measure = cJSON_GetArrayItem(item, 2), *weight = cJSON_GetArrayItem(item, 4);
     int m = 0;
     while (m < N_MEASURES &&
            !(cJSON_IsString(measure) && !strcmp(measure->valuestring, MEASURES[m])))
@@ -186,8 +188,9 @@ static int stop_text(const struct ChunkStop *stop, bool last, struct Str *out)
     TRY(str_appendf(out, "    {\n      \"layer\": %d,\n      \"heads\": [\n", stop->layer));
     for (int i = 0; i < stop->n_heads; i++) {
         const struct StopHead *h = &stop->heads[i];
-        TRY(str_appendf(out, "        [%d, %d, \"%s\", %.9g]%s\n", h->layer, h->head,
-                        MEASURES[h->measure], (double)h->weight, i + 1 < stop->n_heads ? "," : ""));
+        TRY(str_appendf(out, "        [%d, %d, \"%s\", %d, %.9g]%s\n", h->layer, h->head,
+                        MEASURES[h->measure], h->rows, (double)h->weight,
+                        i + 1 < stop->n_heads ? "," : ""));
     }
     TRY(str_appendf(out, "      ],\n      \"ahead\": ["));
     for (int i = 0; i < stop->n_ahead; i++)

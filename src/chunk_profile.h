@@ -13,6 +13,7 @@ enum { STOPS_MAX = 4, STOP_HEADS_MAX = 64, STOP_SAMPLES_MAX = 512 };
 struct StopHead {
     int layer, head;
     enum EarlyMeasure measure;
+    int rows;     /* last question rows whose attention counts, EARLY_ROWS at most */
     float weight; /* of early_measure() in the sum, above 0 */
 };
 

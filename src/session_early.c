@@ -55,7 +55,7 @@ static void plain_heads(const struct ModelConfig *m, struct ChunkStop *stop)
 {
     stop->n_heads = min_int(m->n_kv_heads, STOP_HEADS_MAX);
     for (int h = 0; h < stop->n_heads; h++)
-        stop->heads[h] = (struct StopHead){stop->layer - 1, h, MEASURE_SUM, 1};
+        stop->heads[h] = (struct StopHead){stop->layer - 1, h, MEASURE_SUM, EARLY_ROWS, 1};
 }
 
 /* The heads of the profile's last decision up to this layer. */
@@ -283,12 +283,16 @@ void early_close(struct Session *s)
 
 /* ==== Scores ==== */
 
-static bool looked_at(const struct EarlyRun *e, int layer)
+/* The next smaller number of rows than `below` that some decision looks at in this layer; 0: none. */
+static int rows_looked_at(const struct EarlyRun *e, int layer, int below)
 {
+    int rows = 0;
     for (int d = 0; d < e->n; d++)
-        for (int i = 0; i < e->stop[d].n_heads; i++)
-            if (e->stop[d].heads[i].layer == layer) return true;
-    return false;
+        for (int i = 0; i < e->stop[d].n_heads; i++) {
+            const struct StopHead *h = &e->stop[d].heads[i];
+            if (h->layer == layer && h->rows < below && h->rows > rows) rows = h->rows;
+        }
+    return rows;
 }
 
 /* What one head adds to the scores of the wave's chunks. */
@@ -309,14 +313,15 @@ static void add_head(struct Session *s, const struct Wave *w, const struct StopH
 int early_look(struct Session *s, const struct Wave *w, const struct AttnArgs *args)
 {
     struct EarlyRun *e = &s->early;
-    int rows = min_int(EARLY_ROWS, s->prompt.tail.n);
-    if (!looked_at(e, args->layer)) return PC_OK;
-    TRY(s->tf.be->attn_mass(s->tf.dev, args, rows, e->mass, s->wave_shape.mass_keys));
-    for (int d = 0; d < e->n; d++)
-        for (int i = 0; i < e->stop[d].n_heads; i++)
-            if (e->stop[d].heads[i].layer == args->layer)
-                add_head(s, w, &e->stop[d].heads[i], rows,
-                         e->score + (size_t)d * (size_t)s->plan.n_chunks);
+    for (int n = EARLY_ROWS + 1; (n = rows_looked_at(e, args->layer, n)) > 0;) {
+        int rows = min_int(n, s->prompt.tail.n);
+        TRY(s->tf.be->attn_mass(s->tf.dev, args, rows, e->mass, s->wave_shape.mass_keys));
+        for (int d = 0; d < e->n; d++)
+            for (int i = 0; i < e->stop[d].n_heads; i++)
+                if (e->stop[d].heads[i].layer == args->layer && e->stop[d].heads[i].rows == n)
+                    add_head(s, w, &e->stop[d].heads[i], rows,
+                             e->score + (size_t)d * (size_t)s->plan.n_chunks);
+    }
     return PC_OK;
 }
 

@@ -41,20 +41,22 @@ static void check_chunk(struct Engine *e, const struct Prompt *p, int c, int n,
                         const struct ChunkSamples *s)
 {
     int begin = p->context.n * c / n, end = p->context.n * (c + 1) / n, q = p->tail.n,
-        rows = q < EARLY_ROWS ? q : EARLY_ROWS, pre = p->prefix.n;
+        pre = p->prefix.n;
     struct Tokens ids = join(p, begin, end);
     struct Forward f = forward(e, ids);
     double *mass = calloc((size_t)f.n, sizeof *mass), nll = 0;
     float *part = calloc((size_t)f.n, sizeof *part);
     for (int l = 0; l < LAYERS; l++)
         for (int h = 0; h < f.kv_heads; h++) {
-            brute_mass(&f, l, h, rows, mass);
-            for (int j = 0; j < end - begin; j++) part[j] = (float)mass[pre + j];
-            for (int k = 0; k < N_MEASURES; k++) {
-                double want = early_measure((enum EarlyMeasure)k, part, end - begin,
+            for (int k = 0; k < HEAD_FEATURES; k++) {
+                int rows = q < feature_rows(k / N_MEASURES) ? q : feature_rows(k / N_MEASURES);
+                brute_mass(&f, l, h, rows, mass);
+                for (int j = 0; j < end - begin; j++) part[j] = (float)mass[pre + j];
+                double want = early_measure((enum EarlyMeasure)(k % N_MEASURES), part, end - begin,
                                             rows * f.heads / f.kv_heads),
-                       have = (double)s->feature[(size_t)c * (size_t)s->n_features +
-                                                 (size_t)((l * f.kv_heads + h) * N_MEASURES + k)];
+                       have =
+                           (double)s->feature[(size_t)c * (size_t)s->n_features +
+                                              (size_t)((l * f.kv_heads + h) * HEAD_FEATURES + k)];
                 if (!(fabs(have - want) < 2e-3))
                     fail_msg("chunk %d layer %d head %d: %g, not %g", c, l, h, have, want);
             }

@@ -123,10 +123,10 @@ static struct ChunkProfile sample_profile(void)
     struct ChunkProfile p = {.model_hash = 0x00abcdef12345678, .n_layers = 12, .n_kv_heads = 3};
     p.n_stops = 2;
     p.stops[0] = (struct ChunkStop){.layer = 4, .n_heads = 2, .n_ahead = 3, .ahead = {0, 0.25f, 1}};
-    p.stops[0].heads[0] = (struct StopHead){3, 2, MEASURE_PEAK, 0.75f};
-    p.stops[0].heads[1] = (struct StopHead){0, 0, MEASURE_SUM, 1.5f};
+    p.stops[0].heads[0] = (struct StopHead){3, 2, MEASURE_PEAK, 4, 0.75f};
+    p.stops[0].heads[1] = (struct StopHead){0, 0, MEASURE_SUM, 32, 1.5f};
     p.stops[1] = (struct ChunkStop){.layer = 11, .n_heads = 1, .n_ahead = 1, .ahead = {0.5f}};
-    p.stops[1].heads[0] = (struct StopHead){10, 1, MEASURE_SUM, 1};
+    p.stops[1].heads[0] = (struct StopHead){10, 1, MEASURE_SUM, 1, 1};
     return p;
 }
 
@@ -157,11 +157,13 @@ static void test_bad_files(void **state)
         {"\"layer\": 4", "\"layer\": 0"},
         {"\"layer\": 4", "\"layer\": 12"},
         {"\"layer\": 11", "\"layer\": 4"},
-        {"[3, 2, \"peak\", 0.75]", "[4, 2, \"peak\", 0.75]"},
-        {"[3, 2, \"peak\", 0.75]", "[3, 3, \"peak\", 0.75]"},
-        {"[3, 2, \"peak\", 0.75]", "[3, 2, \"most\", 0.75]"},
-        {"[3, 2, \"peak\", 0.75]", "[3, 2, \"peak\", 0]"},
-        {"[3, 2, \"peak\", 0.75]", "[3, 2, \"peak\"]"},
+        {"[3, 2, \"peak\", 4, 0.75]", "[4, 2, \"peak\", 4, 0.75]"},
+        {"[3, 2, \"peak\", 4, 0.75]", "[3, 2, \"peak\", 33, 0.75]"},
+        {"[3, 2, \"peak\", 4, 0.75]", "[3, 2, \"peak\", 0, 0.75]"},
+        {"[3, 2, \"peak\", 4, 0.75]", "[3, 3, \"peak\", 4, 0.75]"},
+        {"[3, 2, \"peak\", 4, 0.75]", "[3, 2, \"most\", 4, 0.75]"},
+        {"[3, 2, \"peak\", 4, 0.75]", "[3, 2, \"peak\", 4, 0]"},
+        {"[3, 2, \"peak\", 4, 0.75]", "[3, 2, \"peak\"]"},
         {"[0, 0.25, 1]", "[]"},
         {"[0, 0.25, 1]", "[0, 1.25, 1]"},
         {"{", "["},

@@ -155,9 +155,9 @@ static void test_profile(void **state)
     session_close(&run.s);
     *p = (struct ChunkProfile){.n_layers = LAYERS, .n_kv_heads = 2, .n_stops = 2};
     p->stops[0] = (struct ChunkStop){.layer = 1, .n_heads = 1, .n_ahead = 1, .ahead = {0.99f}};
-    p->stops[0].heads[0] = (struct StopHead){0, 1, MEASURE_PEAK, 2};
+    p->stops[0].heads[0] = (struct StopHead){0, 1, MEASURE_PEAK, 4, 2};
     p->stops[1] = (struct ChunkStop){.layer = 2, .n_heads = 1, .n_ahead = 2, .ahead = {0, 0.1f}};
-    p->stops[1].heads[0] = (struct StopHead){1, 0, MEASURE_SUM, 1};
+    p->stops[1].heads[0] = (struct StopHead){1, 0, MEASURE_SUM, 32, 1};
     e->settings.early_risk = 0.05f;
     run_open(&run, e, input);
     assert_int_equal(run.s.plan.n_early, 1); /* the first would let nothing leave */
