@@ -89,7 +89,7 @@ static int make_ask(const struct Engine *e, const char *context, const char *que
 
 /* ==== Made-up texts ==== */
 
-/* Where each fact stands: its chunk, and its tokens. */
+/* A fact: in which chunk it stands, and its tokens. */
 struct Hidden {
     int chunk;
     struct Tokens ids;
@@ -111,8 +111,6 @@ static int make_fact(const struct ChunkStudy *st, uint64_t seed, int i, struct C
                      struct Hidden *out)
 {
     struct Str needle = {0}, question = {0};
-    out->chunk = draw(seed, 0, i, t->n_chunks);
-    t->right[(size_t)i * (size_t)t->n_chunks + (size_t)out->chunk] = 1;
     int status = str_append(&needle, "\n\n", 2);
     if (status == PC_OK) status = chunk_fact(seed, i, &needle, &question);
     if (status == PC_OK) status = str_append(&needle, "\n\n", 2);
@@ -142,7 +140,7 @@ static int fill_chunk(const struct ChunkStudy *st, int half, uint64_t seed, int 
     t->chunks[c].begin = t->ids.n;
     for (int i = 0; i < n; i++)
         if (facts[i].chunk == c) hay -= facts[i].ids.n;
-    for (int i = 0, left = hay; i < n && hay > 0; i++) {
+    for (int i = 0, left = hay; i < n; i++) {
         if (facts[i].chunk != c) continue;
         last = draw(seed, 1, i, left + 1);
         TRY(add_hay(st, half, at, last, &t->ids));
@@ -150,14 +148,29 @@ static int fill_chunk(const struct ChunkStudy *st, int half, uint64_t seed, int 
         left -= last;
         hay = left;
     }
-    if (hay < 0)
-        return err_set(PC_ERANGE,
-                       "chunks of %d tokens have no room for the facts hidden in them; give a "
-                       "longer --chunk",
-                       st->chunk);
     TRY(add_hay(st, half, at, hay, &t->ids));
     t->chunks[c].end = t->ids.n;
     return PC_OK;
+}
+
+/* Fact i's chunk: one by chance, or the next one with room. */
+static int place_fact(const struct ChunkStudy *st, uint64_t seed, int i, struct Hidden *facts,
+                      struct ChunkText *t)
+{
+    int n = t->n_chunks, at = draw(seed, 0, i, n);
+    for (int k = 0; k < n; k++) {
+        int c = (at + k) % n, used = facts[i].ids.n;
+        for (int other = 0; other < i; other++)
+            if (facts[other].chunk == c) used += facts[other].ids.n;
+        if (used > st->chunk) continue;
+        facts[i].chunk = c;
+        t->right[(size_t)i * (size_t)n + (size_t)c] = 1;
+        return PC_OK;
+    }
+    return err_set(PC_ERANGE,
+                   "%d chunks of %d tokens have no room for the facts hidden in them; give a "
+                   "longer --chunk or more --tokens",
+                   n, st->chunk);
 }
 
 static int make_text(const struct ChunkStudy *st, int half, int index, struct Hidden *facts,
@@ -165,7 +178,10 @@ static int make_text(const struct ChunkStudy *st, int half, int index, struct Hi
 {
     uint64_t seed = text_seed(st, half, index);
     int at = draw(seed, 2, 0, st->hay.n / 4);
-    for (int i = 0; i < t->n_asks; i++) TRY(make_fact(st, seed, i, t, &facts[i]));
+    for (int i = 0; i < t->n_asks; i++) {
+        TRY(make_fact(st, seed, i, t, &facts[i]));
+        TRY(place_fact(st, seed, i, facts, t));
+    }
     for (int c = 0; c < t->n_chunks; c++) TRY(fill_chunk(st, half, seed, c, facts, &at, t));
     return PC_OK;
 }

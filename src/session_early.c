@@ -113,7 +113,7 @@ static void profile_stops(struct Session *s)
         const struct ChunkStop *stop = &p->stops[i];
         int before = s->early.n ? s->plan.early[s->early.n - 1].survivors : s->plan.n_read;
         int n = early_survivors(stop->ahead, stop->n_ahead, before, (double)s->set.early_risk,
-                                s->plan.keep);
+                                2 * s->plan.keep);
         if (n + (s->heads.streams ? 1 : 0) < before) decide(s, stop, n);
     }
 }

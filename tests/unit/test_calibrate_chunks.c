@@ -4,7 +4,7 @@
 #include "calibrate_chunks.h"
 #include "tests/unit/session_support.h"
 
-enum { CHUNK = 400 };
+enum { CHUNK = 250 };
 
 static char context[1500];
 

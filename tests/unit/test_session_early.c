@@ -164,7 +164,7 @@ static void test_profile(void **state)
     struct EarlyDecision d = run.s.plan.early[0];
     assert_int_equal(d.layer, 2);
     assert_int_equal(d.n_before, 9);
-    assert_int_equal(d.survivors, early_survivors(p->stops[1].ahead, 2, 9, 0.05, 2));
+    assert_int_equal(d.survivors, early_survivors(p->stops[1].ahead, 2, 9, 0.05, 4));
     assert_true(d.risk <= 0.05f && d.survivors < 9);
     assert_true(fabs(run.s.plan.read_share - (9 * 2 + d.survivors) / 27.0) < 1e-9);
     must(session_stages(&run.s, false));
