@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-enum { HAY_MIN = 2048, LONG_TEXT = 131072, ROW_CHUNKS = 64 };
+enum { HAY_MIN = 2048, LONG_TEXT = 131072, ROW_CHUNKS = 64, TELLING_CHUNKS = 4 };
 
 /* ==== Open and close ==== */
 
@@ -256,16 +256,24 @@ int chunk_study_row(struct ChunkStudy *st, int half, const struct ChunkRow *row,
 
 /* ==== Choice ==== */
 
+/* Whether a decision could lose the sample's right chunk: all layers keep it, among as many chunks as tell apart. */
+static bool can_be_lost(const struct ChunkStudy *st, const struct ChunkSamples *s, int i)
+{
+    int ahead = finals_ahead(s, i);
+    return ahead >= 0 && ahead < st->keep && s->chunks[i] >= TELLING_CHUNKS;
+}
+
 /* Shares of the other chunks that are ahead. What one sample of few chunks says is drawn towards what all say: a chunk's
  * worth of the mean goes to each. */
-static void set_shares(const struct ChunkSamples *s, const int *ahead, struct ChunkStop *stop)
+static void set_shares(const struct ChunkStudy *st, const struct ChunkSamples *s, const int *ahead,
+                       struct ChunkStop *stop)
 {
     double hits = 0.5, draws = 1;
     for (int i = 0; i < s->n; i++)
-        if (ahead[i] >= 0) hits += ahead[i], draws += s->chunks[i] - 1;
+        if (can_be_lost(st, s, i)) hits += ahead[i], draws += s->chunks[i] - 1;
     stop->n_ahead = 0;
     for (int i = 0; i < s->n && stop->n_ahead < STOP_SAMPLES_MAX; i++)
-        if (ahead[i] >= 0)
+        if (can_be_lost(st, s, i))
             stop->ahead[stop->n_ahead++] = (float)((ahead[i] + hits / draws) / s->chunks[i]);
 }
 
@@ -313,13 +321,13 @@ static int try_layer(struct ChunkStudy *st, int layer, int n_chunks, struct Chun
     int status = allowed && ahead && c->ahead && c->winner ? PC_OK : PC_ENOMEM;
     c->stop.layer = layer;
     if (status == PC_OK) {
-        memset(allowed, 1, (size_t)(layer * st->e->model.cfg.n_kv_heads * HEAD_FEATURES));
+        memset(allowed, 1, (size_t)layer * (size_t)st->e->model.cfg.n_kv_heads * HEAD_FEATURES);
         status = chunk_choose(all, allowed, &scorer);
     }
     if (status == PC_OK) {
         for (int i = 0; i < all->n; i++) ahead[i] = chunks_ahead(all, i, &scorer);
         set_heads(st, &scorer, &c->stop);
-        set_shares(all, ahead, &c->stop);
+        set_shares(st, all, ahead, &c->stop);
         rate(st, c, n_chunks);
         for (int i = 0; i < told->n; i++) {
             c->ahead[i] = chunks_ahead(told, i, &scorer);
@@ -387,10 +395,13 @@ int chunk_study_choose(struct ChunkStudy *st, struct ChunkProfile *profile,
     for (int i = 0; i < told->n; i++) report->finals[i] = finals_ahead(told, i);
     TRY(try_layers(st, report));
     choose_layers(st, report);
+    if (report->list[0].stop.n_ahead == 0)
+        return err_set(PC_ERANGE, "this model finds none of the facts even with all layers: there "
+                                  "is nothing that chunks could be told apart by");
     *profile = (struct ChunkProfile){st->e->model.hash, m->n_layers, m->n_kv_heads, {{0}}, 0};
     for (int i = 0; i < report->n; i++) {
         struct ChunkCandidate *c = &report->list[i];
-        set_shares(told, c->ahead, &c->stop);
+        set_shares(st, told, c->ahead, &c->stop);
         rate(st, c, report->n_chunks);
         if (c->chosen) profile->stops[profile->n_stops++] = c->stop;
     }

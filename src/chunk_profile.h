@@ -22,8 +22,8 @@ struct ChunkStop {
     int layer;
     struct StopHead heads[STOP_HEADS_MAX]; /* of layers before it */
     int n_heads;
-    float
-        ahead[STOP_SAMPLES_MAX]; /* of each sample: share of the other chunks that scored higher */
+    /* Of each sample whose right chunk all layers would keep: share of the other chunks that scored higher. */
+    float ahead[STOP_SAMPLES_MAX];
     int n_ahead;
 };
 
