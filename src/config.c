@@ -77,7 +77,7 @@ const struct Setting SETTINGS[] = {
      "chunks that the question's attention finds hopeless leave after some of the layers, and only survivors go on to chunk_score; "
      "profile: as the model's profile says, see `pcomp calibrate chunks`; auto: the same, or off for a model without one"},
     {"early_at", SET_TEXT, TEXT_AT(early_at), NULL, "", "method",
-     "after how many layers chunks leave, and how many survive, in place of the profile's own: 8:12,50%:6; layers as a number or a share of all"},
+     "after how many layers chunks leave, and how many survive, in place of the profile's own: 8:12,50%:6, or with + for the comma; layers as a number or a share of all"},
     {"early_risk", SET_FLOAT, AT(early_risk), 0, 0, 1, NULL, "0.02", "method",
      "chance to lose at one decision a chunk with the answer that all layers would have kept, from which the survivors are counted, twice keep at least and 32 at most; early_at counts them itself"},
     {"chunk_profile", SET_TEXT, TEXT_AT(chunk_profile), NULL, "", "method",

@@ -22,7 +22,7 @@ static int min_int(int a, int b)
 
 /* ==== Decisions ==== */
 
-/* One "8:12" or "50%:6" of early_at; *at moves behind it. */
+/* One "8:12" or "50%:6" of early_at, which commas or plus signs part; *at moves behind it. */
 static int parse_stop(const char **at, int n_layers, int *layer, int *survivors)
 {
     char *end;
@@ -35,7 +35,7 @@ static int parse_stop(const char **at, int n_layers, int *layer, int *survivors)
         return PC_ECONFIG;
     *layer = (int)number;
     long n = strtol(colon + 1, &end, 10);
-    if (end == colon + 1 || n < 1 || n > 1 << 24 || (*end && (*end != ',' || !end[1])))
+    if (end == colon + 1 || n < 1 || n > 1 << 24 || (*end && (!strchr(",+", *end) || !end[1])))
         return PC_ECONFIG;
     *survivors = (int)n;
     *at = *end ? end + 1 : end;

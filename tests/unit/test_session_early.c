@@ -27,7 +27,7 @@ static const struct Input input = {9, 1100, 20, 4};
 static void test_margin_for_all(void **state)
 {
     (void)state;
-    static const char *const margins[] = {"1:99", "2:99", "1:99,2:99", "34%:9,67%:9"};
+    static const char *const margins[] = {"1:99", "2:99", "1:99+2:99", "34%:9,67%:9"};
     for (int a = 0; a < N_ARCHS; a++)
         for (int precision = 0; precision < 2; precision++) {
             struct Engine *e =
@@ -356,10 +356,11 @@ static void test_faults(void **state)
 static void test_bad_stops(void **state)
 {
     (void)state;
-    static const char *const bad[] = {
-        "x",       "1",    "1:",      "1:0",     "0:4",    "3:4",
-        "1:4;2:3", "1:4,", "2:4,1:3", "1:4,1:3", "100%:4", "1.5:4",
-        "1:4,2:x", ":4",   "-1:4",    "1:-4",    "nan:3",  "1:9999999999999"};
+    static const char *const bad[] = {"x",       "1",        "1:",      "1:0",
+                                      "0:4",     "3:4",      "1:4;2:3", "1:4,",
+                                      "2:4,1:3", "1:4,1:3",  "100%:4",  "1.5:4",
+                                      "1:4,2:x", ":4",       "-1:4",    "1:-4",
+                                      "1:4+",    "1:4+,2:3", "nan:3",   "1:9999999999999"};
     struct Engine *e = open_early("llama", PRECISION_F32, "");
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct Run run = {0};
