@@ -263,7 +263,7 @@ static bool can_be_lost(const struct ChunkStudy *st, const struct ChunkSamples *
     return ahead >= 0 && ahead < st->keep && s->chunks[i] >= TELLING_CHUNKS;
 }
 
-/* Shares of the other chunks that are ahead. What one sample of few chunks says is drawn towards what all say: a chunk's
+/* Adds shares of the other chunks that are ahead. What one sample of few chunks says is drawn towards what all say: a chunk's
  * worth of the mean goes to each. */
 static void set_shares(const struct ChunkStudy *st, const struct ChunkSamples *s, const int *ahead,
                        struct ChunkStop *stop)
@@ -271,7 +271,6 @@ static void set_shares(const struct ChunkStudy *st, const struct ChunkSamples *s
     double hits = 0.5, draws = 1;
     for (int i = 0; i < s->n; i++)
         if (can_be_lost(st, s, i)) hits += ahead[i], draws += s->chunks[i] - 1;
-    stop->n_ahead = 0;
     for (int i = 0; i < s->n && stop->n_ahead < STOP_SAMPLES_MAX; i++)
         if (can_be_lost(st, s, i))
             stop->ahead[stop->n_ahead++] = (float)((ahead[i] + hits / draws) / s->chunks[i]);
@@ -307,7 +306,7 @@ static const struct ChunkSamples *reporting(const struct ChunkStudy *st)
     return &st->half[st->half[HALF_REPORTS].n ? HALF_REPORTS : HALF_CHOOSES];
 }
 
-/* Chooses heads before the layer by one half and rates them by it; then counts with the other. */
+/* Chooses heads before the layer by one half; both say how far ahead others are, the other one also what is reported. */
 static int try_layer(struct ChunkStudy *st, int layer, int n_chunks, struct ChunkCandidate *c)
 {
     const struct ChunkSamples *all = &st->half[HALF_CHOOSES], *told = reporting(st);
@@ -328,11 +327,12 @@ static int try_layer(struct ChunkStudy *st, int layer, int n_chunks, struct Chun
         for (int i = 0; i < all->n; i++) ahead[i] = chunks_ahead(all, i, &scorer);
         set_heads(st, &scorer, &c->stop);
         set_shares(st, all, ahead, &c->stop);
-        rate(st, c, n_chunks);
         for (int i = 0; i < told->n; i++) {
             c->ahead[i] = chunks_ahead(told, i, &scorer);
             c->winner[i] = winner_ahead(told, i, &scorer);
         }
+        if (told != all) set_shares(st, told, c->ahead, &c->stop);
+        rate(st, c, n_chunks);
     }
     mem_free(allowed);
     mem_free(ahead);
@@ -400,9 +400,7 @@ int chunk_study_choose(struct ChunkStudy *st, struct ChunkProfile *profile,
                                   "is nothing that chunks could be told apart by");
     *profile = (struct ChunkProfile){st->e->model.hash, m->n_layers, m->n_kv_heads, {{0}}, 0};
     for (int i = 0; i < report->n; i++) {
-        struct ChunkCandidate *c = &report->list[i];
-        set_shares(st, told, c->ahead, &c->stop);
-        rate(st, c, report->n_chunks);
+        const struct ChunkCandidate *c = &report->list[i];
         if (c->chosen) profile->stops[profile->n_stops++] = c->stop;
     }
     return PC_OK;

@@ -3,7 +3,8 @@
  * Texts with made-up facts in them, or a user's own rows, are read chunk by chunk, as a run reads them; each chunk is read
  * once, and then all questions about its text are asked of it at once, over its keys and values. Every layer's attention of
  * every question's last rows on every chunk becomes features (calib/chunk_choose.h), and the surprise of the question's words
- * the final score. Half of the texts choose heads and layers; the other half says how often they lose the chunk.
+ * the final score. Half of the texts choose heads and layers; the other half says how often they lose the chunk; which layers
+ * the profile has, of a dozen, and how many must survive, is for both to say.
  *
  *   chunk_study_open -> chunk_study_texts, chunk_study_row -> chunk_study_choose -> a profile, and a report
  */
@@ -48,8 +49,7 @@ struct ChunkStudy {
 
 /* One layer behind which chunks could leave. */
 struct ChunkCandidate {
-    struct ChunkStop
-        stop; /* ahead: of the half that reports, or where there is none of the other */
+    struct ChunkStop stop; /* ahead: of both halves */
     int *ahead,
         *winner; /* [samples of that half] chunks ahead of the right one, and of the final winner; -1: none; owned */
     int survivors;      /* of as many chunks as 128K tokens are, at the settings' risk */

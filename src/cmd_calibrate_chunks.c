@@ -169,7 +169,7 @@ static int table_make(const struct ChunksRun *run, struct Str *out)
         run->n_taken / 2, (unsigned long long)o->seed, clock_seconds() - run->begun));
     TRY(str_appendf(out,
                     "right chunk among the best 1, 2 and 4, and the final winner among 4, %% of %d "
-                    "questions that had no part in the choice\n\n",
+                    "questions that had no part in the choice of heads\n\n",
                     r->n_samples));
     TRY(str_appendf(out, "%6s %5s  %15s %15s %15s %15s %9s %6s\n", "layers", "heads", "1", "2", "4",
                     "winner in 4", "survivors", "share"));

@@ -131,7 +131,7 @@ static void check_profile(const struct Engine *e, const struct ChunkProfile *p)
         const struct ChunkStop *stop = &p->stops[i];
         assert_in_range(stop->layer, i ? p->stops[i - 1].layer + 1 : 1, LAYERS - 1);
         assert_in_range(stop->n_heads, 1, PROFILE_HEADS);
-        assert_in_range(stop->n_ahead, 1, 3 + 1);
+        assert_in_range(stop->n_ahead, 1, 2 * (3 + 1));
         for (int h = 0; h < stop->n_heads; h++)
             assert_in_range(stop->heads[h].layer, 0, stop->layer - 1);
     }
