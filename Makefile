@@ -260,10 +260,11 @@ format: ## clang-format on every C file
 
 install: all ## install both programs and the presets under DESTDIR/PREFIX
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin $(PROGRAMS)
-	install -d $(DESTDIR)$(PREFIX)/share/pcomp/configs/tasks $(DESTDIR)$(PREFIX)/share/pcomp/configs/heads
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/pcomp/configs/,tasks heads chunks)
 	install -m 644 configs/*.json $(DESTDIR)$(PREFIX)/share/pcomp/configs
 	install -m 644 configs/tasks/*.json $(DESTDIR)$(PREFIX)/share/pcomp/configs/tasks
 	install -m 644 configs/heads/*.json $(DESTDIR)$(PREFIX)/share/pcomp/configs/heads
+	install -m 644 configs/chunks/*.json $(DESTDIR)$(PREFIX)/share/pcomp/configs/chunks
 
 clean: ## remove build/ (models/ stays)
 	rm -rf build

@@ -412,6 +412,13 @@ int cuda_compact(struct Device *d, void *x, size_t row_bytes, const int *idx, in
     return PC_OK;
 }
 
+int cuda_copy(struct Device *d, void *dst, const void *src, size_t bytes)
+{
+    Range range("copy rows");
+    CUDA_TRY(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, d->stream));
+    return PC_OK;
+}
+
 struct CudaTurn turn_of(struct Device *d, const struct RopeArgs *a)
 {
     const struct ModelConfig *m = &d->model->cfg;

@@ -349,6 +349,7 @@ extern "C" const struct Backend backend_cuda = {
     .upload = dev_upload,
     .download = dev_download,
     .compact = cuda_compact,
+    .copy = cuda_copy,
     .begin = cuda_begin,
     .turns = cuda_turns,
     .norm_linear = cuda_norm_linear,

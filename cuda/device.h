@@ -204,6 +204,7 @@ int cuda_reserve(struct Device *d, const struct BatchShape *shape);
 int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope, float *x);
 int cuda_turns(struct Device *d, const struct Rope *rope, const int *by, int n, float *out);
 int cuda_compact(struct Device *d, void *x, size_t row_bytes, const int *idx, int n);
+int cuda_copy(struct Device *d, void *dst, const void *src, size_t bytes);
 int cuda_rope(struct Device *d, const struct RopeArgs *args);
 struct BeginArgs;
 struct BeginArgs begin_args(struct Device *d);

@@ -303,6 +303,8 @@ struct Backend {
 
     /* x[i] = x[idx[i]] in place, rows of `row_bytes`; idx ascends */
     int (*compact)(struct Device *d, void *x, size_t row_bytes, const int *idx, int n);
+    /* bytes from src to dst, both of the device, which do not overlap */
+    int (*copy)(struct Device *d, void *dst, const void *src, size_t bytes);
     /* Token rows into x [rows, dim]; angles for the rows of this batch; its past as it is now. */
     int (*begin)(struct Device *d, const struct Batch *b, const struct Rope *rope, float *x);
     /* What turns a head on by so many positions, without the rope's scale: out [n, rope_dim], cosines and sines. */

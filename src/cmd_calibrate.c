@@ -8,10 +8,12 @@ int cmd_calibrate(struct Cli *cli)
     const char *word = cli->args.n ? cli->args.items[0] : "";
     if (strcmp(word, "heads") == 0) return calibrate_heads(cli);
     if (strcmp(word, "bias") == 0) return calibrate_bias(cli);
-    return err_set(PC_ECONFIG,
-                   "calibrate '%.32s' is not known; accepted: heads (which KV heads must keep "
-                   "everything), bias (which tokens draw too much attention)",
-                   word);
+    if (strcmp(word, "chunks") == 0) return calibrate_chunks(cli);
+    return err_set(
+        PC_ECONFIG,
+        "calibrate '%.32s' is not known; accepted: heads (which KV heads must keep "
+        "everything), bias (which tokens draw too much attention), chunks (by which heads chunks can leave early)",
+        word);
 }
 
 int calibrate_model(struct Cli *cli)

@@ -7,7 +7,8 @@
 /* Takes the model that may stand behind the word: `pcomp calibrate heads MODEL`. No arguments are left. */
 int calibrate_model(struct Cli *cli);
 
-int calibrate_heads(struct Cli *cli); /* cmd_calibrate_heads.c */
-int calibrate_bias(struct Cli *cli);  /* cmd_calibrate_bias.c */
+int calibrate_heads(struct Cli *cli);  /* cmd_calibrate_heads.c */
+int calibrate_bias(struct Cli *cli);   /* cmd_calibrate_bias.c */
+int calibrate_chunks(struct Cli *cli); /* cmd_calibrate_chunks.c */
 
 #endif

@@ -21,7 +21,7 @@ static double prefill_flops(const struct Model *model, const struct PlanInfo *pl
     double rows = chunk + plan->n_question, seen = rows / 2 + plan->n_prefix;
     if (plan->method == METHOD_STREAMING) seen = fmin(seen, plan->window);
     double attention = 4.0 * cfg->n_layers * cfg->n_heads * cfg->head_dim * rows * seen;
-    return plan->n_read * (2 * weights * rows + attention);
+    return plan->n_chunks * plan->read_share * (2 * weights * rows + attention);
 }
 
 /* Seconds that the prefill may take at the rate of one measured matrix product; negative: not known.
@@ -90,6 +90,21 @@ static int model_text(const struct Engine *engine, const struct PlanInfo *plan, 
                        plan->made_bytes ? "made in memory" : "made on the device");
 }
 
+/* After which layers chunks leave, and what is left of the work. */
+static int early_text(const struct PlanInfo *plan, struct Str *out)
+{
+    for (int i = 0; i < plan->n_early; i++) {
+        const struct EarlyDecision *d = &plan->early[i];
+        TRY(str_appendf(out, "early    after %d layers %d of %d chunks go on", d->layer,
+                        d->survivors, d->n_before));
+        if (!isnan(d->risk)) TRY(str_appendf(out, ", at a risk of %.2g%%", 100 * (double)d->risk));
+        TRY(str_appendf(out, "\n"));
+    }
+    if (plan->read_share >= 1 || plan->method != METHOD_PARALLELCOMP) return PC_OK;
+    return str_appendf(out, "share    %.1f%% of the arithmetic of reading every chunk whole\n",
+                       100 * plan->read_share);
+}
+
 static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double seconds,
                      struct Str *out)
 {
@@ -102,6 +117,7 @@ static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double 
     TRY(str_appendf(out, "chunks   %d of at most %d tokens, %d at a time, %d kept%s\n",
                     plan->n_chunks, plan->chunk_tokens, plan->wave, plan->keep,
                     plan->n_read < plan->n_chunks ? ", the others not read" : ""));
+    TRY(early_text(plan, out));
     if (plan->kv_cap > 0)
         TRY(str_appendf(out, "KV       %d entries for each kept chunk, layer and head: %s\n",
                         plan->kv_cap, bytes_text(plan->kv_bytes, a)));

@@ -61,7 +61,7 @@ static const struct Flag FLAGS[] = {
      "processes of this machine that share the work, a GPU each where there are so many; mpirun does the same for several "
      "machines"},
     {"tokens", 0, FLAG_INT, AT(tokens), 64, 1 << 28, ON_DEMO | ON_BENCH | ON_CALIBRATE, "N",
-     "tokens of text to read (demo: 131072; bench: 2048 and 8192; calibrate bias: 8192)"},
+     "tokens of text to read (demo: 131072; bench: 2048 and 8192; calibrate bias: 8192, chunks: 12 chunks)"},
     {"depth", 0, FLAG_REAL, AT(depth), 0, 1, ON_DEMO, "X",
      "where the demo hides its sentence: 0 start, 1 end (default 0.5)"},
     {"no-needle", 0, FLAG_SWITCH, AT(no_needle), 0, 0, ON_DEMO, "",
@@ -95,7 +95,7 @@ static const struct Flag FLAGS[] = {
      "tokens of the samples, as 1024,4096 (default: by the window)"},
     {"samples", 0, FLAG_INT, AT(samples), 1, 1000, ON_CALIBRATE, "N",
      "heads: samples that are scored (default 8), half as many more are held out for the report; bias: questions "
-     "made from the text where none are given (default 16)"},
+     "made from the text where none are given (default 16); chunks: texts that choose, and as many that report (default 4)"},
     {"passkeys", 0, FLAG_INT, AT(passkeys), 1, PASSKEYS_MAX, ON_CALIBRATE, "N",
      "passkeys hidden in a sample (default 10)"},
     {"words", 0, FLAG_INT, AT(words), 1, PASSKEY_WORDS_MAX, ON_CALIBRATE, "N",
@@ -173,16 +173,20 @@ static const struct Command COMMANDS[] = {
      "full: every token, in windows. Otherwise the last N tokens given the compressed rest.",
      "pcomp perplexity -f book.txt --method full --window 2048", NULL, NULL},
     {"calibrate", ON_CALIBRATE, cmd_calibrate,
-     "measure a model: which heads must remember, which tokens draw too much",
-     "pcomp calibrate heads|bias [MODEL] [-f FILE]... [-o DIR]",
+     "measure a model: which heads must remember, which tokens draw too much, which chunks can leave early",
+     "pcomp calibrate heads|bias|chunks [MODEL] [-f FILE]... [-o DIR]",
      "heads: hides passkeys in a text (made-up prose, or -f FILE), confines the KV heads one by one to the\n"
      "first and last tokens, and scores each by what that does to the answers. No training. --method\n"
      "parallelcomp (the default) measures heads on chunks with reused positions, --method full on one sequence.\n"
      "-o DIR gets full_attention_heads.tsv and config.json (DuoAttention's), headwise.json (RTP-LLM's),\n"
      "heads.json and heads.svg.\n"
      "bias: where questions look, by layer, head and place in the chunk, drawn in DIR/bias.html; and\n"
-     "calibration rules against it, in DIR/calib.json, if any help.",
-     "pcomp calibrate heads models/SmolLM2-135M-Instruct.Q4_1.gguf -o heads/", NULL, "heads bias"},
+     "calibration rules against it, in DIR/calib.json, if any help.\n"
+     "chunks: hides facts in texts and asks for them: behind which layer, and by which heads, can one tell which\n"
+     "chunks hold no answer? DIR/chunks.json is a profile for --early, by itself found in configs/chunks. -f also\n"
+     "takes .jsonl files of rows {\"context\",\"question\",\"answer\"}.",
+     "pcomp calibrate heads models/SmolLM2-135M-Instruct.Q4_1.gguf -o heads/", NULL,
+     "heads bias chunks"},
     {"settings", ON_SETTINGS, cmd_settings, "every setting with its default and limits",
      "pcomp settings [--markdown]",
      "A setting is a key of a --config file, a flag (--kv-cap) and a variable (PCOMP_KV_CAP).",

@@ -29,6 +29,8 @@ static const char *const WORDS_METHOD[] = {"parallelcomp",  "full",   "truncate"
 static const char *const WORDS_SCALING[] = {"auto", "ntk", "yarn", NULL};
 static const char *const WORDS_SCORE[] = {"auto", "question", "published", "random",
                                           "bm25", "fusion",   NULL};
+static const char *const WORDS_EARLY[] = {"off", "auto", "profile", NULL};
+static const char *const WORDS_OFF[] = {"off=0", NULL};
 static const char *const WORDS_SELECT[] = {"off", "mean", "bound", NULL};
 static const char *const WORDS_PRECISION[] = {"auto", "int16", "f32", "bf16", "fp8", NULL};
 static const char *const WORDS_KV_TYPE[] = {"auto", "q8", "q4", NULL};
@@ -71,6 +73,17 @@ const struct Setting SETTINGS[] = {
      "auto: fusion, or question where only token ids of the text are known"},
     {"chunk_bias", SET_FLOAT, AT(chunk_bias), 0, 0, 100, NULL, "0", "method",
      "logits of a kept chunk's tokens fall by so much for each nat that its score is worse than the best one's; for scores of the model only"},
+    {"prefilter", SET_INT, AT(prefilter), 0, 1, 1 << 24, WORDS_OFF, "off", "method",
+     "chunks that are read at all: those that share most words with the question (BM25), keep at least; off: every chunk"},
+    {"early", SET_ENUM, ENUM_AT(early), WORDS_EARLY, "off", "method",
+     "chunks that the question's attention finds hopeless leave after some of the layers, and only survivors go on to chunk_score; "
+     "profile: as the model's profile says, see `pcomp calibrate chunks`; auto: the same, or off for a model without one"},
+    {"early_at", SET_TEXT, TEXT_AT(early_at), NULL, "", "method",
+     "after how many layers chunks leave, and how many survive, in place of the profile's own: 8:12,50%:6, or with + for the comma; layers as a number or a share of all"},
+    {"early_risk", SET_FLOAT, AT(early_risk), 0, 0, 1, NULL, "0.02", "method",
+     "chance to lose at one decision a chunk with the answer that all layers would have kept, from which the survivors are counted, twice keep at least and 32 at most; early_at counts them itself"},
+    {"chunk_profile", SET_TEXT, TEXT_AT(chunk_profile), NULL, "", "method",
+     "file of the profile that early goes by; empty: the one in configs/chunks that was made for this model"},
     {"prefix_copies", SET_INT, AT(prefix_copies), 0, 1, 1 << 16, NULL, "1", "method",
      "weight of the shared prefix in the merged cache, as that many copies"},
     {"calib", SET_CALIB, AT(calib), 0, 0, 0, NULL, "[]", "method",
@@ -336,7 +349,8 @@ static int set_enum(const struct Setting *set, void *at, const char *value)
 _Static_assert(sizeof(enum Method) == sizeof(int) && sizeof(enum ChunkScore) == sizeof(int) &&
                    sizeof(enum Precision) == sizeof(int) && sizeof(enum Scaling) == sizeof(int) &&
                    sizeof(enum Freed) == sizeof(int) && sizeof(enum HeadsBy) == sizeof(int) &&
-                   sizeof(enum KvType) == sizeof(int) && sizeof(enum AnswerRanks) == sizeof(int),
+                   sizeof(enum KvType) == sizeof(int) && sizeof(enum Early) == sizeof(int) &&
+                   sizeof(enum AnswerRanks) == sizeof(int),
                "enums of struct Settings are read and written as int");
 
 static int set_text(const struct Setting *set, char *at, const char *value)
@@ -651,6 +665,10 @@ static int check_heads(const struct Settings *s)
 int settings_check(const struct Settings *s)
 {
     TRY(check_heads(s));
+    if (*s->early_at && s->early == EARLY_OFF)
+        return err_set(PC_ECONFIG,
+                       "setting 'early_at': it says where chunks leave, but early is off; give "
+                       "--early auto");
     if (s->rope_factor > 0 && s->rope_scaling == SCALING_AUTO)
         return err_set(PC_ECONFIG,
                        "setting 'rope_factor': it says how far, but not how to stretch; "
@@ -767,34 +785,4 @@ int settings_json_some(const struct Settings *s, const char *const *names, struc
     cJSON_free(text);
     cJSON_Delete(root);
     return status;
-}
-
-static int help_line(const struct Setting *set, bool markdown, struct Str *out)
-{
-    char limits[256], flag[64];
-    setting_limits(set, limits, sizeof limits);
-    if (markdown)
-        return str_appendf(out, "| `%s` | %s%s%s | %s | %s |\n", set->name,
-                           *set->def ? "`" : "(empty)", set->def, *set->def ? "`" : "", limits,
-                           set->help);
-    int len = snprintf(flag, sizeof flag, "--%s", set->name);
-    for (int i = 2; i < len; i++)
-        if (flag[i] == '_') flag[i] = '-';
-    return str_appendf(out, "  %-18s %s\n%21s[%s; default %s]\n", flag, set->help, "", limits,
-                       *set->def ? set->def : "(empty)");
-}
-
-int settings_help(bool markdown, struct Str *out)
-{
-    const char *group = "";
-    if (markdown)
-        TRY(str_appendf(out, "| setting | default | accepted | meaning |\n|---|---|---|---|\n"));
-    for (int i = 0; i < N_SETTINGS; i++) {
-        if (!markdown && strcmp(group, SETTINGS[i].group) != 0) {
-            group = SETTINGS[i].group;
-            TRY(str_appendf(out, "%sSettings of the %s:\n", i ? "\n" : "", group));
-        }
-        TRY(help_line(&SETTINGS[i], markdown, out));
-    }
-    return PC_OK;
 }

@@ -29,6 +29,8 @@ enum ChunkScore {
     SCORE_BM25,
     SCORE_FUSION
 };
+/* Whether chunks leave before the last layer: never, where the model has a profile, or as its profile says. */
+enum Early { EARLY_OFF, EARLY_AUTO, EARLY_PROFILE };
 enum Precision { PRECISION_AUTO, PRECISION_INT16, PRECISION_F32, PRECISION_BF16, PRECISION_FP8 };
 enum Freed { FREED_RELEASE, FREED_SHARE };
 enum HeadsBy { HEADS_BY_AUTO, HEADS_BY_KV, HEADS_BY_QUERY };
@@ -66,6 +68,11 @@ struct Settings {
     int pool;     /* width of the max-pool over importance, odd */
     enum ChunkScore chunk_score;
     float chunk_bias; /* beta: logits of a kept chunk fall by this times its score above the best */
+    int prefilter;    /* chunks read, those that share most words with the question; 0: all */
+    enum Early early;
+    char early_at[256]; /* "8:12,50%:6": layers done and survivors; empty: as the profile says */
+    float early_risk;   /* chance to lose the best chunk at one of the profile's decisions */
+    char chunk_profile[1024]; /* its file; empty: found by the model's hash */
     int prefix_copies; /* weight of the shared prefix in the merged cache, as that many copies */
     struct CalibRule calib[CALIB_RULES_MAX];
     int n_calib;

@@ -609,6 +609,7 @@ const struct Backend backend_cpu = {
     .upload = cpu_copy,
     .download = cpu_copy,
     .compact = cpu_compact,
+    .copy = cpu_copy,
     .begin = cpu_begin,
     .turns = cpu_turns,
     .norm_linear = cpu_norm_linear,

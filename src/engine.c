@@ -27,6 +27,25 @@ static int open_heads(struct Engine *e)
     return PC_OK;
 }
 
+/* The profile that early goes by, where it is on. */
+static int open_chunks(struct Engine *e)
+{
+    const struct ModelConfig *m = &e->model.cfg;
+    const struct Settings *set = &e->settings;
+    struct ChunkProfile profile = {0};
+    char found[1024] = "";
+    const char *path = set->chunk_profile;
+    if (set->early != EARLY_OFF && !*path)
+        TRY(chunk_profile_find(e->model.hash, found, sizeof found));
+    if (!*path) path = found;
+    if (set->early != EARLY_OFF && *path)
+        TRY(chunk_profile_read(path, m->n_layers, m->n_kv_heads, &profile));
+    e->chunks = profile;
+    if (profile.n_stops && profile.model_hash != e->model.hash)
+        log_msg(LOG_WARN, "%s was made for another model than %s", path, m->name);
+    return PC_OK;
+}
+
 static int open_device(struct Engine *e)
 {
     if (e->settings.threads == AUTO) e->settings.threads = omp_get_num_procs();
@@ -77,6 +96,7 @@ int engine_open(const char *model_path, const struct Settings *settings, struct 
                          model_path, e->model.vocab.n_tokens, e->model.cfg.vocab_size));
     TRY_GOTO(open_chat(e));
     TRY_GOTO(open_heads(e));
+    TRY_GOTO(open_chunks(e));
     TRY_GOTO(open_device(e));
     TRY_GOTO(peers_open(&e->peers, e->be, e->dev, &e->alone));
     *out = e;
@@ -160,6 +180,8 @@ int engine_configure(struct Engine *e, const struct Settings *settings)
     e->settings.threads = old.threads;
     int status = open_chat(e);
     if (status == PC_OK && strcmp(old.heads, n->heads)) status = open_heads(e);
+    if (status == PC_OK && (old.early != n->early || strcmp(old.chunk_profile, n->chunk_profile)))
+        status = open_chunks(e);
     if (status < 0) e->settings = old;
     return status;
 }

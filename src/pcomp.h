@@ -7,6 +7,7 @@
 #ifndef PCOMP_PCOMP_H
 #define PCOMP_PCOMP_H
 
+#include "chunk_profile.h"
 #include "config.h"
 #include "eviction/residency.h"
 #include "model.h"
@@ -82,6 +83,14 @@ struct ChunkInfo {
                    * the same less what shared words are worth; BM25 with a minus sign; or chance: as
                    * chunk_score says */
     bool kept;
+    int n_layers; /* layers that read it: all, those before the decision at which it left early, or 0 */
+};
+
+/* Of the chunks that got so far, only survivors are read by the layers from `layer` on. */
+struct EarlyDecision {
+    int layer, n_before, survivors;
+    double
+        risk; /* to lose the chunk with the answer, as the model's profile has it; NAN: not known */
 };
 
 struct Timings {
@@ -97,8 +106,11 @@ struct PlanInfo {
     int group, neighbours, sinks;        /* resolved; 0 where the method has none */
     int n_context, n_prefix, n_question; /* tokens */
     int n_chunks, chunk_tokens, wave, keep, kv_cap, window; /* resolved values, no AUTO left */
-    int n_read;       /* chunks prefilled: all, or the kept ones where they are known beforehand */
-    int question_pos; /* position of the first question token in stage 2 */
+    int n_read; /* chunks prefilled: all, those that prefilter chose, or the kept ones where they are known beforehand */
+    struct EarlyDecision early[STOPS_MAX];
+    int n_early;       /* 0: all layers read every one of them */
+    double read_share; /* chunks times layers that are read, of all chunks times all layers */
+    int question_pos;  /* position of the first question token in stage 2 */
     int n_positions; /* no two tokens that see each other are so far apart, as the rotation counts it */
     int max_tokens;
     int heads_full, heads_streaming; /* KV heads of all layers */

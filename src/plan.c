@@ -120,8 +120,12 @@ static int plan_chunks(struct Session *s)
     s->plan.chunk_score = s->set.chunk_score;
     s->plan.keep =
         s->set.keep == KEEP_ALL ? s->plan.n_chunks : min_int(s->set.keep, s->plan.n_chunks);
-    s->plan.n_read = ranks_ahead(&s->set) && !s->indexes ? s->plan.keep : s->plan.n_chunks;
-    return PC_OK;
+    s->plan.n_read = s->plan.n_chunks;
+    if (s->indexes) return PC_OK;
+    if (s->set.prefilter)
+        s->plan.n_read = min_int(max_int(s->set.prefilter, s->plan.keep), s->plan.n_chunks);
+    if (ranks_ahead(&s->set)) s->plan.n_read = s->plan.keep;
+    return early_plan(s);
 }
 
 static int cut_chunks(struct Session *s)
@@ -200,7 +204,7 @@ static void plain_shapes(struct Session *s)
     if (s->tiered) pages = kv_pages(p0) + below + kv_pages(q + p->max_tokens) + 1;
     s->n_slots = 0;
     s->n_pages = (size_t)p->heads_full * pages + (size_t)p->heads_streaming * ring_for(s, pages);
-    tiers_split(s, below, below);
+    tiers_split(s, (size_t)p->heads_full * (size_t)below, below);
     s->mass_stride = s->answer_shape.mass_keys;
 }
 
@@ -210,6 +214,7 @@ static void wave_shapes(struct Session *s)
     int p0 = p->n_prefix, q = p->n_question, scored = max_int(q, 1),
         rows = p0 + p->chunk_tokens + q;
     int mass_keys = needs_mass(s) ? rows : 0;
+    bool early = s->early.n > 0;
     int keep = parts_kept(s), answer_keys = p0 + keep * s->cap + q + p->max_tokens;
     /* every kept chunk ends in a page of its own: count whole pages */
     int answer_room = PAGE_TOKENS * (kv_pages(p0) + keep * kv_pages(s->cap)) + q + p->max_tokens;
@@ -217,7 +222,7 @@ static void wave_shapes(struct Session *s)
     s->wave_shape = (struct BatchShape){.rows = s->batch_rows,
                                         .seqs = p->wave,
                                         .keys = rows,
-                                        .mass_keys = mass_keys,
+                                        .mass_keys = early ? rows : mass_keys,
                                         .head_rows = min_int(HEAD_ROWS, scored * p->wave)};
     s->answer_shape = (struct BatchShape){.rows = s->question_rows,
                                           .seqs = 1,
@@ -228,13 +233,16 @@ static void wave_shapes(struct Session *s)
                                           .keeps_pages = keeps_pages(s),
                                           .parts = s->together};
     bool alone = s->e->team->rank == 0 && !s->together; /* takes in what the others have read */
-    s->n_slots = min_int(p->keep + p->wave, alone ? p->n_read : s->n_mine);
+    int held = early ? early_slots(s) : p->keep + p->wave;
+    s->n_slots = min_int(held, alone ? p->n_read : s->n_mine);
     int before = kv_pages(p0), behind = kv_pages(q + p->max_tokens) + 1;
-    s->n_pages = (size_t)p->heads_full * ((size_t)s->n_slots * kv_pages(s->cap) + before) +
-                 (size_t)parts_heads(s) * behind +
+    size_t in_slots = (early ? early_pages(s) : (size_t)p->heads_full * (size_t)s->n_slots) *
+                      (size_t)kv_pages(s->cap);
+    s->n_pages = in_slots + (size_t)p->heads_full * (size_t)before +
+                 (size_t)parts_heads(s) * (size_t)behind +
                  (size_t)p->heads_streaming * ((size_t)s->n_slots * heads_chunk_pages(s) + before +
                                                min_int(behind, heads_ring(s)));
-    tiers_split(s, s->n_slots * kv_pages(s->cap), keep * kv_pages(s->cap));
+    tiers_split(s, in_slots, keep * kv_pages(s->cap));
     s->mass_stride = needs_mass(s) ? max_int(mass_keys, answer_keys) : 0;
 }
 
@@ -262,15 +270,16 @@ static size_t plan_bytes(const struct Session *s)
                                  : 0;
     size_t device = (wave > answer ? wave : answer) + tf_bytes(e->be, m, s->batch_rows) +
                     kv_pool_bytes(e->be, e->dev, s->n_pages) + index_bytes(s) +
-                    sizeof(int) * (keep > chosen ? keep : chosen) + turns;
+                    sizeof(int) * (keep > chosen ? keep : chosen) + turns + early_rows_bytes(s);
     size_t team = (size_t)s->e->team->size;
     size_t parcel =
                s->together || team == 1 ? 0 : kv_parcel_bytes(&e->peers, e->be->page_bytes(e->dev)),
-           sent = team > 1 ? team * sizeof(double) * (size_t)s->plan.n_chunks : 0;
+           sent = team > 1 ? (team + 1) * sizeof(double) * (size_t)s->plan.n_chunks : 0;
     *(e->peers.direct ? &device : &sent) += parcel;
     device += parts_bytes(s, true);
     size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text_bytes(s) +
-                  sent + parts_bytes(s, false) + (size_t)m->vocab_size * sizeof(float);
+                  sent + parts_bytes(s, false) + early_bytes(s) +
+                  (size_t)m->vocab_size * sizeof(float);
     if (s->store || s->indexes) host += stage_bytes(s);
     struct TierBytes tiers = tiers_bytes(s);
     device += tiers.device;
@@ -298,6 +307,7 @@ static void fit_chunks(struct Session *s)
     int wave = wave_wanted(s);
     for (p->wave = max_int(1, min_int(min_int(wave, WAVE_MAX), s->n_mine));; p->wave--) {
         wave_shapes(s);
+        if (s->early.n) early_shapes(s);
         if (s->store || s->indexes) stored_shapes(s);
         p->peak_bytes = plan_bytes(s);
         if (p->peak_bytes <= p->available_bytes || p->wave == 1 || s->set.wave != AUTO) return;
@@ -383,6 +393,7 @@ int plan_make(struct Session *s)
     p->window = s->set.window;
     p->method = s->set.method;
     p->rope_scaling = s->set.rope_scaling;
+    p->read_share = 1;
     p->max_tokens = s->set.max_tokens;
     snprintf(p->chat_template, sizeof p->chat_template, "%s", chat_name(s->e->chat.kind));
     TRY(is_plain(s) ? plan_plain(s) : plan_chunks(s));
@@ -424,8 +435,9 @@ int plan_check(const struct Session *s)
     return err_set(
         PC_ENOMEM,
         "the run needs %.2f GiB of %s and may use %.2f GiB; try a smaller --kv-cap (now %d), "
-        "--keep (now %d), --chunk (now %d) or --wave 1, or %s",
+        "--keep (now %d), --chunk (now %d) or --wave 1%s, or %s",
         p->peak_bytes / gib, gpu ? "GPU memory beside the weights" : "memory",
         p->available_bytes / gib, p->kv_cap, p->keep, p->chunk_tokens,
+        p->n_early ? ", fewer survivors in --early-at" : "",
         gpu ? "raise --gpu-memory" : "raise --memory");
 }

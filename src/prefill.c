@@ -17,7 +17,7 @@
 void batch_rows_fill(struct Session *s, const int *ids, int n, int at, int pos0)
 {
     for (int i = 0; i < n; i++) {
-        s->tokens[at + i] = ids[i];
+        s->tokens[at + i] = ids ? ids[i] : 0;
         s->pos[at + i] = pos0 + i;
     }
 }
@@ -108,15 +108,14 @@ int wave_len(const struct Session *s, const struct Wave *w, int i)
     return c->end - c->begin;
 }
 
-static int wave_begin(struct Session *s, struct Wave *w)
+int wave_begin(struct Session *s, struct Wave *w)
 {
     int row = 0, p = s->prompt.prefix.n, q = s->prompt.tail.n;
-    TRY(wave_slots(s, w));
     for (int i = 0; i < w->n; i++) {
         const struct Chunk *c = &s->chunks[w->chunk[i]];
         int n = wave_len(s, w, i);
-        const int *ids;
-        TRY(chunk_ids(s, c, &ids));
+        const int *ids = NULL;
+        if (w->from == 0) TRY(chunk_ids(s, c, &ids));
         s->seq_begin[i] = row;
         batch_rows_fill(s, ids, n, row, p);
         batch_rows_fill(s, s->prompt.tail.ids, q, row + n, p + n);
@@ -336,31 +335,41 @@ int64_t wave_tokens_before(const struct Session *s, int n)
     return sum;
 }
 
-int prefill_wave(struct Session *s, int first, int n)
+int wave_layers(struct Session *s, struct Wave *w)
 {
-    struct Wave w = {.chunk = s->todo + first, .n = n};
     bool scored = !ranks_ahead(&s->set);
     int n_layers = s->e->model.cfg.n_layers, per = s->prompt.tail.n + 1;
-    int64_t before = wave_tokens_before(s, first),
-            tokens = wave_tokens_before(s, first + n) - before;
-    TRY(wave_begin(s, &w));
-    for (int l = 0; l < n_layers; l++) {
+    for (int l = w->from; l < w->to; l++) {
         struct AttnArgs args;
         bool last = l == n_layers - 1;
         TRY(session_stop(s));
-        TRY(tf_attend(&s->tf, &w.batch, l, last ? per : 0, &args));
-        if (s->observer) TRY(s->observer->attended(s->observer, s, &args, w.chunk));
-        TRY(keep_tokens(s, &w, l, &args));
+        TRY(tf_attend(&s->tf, &w->batch, l, last ? per : 0, &args));
+        if (s->observer) TRY(s->observer->attended(s->observer, s, &args, w->chunk));
+        if (s->early.n) TRY(early_look(s, w, &args));
+        TRY(keep_tokens(s, w, l, &args));
         if (last && !scored) break; /* nothing reads these rows any more */
-        if (last) TRY(compact_tail(s, &w));
-        TRY(tf_ffn(&s->tf, l, last ? n * per : s->seq_begin[n]));
-        session_progress(s, STAGE_PREFILL, first, before + tokens * (l + 1) / n_layers);
+        if (last) TRY(compact_tail(s, w));
+        TRY(tf_ffn(&s->tf, l, last ? w->n * per : s->seq_begin[w->n]));
+        session_progress(s, STAGE_PREFILL, w->n_read,
+                         w->n_before + w->n_tokens * (l + 1 - w->from) / (w->to - w->from));
     }
-    if (scored) {
+    return PC_OK;
+}
+
+int prefill_wave(struct Session *s, int first, int n)
+{
+    struct Wave w = {
+        .chunk = s->todo + first, .n = n, .to = s->e->model.cfg.n_layers, .n_read = first};
+    w.n_before = wave_tokens_before(s, first);
+    w.n_tokens = wave_tokens_before(s, first + n) - w.n_before;
+    TRY(wave_slots(s, &w));
+    TRY(wave_begin(s, &w));
+    TRY(wave_layers(s, &w));
+    if (!ranks_ahead(&s->set)) {
         TRY(wave_score(s, &w));
         TRY(wave_evict(s, &w));
     }
-    session_progress(s, STAGE_PREFILL, first + n, before + tokens);
+    session_progress(s, STAGE_PREFILL, first + n, w.n_before + w.n_tokens);
     return PC_OK;
 }
 

@@ -65,6 +65,21 @@ static void add_head(cJSON *root, const char *schema, const struct Engine *engin
     cJSON_AddNumberToObject(object, "train_len", model->cfg.train_len);
 }
 
+/* Where chunks leave before the last layer. */
+static void add_early(cJSON *plan_object, const struct PlanInfo *plan)
+{
+    cJSON *list = cJSON_AddArrayToObject(plan_object, "early");
+    for (int i = 0; i < plan->n_early; i++) {
+        const struct EarlyDecision *d = &plan->early[i];
+        cJSON *object = cJSON_CreateObject();
+        cJSON_AddNumberToObject(object, "layer", d->layer);
+        cJSON_AddNumberToObject(object, "n_before", d->n_before);
+        cJSON_AddNumberToObject(object, "survivors", d->survivors);
+        cJSON_AddNumberToObject(object, "risk", (double)d->risk);
+        cJSON_AddItemToArray(list, object);
+    }
+}
+
 static void add_plan(cJSON *root, const struct PlanInfo *plan)
 {
     cJSON *object = cJSON_AddObjectToObject(root, "plan");
@@ -85,6 +100,8 @@ static void add_plan(cJSON *root, const struct PlanInfo *plan)
         cJSON_AddStringToObject(object, "chunk_score",
                                 setting_word("chunk_score", plan->chunk_score));
     cJSON_AddNumberToObject(object, "n_read", plan->n_read);
+    cJSON_AddNumberToObject(object, "read_share", plan->read_share);
+    add_early(object, plan);
     cJSON_AddNumberToObject(object, "chunk_tokens", plan->chunk_tokens);
     cJSON_AddNumberToObject(object, "wave", plan->wave);
     cJSON_AddNumberToObject(object, "keep", plan->keep);
@@ -148,6 +165,7 @@ static void add_chunks(cJSON *root, const struct Result *r)
         cJSON_AddNumberToObject(object, "byte_end", (double)chunk->byte_end);
         cJSON_AddNumberToObject(object, "score", chunk->score);
         cJSON_AddBoolToObject(object, "kept", chunk->kept);
+        cJSON_AddNumberToObject(object, "n_layers", chunk->n_layers);
         cJSON_AddItemToArray(array, object);
     }
 }

@@ -20,8 +20,11 @@ int session_stages(struct Session *s, bool answer)
     if (s->set.method == METHOD_PARALLELCOMP) {
         if (ranks_ahead(&s->set)) TRY(rank_ahead(s)); /* baselines: losers are never read */
         if (s->shared) TRY(weigh_words(s));
+        if (s->set.prefilter && !ranks_ahead(&s->set)) TRY(prefilter_words(s));
         share_chunks(s);
-        for (int c = 0; c < s->n_mine; c += p->wave) {
+        if (s->early.n)
+            TRY(early_chunks(s)); /* losers of early decisions are never read to the end */
+        for (int c = s->early.n ? s->n_mine : 0; c < s->n_mine; c += p->wave) {
             int n = s->n_mine - c < p->wave ? s->n_mine - c : p->wave;
             /* KV eviction layer by layer, then chunk eviction */
             TRY(s->store ? recall_wave(s, c, n) : prefill_wave(s, c, n));
@@ -104,10 +107,11 @@ static int alloc_rows(struct Session *s)
     s->seq_begin = mem_alloc((size_t)s->plan.wave + 1, sizeof(int));
     s->logits = mem_alloc((size_t)s->e->model.cfg.vocab_size, sizeof(float));
     s->todo = mem_alloc((size_t)s->plan.n_chunks, sizeof(int));
+    s->place = mem_alloc((size_t)s->plan.n_chunks, sizeof(int));
     for (int i = 0; s->todo && i < s->plan.n_chunks; i++) s->todo[i] = i;
     s->n_tokens_todo = s->prompt.context.n;
     return s->tokens && s->pos && s->rows && s->targets && s->nll && s->seq_begin && s->logits &&
-                   s->todo
+                   s->todo && s->place
                ? PC_OK
                : PC_ENOMEM;
 }
@@ -161,7 +165,8 @@ static int alloc_result(struct Session *s)
     const size_t *offset = s->prompt.context_offset;
     for (int i = 0; i < s->plan.n_chunks; i++) {
         const struct Chunk *c = &s->chunks[i];
-        r->chunks[i] = (struct ChunkInfo){.begin = c->begin, .end = c->end, .score = NAN};
+        r->chunks[i] = (struct ChunkInfo){
+            .begin = c->begin, .end = c->end, .score = NAN, .n_layers = m->n_layers};
         if (offset)
             r->chunks[i].byte_begin = offset[c->begin], r->chunks[i].byte_end = offset[c->end];
         if (s->places)
@@ -194,6 +199,7 @@ static int session_alloc(struct Session *s)
     TRY(alloc_slots(s));
     TRY(alloc_policy(s));
     TRY(alloc_ranks(s));
+    TRY(early_open(s));
     TRY(tf_open(&s->tf, s->e->be, s->e->dev, &s->e->model, s->batch_rows));
     TRY(rope_open(s));
     TRY(far_open(s));
@@ -238,11 +244,12 @@ void session_close(struct Session *s)
     kv_close(&s->kv);
     kv_writes_close(&s->writes);
     chunk_queue_close(&s->queue);
+    early_close(s);
     share_close(s);
     parts_close(s);
-    void *blocks[] = {s->slots, s->boundary, s->chunks, s->todo,      s->tokens, s->pos,
-                      s->rows,  s->targets,  s->mass,   s->seq_begin, s->budget, s->nll,
-                      s->work,  s->keep,     s->drop,   s->logits,    s->shared, s->places};
+    void *blocks[] = {s->slots,   s->boundary, s->chunks,    s->todo,   s->tokens, s->pos,  s->rows,
+                      s->targets, s->mass,     s->seq_begin, s->budget, s->nll,    s->work, s->keep,
+                      s->drop,    s->logits,   s->shared,    s->places, s->place};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     prompt_free(&s->prompt);
     memset(s, 0, sizeof *s);

@@ -3,6 +3,7 @@
 #define PCOMP_SESSION_H
 
 #include "chunk_plan.h"
+#include "chunk_profile.h"
 #include "eviction/chunk_evict.h"
 #include "eviction/lexical.h"
 #include "headmap.h"
@@ -34,7 +35,9 @@ struct Engine {
     struct Device *dev;
     size_t file_bytes;
     struct HeadMap heads; /* settings.heads; all zero without one */
-    struct Team *team;    /* who reads chunks together; alone, until engine_join */
+    struct ChunkProfile
+        chunks;        /* settings.chunk_profile; all zero without one, or where early is off */
+    struct Team *team; /* who reads chunks together; alone, until engine_join */
     struct Team alone;
     struct Peers peers; /* the ways between the team's devices */
     struct Resident resident;
@@ -53,6 +56,9 @@ struct Slot {
 struct Wave {
     const int *chunk; /* [n] */
     int n;
+    int from, to; /* layers [from, to) are run; from > 0: x is put in place by the caller */
+    int n_read;   /* chunks done before it, for the progress, */
+    int64_t n_before, n_tokens; /* and text tokens before it and in it */
     struct Slot *slot[WAVE_MAX];
     struct Batch batch;
     int before[WAVE_MAX]; /* behind the last layer: the row that predicts the tail's first token, */
@@ -85,6 +91,20 @@ struct RankParts {
     int streams_to;   /* the rank of streaming heads */
     int64_t *kept;    /* [team size, n_layers * n_kv_heads] */
     uint64_t *digest; /* [team size] of what all ranks have had in common up to the rows at hand */
+};
+
+/* Chunks that leave before the last layer, at decisions 0 .. n - 1 (session_early.c). */
+struct EarlyRun {
+    struct ChunkStop *stop;             /* [n] owned */
+    struct ChunkQueue queue[STOPS_MAX]; /* survivors of each */
+    int n, n_held, held_rows;
+    double *score; /* [n, n_chunks] what decisions go by; higher stays */
+    double *told;  /* [n_chunks] the same of all ranks, at one decision */
+    int *list;     /* [n_chunks] survivors that this rank reads on, in document order */
+    float *mass;   /* [wave, n_kv_heads, wave_shape.mass_keys] */
+    float *rows;   /* [n_held, held_rows, dim] device memory: x of chunks that survived so far */
+    int *holds;    /* [n_held] whose; -1: free */
+    int64_t n_work, n_done; /* chunks times layers that this rank expects to run, and has run */
 };
 
 struct Session;
@@ -142,6 +162,8 @@ struct Session {
     struct KvGathers gathers; /* of stored chunks */
     struct Slot *slots;       /* [n_slots] */
     struct ChunkQueue queue;
+    struct EarlyRun early;  /* n 0: every chunk is read by all layers */
+    int *place;             /* [n_chunks] its number among those read; -1: not read */
     double *gathered;       /* [team size, n_chunks] scores, of more than one rank; or NULL */
     struct KvParcel parcel; /* the same, unless all answer */
     struct RankParts parts; /* all zero unless all answer */
@@ -233,8 +255,8 @@ static inline const struct HeadMasks *heads_answering(const struct Session *s)
 /* session_tier.c: pages of the kept text a tier below. */
 /* Whether they lie there, once it is known what selects. PC_ECONFIG says what does not go with it. */
 int tiers_plan(struct Session *s);
-/* Of n_pages, `stored` of each full head are to lie below, of which an answer finds `found`, and copies come near. */
-void tiers_split(struct Session *s, int stored, int found);
+/* `below` of n_pages are to lie below, of which an answer finds `found` a head, and copies come near. */
+void tiers_split(struct Session *s, size_t below, int found);
 struct TierBytes tiers_bytes(const struct Session *s); /* zeros unless tiered */
 void tiers_note(struct Session *s);                    /* what the plan says of them */
 int tiers_open(struct Session *s);                     /* after kv_open */
@@ -244,6 +266,8 @@ int tiers_count(struct Session *s);                    /* into the result */
 bool ranks_ahead(const struct Settings *set);
 int rank_ahead(struct Session *s);
 int weigh_words(struct Session *s); /* fusion: fills shared */
+/* prefilter: leaves in todo those plan.n_read chunks that share most words with the question. */
+int prefilter_words(struct Session *s);
 /* A scored chunk enters the queue; *loser as in chunk_queue_push. */
 void offer_chunk(struct Session *s, int chunk, int *loser);
 /* Once all are read: the lowest score of the n kept chunks; INFINITY when scores are not the model's. */
@@ -298,8 +322,27 @@ int chunk_text(void *session, int chunk, struct LexText *out);
 int hash_tokens(struct Session *s, uint64_t seed, uint64_t *out); /* hash64 of the context's ids */
 uint64_t hash_text(const struct Request *req);                    /* hash64 of its bytes, seed 0 */
 
+/* session_early.c: chunks that leave before the last layer. */
+/* Fills early.stop and the plan's decisions. PC_ECONFIG names what they do not go with. */
+int early_plan(struct Session *s);
+int early_slots(const struct Session *s);         /* chunks that have pages at once, at most */
+size_t early_pages(const struct Session *s);      /* of these, in full heads and all layers */
+void early_shapes(struct Session *s);             /* behind those of waves */
+size_t early_rows_bytes(const struct Session *s); /* of device memory, */
+size_t early_bytes(const struct Session *s);      /* and of the host's */
+int early_open(struct Session *s);
+void early_close(struct Session *s);
+/* What the layer's attention says of the wave's chunks, for decisions that ask. */
+int early_look(struct Session *s, const struct Wave *w, const struct AttnArgs *args);
+/* All waves of this rank's chunks, survivors in waves of their own from where they stopped. */
+int early_chunks(struct Session *s);
+
 /* prefill.c: a wave is the chunks todo[first .. first + n). */
+/* ids NULL: the rows' x comes from elsewhere. */
 void batch_rows_fill(struct Session *s, const int *ids, int n, int at, int pos0);
+int wave_begin(struct Session *s, struct Wave *w); /* after wave_slots */
+/* Layers [from, to): KV eviction in each, and behind the last one the rows that wave_score wants. */
+int wave_layers(struct Session *s, struct Wave *w);
 int wave_slots(struct Session *s, struct Wave *w);                  /* each chunk takes one */
 int wave_len(const struct Session *s, const struct Wave *w, int i); /* context tokens */
 int64_t wave_tokens_before(const struct Session *s,
@@ -322,7 +365,9 @@ int release_chunk(struct Session *s, int chunk); /* gives a loser's pages back *
 int share_count(const struct Session *s); /* chunks that this rank reads */
 int share_open(struct Session *s);        /* PC_ECONFIG when ranks do not plan the same run */
 void share_close(struct Session *s);
-void share_chunks(struct Session *s); /* leaves only this rank's in todo */
+void share_chunks(struct Session *s); /* leaves only this rank's in todo; fills place */
+/* Numbers [n_chunks] of chunks from the ranks that read them, to all. */
+int share_numbers(struct Session *s, double *of_chunk);
 /* Once each rank has read its own: all scores to all, the kept chunks to rank 0 unless all answer. */
 int share_winners(struct Session *s);
 int share_end(struct Session *s); /* waits until rank 0, or all, have answered */
@@ -333,7 +378,7 @@ int parts_plan(struct Session *s); /* fills together; PC_ECONFIG names what cann
 bool parts_own(const struct Session *s, int head);
 void parts_stream_to(struct Session *s, int rank); /* streaming heads go there */
 int parts_heads(const struct Session *s);          /* full heads of which they are */
-int parts_kept(const struct Session *s);           /* most kept chunks that this rank has at the end */
+int parts_kept(const struct Session *s); /* most kept chunks that this rank has at the end */
 /* Of the device's memory, or of the host's beside it. */
 size_t parts_bytes(const struct Session *s, bool device);
 /* What ranks must agree on for that, beside the run's plan; 0 where rank 0 answers. */

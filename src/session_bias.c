@@ -165,6 +165,7 @@ static void read_kept(struct Session *s, const struct BiasAsk *ask)
         s->todo[i] = ask->kept[i];
         s->n_tokens_todo += c->end - c->begin;
     }
+    s->set.prefilter = 0;
     s->plan.n_read = s->n_mine = ask->n_kept;
 }
 

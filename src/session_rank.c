@@ -65,8 +65,9 @@ static int score_words(struct Session *s, double *score)
     int n = s->plan.n_chunks;
     if (!s->req->stream && (!s->req->context || !s->prompt.context_offset))
         return err_set(PC_ECONFIG,
-                       "chunk_score %s compares words, but only token ids of the text "
-                       "are known here; use another --chunk-score",
+                       "%s %s compares words, but only token ids of the text "
+                       "are known here; use another --chunk-score, and no --prefilter",
+                       s->set.prefilter ? "with prefilter, chunk_score" : "chunk_score",
                        setting_word("chunk_score", (int)s->set.chunk_score));
     struct Str asked = {0};
     struct LexReader chunks = {chunk_text, s};
@@ -88,6 +89,33 @@ int weigh_words(struct Session *s)
     return PC_OK;
 }
 
+/* The queue's chunks, in document order, are those that are read. */
+static void read_only(struct Session *s, const struct ChunkQueue *queue)
+{
+    int n = chunk_queue_kept(queue, s->todo);
+    for (int c = 0; c < s->plan.n_chunks; c++) s->out->chunks[c].n_layers = 0;
+    s->n_tokens_todo = 0;
+    for (int i = 0; i < n; i++) {
+        const struct Chunk *c = &s->chunks[s->todo[i]];
+        s->out->chunks[s->todo[i]].n_layers = s->e->model.cfg.n_layers;
+        s->n_tokens_todo += c->end - c->begin;
+    }
+}
+
+int prefilter_words(struct Session *s)
+{
+    int n = s->plan.n_chunks, loser;
+    struct ChunkQueue best = {0};
+    double *score = mem_alloc((size_t)n, sizeof *score);
+    int status = score ? chunk_queue_open(&best, s->plan.n_read, n) : PC_ENOMEM;
+    if (status == PC_OK) status = score_words(s, score);
+    for (int c = 0; c < n && status == PC_OK; c++) chunk_queue_push(&best, c, -score[c], &loser);
+    if (status == PC_OK) read_only(s, &best);
+    chunk_queue_close(&best);
+    mem_free(score);
+    return status;
+}
+
 int rank_ahead(struct Session *s)
 {
     int n = s->plan.n_chunks, loser, status = PC_OK;
@@ -103,11 +131,6 @@ int rank_ahead(struct Session *s)
         offer_chunk(s, c, &loser);
     }
     mem_free(score);
-    chunk_queue_kept(&s->queue, s->todo);
-    s->n_tokens_todo = 0;
-    for (int i = 0; i < s->queue.n; i++) {
-        const struct Chunk *c = &s->chunks[s->todo[i]];
-        s->n_tokens_todo += c->end - c->begin;
-    }
+    read_only(s, &s->queue);
     return status;
 }

@@ -26,6 +26,8 @@ int share_count(const struct Session *s)
 void share_chunks(struct Session *s)
 {
     int n = 0, tokens = 0;
+    for (int i = 0; i < s->plan.n_chunks; i++) s->place[i] = -1;
+    for (int i = 0; i < s->plan.n_read; i++) s->place[s->todo[i]] = i;
     if (s->e->team->size == 1) return;
     for (int i = 0; i < s->plan.n_read; i++) {
         const struct Chunk *c = &s->chunks[s->todo[i]];
@@ -59,6 +61,8 @@ static int run_digest(const struct Session *s, uint64_t *out)
     str_free(&json);
     key = hash64(s->e->be->name, strlen(s->e->be->name), key);
     key = hash64(facts, sizeof facts, key);
+    key = hash64(s->plan.early, sizeof s->plan.early, key);
+    if (s->early.n) key = hash64(s->early.stop, sizeof *s->early.stop * (size_t)s->early.n, key);
     for (int i = 0; i < 3; i++)
         if (parts[i]->ids) key = hash64(parts[i]->ids, sizeof(int) * (size_t)parts[i]->n, key);
     *out = hash64(&text, sizeof text, key);
@@ -82,7 +86,7 @@ int share_open(struct Session *s)
 {
     struct Team *t = s->e->team;
     if (t->size == 1) return PC_OK;
-    s->gathered = mem_alloc((size_t)t->size * (size_t)(s->plan.n_chunks + 1), sizeof *s->gathered);
+    s->gathered = mem_alloc((size_t)(t->size + 1) * (size_t)s->plan.n_chunks, sizeof *s->gathered);
     uint64_t *digest = mem_alloc((size_t)t->size, sizeof *digest);
     int status = s->gathered && digest ? PC_OK : PC_ENOMEM;
     if (status == PC_OK && !s->together)
@@ -103,25 +107,35 @@ void share_close(struct Session *s)
 
 /* ==== The winners ==== */
 
-/* Every chunk's score from the rank that read it. */
-static int gather_scores(struct Session *s)
+int share_numbers(struct Session *s, double *of_chunk)
 {
     const struct Team *t = s->e->team;
     size_t n = (size_t)s->plan.n_chunks;
-    for (size_t c = 0; c < n; c++) s->gathered[t->rank * n + c] = s->out->chunks[c].score;
+    memcpy(s->gathered + (size_t)t->rank * n, of_chunk, n * sizeof *of_chunk);
     TRY(team_gather(s->e->team, s->gathered, n * sizeof *s->gathered));
     for (size_t c = 0; c < n; c++)
-        s->out->chunks[c].score = s->gathered[(size_t)reader_of(s, (int)c) * n + c];
+        if (s->place[c] >= 0) of_chunk[c] = s->gathered[(size_t)reader_of(s, s->place[c]) * n + c];
     return PC_OK;
 }
 
-/* Queues all chunks again, now that all scores are known: the kept ones depend on the scores alone. */
+/* Every chunk's score from the rank that read it. */
+static int gather_scores(struct Session *s)
+{
+    double *score = s->gathered + (size_t)s->e->team->size * (size_t)s->plan.n_chunks;
+    for (int c = 0; c < s->plan.n_chunks; c++) score[c] = s->out->chunks[c].score;
+    TRY(share_numbers(s, score));
+    for (int c = 0; c < s->plan.n_chunks; c++) s->out->chunks[c].score = score[c];
+    return PC_OK;
+}
+
+/* Queues all chunks that were read again, now that all scores are known: the kept ones depend on the scores alone. */
 static int elect(struct Session *s)
 {
     TRY(gather_scores(s));
     s->queue.n = 0;
     for (int c = 0; c < s->plan.n_chunks; c++) {
         int loser;
+        if (s->place[c] < 0) continue;
         offer_chunk(s, c, &loser);
         if (loser >= 0 && session_slot(s, loser)) TRY(release_chunk(s, loser));
     }
@@ -159,12 +173,6 @@ static int receive_chunk(struct Session *s, int chunk, int from)
     return team_receive(t, from, slot->index, index_bytes(s));
 }
 
-/* The i-th of the chunks read, where those were chosen beforehand, else the chunk itself. */
-static int place_of(const struct Session *s, int chunk, int among_kept)
-{
-    return ranks_ahead(&s->set) ? among_kept : chunk;
-}
-
 int share_winners(struct Session *s)
 {
     const struct Team *t = s->e->team;
@@ -172,7 +180,7 @@ int share_winners(struct Session *s)
     if (!ranks_ahead(&s->set)) TRY(elect(s));
     int *kept = s->rows, n = chunk_queue_kept(&s->queue, kept);
     for (int i = 0; i < n; i++) {
-        int reader = reader_of(s, place_of(s, kept[i], i));
+        int reader = reader_of(s, s->place[kept[i]]);
         s->out->chunks[kept[i]].kept = true;
         if (s->together) parts_stream_to(s, reader); /* the last one's */
         if (reader == 0 || s->together) continue;

@@ -43,10 +43,10 @@ static int slots_of(const struct Session *s, int found)
     return n > (size_t)found ? found : n > 0 ? (int)n : 1;
 }
 
-void tiers_split(struct Session *s, int stored, int found)
+void tiers_split(struct Session *s, size_t below, int found)
 {
     if (!s->tiered) return;
-    s->n_below = (size_t)s->plan.heads_full * (size_t)stored;
+    s->n_below = below;
     s->tier.slots = slots_of(s, found);
     s->tier.n_below = (uint32_t)s->n_below;
     s->tier.max_refs = merged_pages(s);

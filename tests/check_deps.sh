@@ -12,7 +12,7 @@ layers=(
     "quant merge page_store team team_*"
     "config config_*"
     "eviction/* calib/*"
-    "headmap headmap_*"
+    "headmap headmap_* chunk_profile"
     "gguf safetensors"
     "model model_* geometry geometry_*"
     "tokenizer tokenizer_* text_* pretokenize added strmap bpe spm parts chat chat_* prompt"
@@ -38,7 +38,7 @@ only=(
 )
 # Outside headers, and the modules that may know them.
 outside=(
-    "cjson/cJSON.h cJSON.h : config headmap headmap_* safetensors model model_* cli cli_* cmd_* jsonl results explain provenance summarize bench inspect bias_* eval/*"
+    "cjson/cJSON.h cJSON.h : config headmap headmap_* chunk_profile safetensors model model_* cli cli_* cmd_* jsonl results explain provenance summarize bench inspect bias_* eval/*"
     "zlib.h zstd.h : eval/dataset"
     "xxhash.h : base"
     "pcre2.h : tokenizer tokenizer_* pretokenize"

@@ -372,6 +372,23 @@ heads() {
         --samples 1 --sink 4 --recent 32 "$@"
 }
 
+@test "calibrate chunks prints a table and writes a profile that runs go by" {
+    need_model
+    run --separate-stderr "$PCOMP" calibrate chunks "$TINY" --samples 1 --chunk 300 --tokens 3000 -o early
+    [ "$status" -eq 0 ]
+    grep -q "right chunk among the best 1, 2 and 4" <<< "$output"
+    [ "$(grep -c '^\*' <<< "$output")" -ge 1 ]
+    [ "$(jq -r .schema early/chunks.json)" = pcomp.chunks.v1 ]
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -q "Why?" -n 4 --chunk 100 --keep 1 --json \
+        --early profile --chunk-profile early/chunks.json --early-risk 1
+    [ "$status" -eq 0 ]
+    [ "$(jq '.plan.early[0].layer' <<< "$output")" = "$(jq '.stops[0].layer' early/chunks.json)" ]
+    jq -e '.plan.read_share < 1 and any(.chunks[]; .n_layers == 1)' <<< "$output"
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -q "Why?" --early profile
+    [ "$status" -eq 2 ]
+    [[ $stderr == *"calibrate chunks"* ]]
+}
+
 @test "calibrate heads prints a table and writes every form of the map" {
     need_model
     local regime

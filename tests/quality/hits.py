@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Does a chunk score find the chunk that holds the answer? Judged from the prefill alone, on LongBench's question answering.
 
-  hits.py --data FOLDER --model MODEL.gguf [--eval build/pcomp-eval] [--scores question,bm25,fusion] [--chunk 2048] \
+  hits.py --data FOLDER --model MODEL.gguf [--eval build/pcomp-eval] [--scores question,bm25,fusion] [--chunk 2048] [--keep 1] \
           [--split 2/2] [--tasks NAME,...] [--run FOLDER] [-- FLAGS of pcomp-eval]
 
 Of each task's file those rows are run whose answer stands in the text (whatever its case, without a final stop, more than
 three bytes); rows count whose answer stands in fewer than half of the chunks. hit@k: one of the k best chunks holds it. Chance is
-what k chunks drawn blindly would do. The run's folder is kept when given, and what it already has is not run again.
+what k chunks drawn blindly would do. A score is a chunk_score or an arm of its own, NAME=SETTING=VALUE;SETTING=VALUE: chunks that it left
+early come last. The run's folder is kept when given, and what it already has is not run again.
 """
 import argparse
 import json
@@ -45,10 +46,17 @@ def write_rows(args, folder):
     return tasks
 
 
+def arms(args):
+    """Names and settings: a chunk score, or NAME=SETTING=VALUE;SETTING=VALUE…"""
+    for score in args.scores.split(","):
+        name, _, settings = score.partition("=")
+        yield name, settings.replace(";", ",") or f"chunk_score={name}"
+
+
 def run(args, data, out):
     cmd = [args.eval, "longbench", "-m", args.model, "-d", str(data), "-o", str(out)]
-    for score in args.scores.split(","):
-        cmd += ["--method", f"{score}:parallelcomp,chunk_score={score},chunk={args.chunk},keep=1,max_tokens=1"]
+    for name, settings in arms(args):
+        cmd += ["--method", f"{name}:parallelcomp,{settings},chunk={args.chunk},keep={args.keep},max_tokens=1"]
     if subprocess.run(cmd + args.rest).returncode:
         sys.exit("pcomp-eval failed")
 
@@ -83,6 +91,7 @@ def main():
     p.add_argument("--tasks", default=TASKS)
     p.add_argument("--scores", default="question,bm25,fusion")
     p.add_argument("--chunk", type=int, default=2048)
+    p.add_argument("--keep", type=int, default=1)
     p.add_argument("--split", default="1/1")
     p.add_argument("--run")
     p.add_argument("rest", nargs="*")
@@ -93,7 +102,7 @@ def main():
         out = pathlib.Path(args.run or pathlib.Path(temp, "run"))
         tasks = write_rows(args, data)
         run(args, data, out)
-        for i, score in enumerate(args.scores.split(",")):
+        for i, (score, _) in enumerate(arms(args)):
             lines = [line for task in tasks for line in (out / score / f"{task}.jsonl").read_text().splitlines()]
             n, hit1, hit2, chance1, chance2 = count(lines)
             name = f"{pathlib.Path(args.model).stem}, chunk {args.chunk}, rows {args.split}"

@@ -37,6 +37,7 @@ struct Case {
     enum KvType kv_type;
     float chunk_bias, temperature;
     int copies;                    /* of the prefix */
+    const char *early_at;          /* NULL: early off */
     const struct Backend *backend; /* with the CPU's device; NULL: the CPU's */
 };
 
@@ -66,6 +67,10 @@ static inline struct Engine *open_case(const struct Case *c)
     set->chunk_bias = c->chunk_bias;
     set->prefix_copies = c->copies;
     set->temperature = c->temperature;
+    if (c->early_at) {
+        set->early = EARLY_AUTO;
+        snprintf(set->early_at, sizeof set->early_at, "%s", c->early_at);
+    }
     if (c->heads) {
         struct HeadShape shape = {e->model.cfg.n_layers, e->model.cfg.n_heads,
                                   e->model.cfg.n_kv_heads};

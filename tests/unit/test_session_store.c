@@ -540,9 +540,41 @@ static void test_faults(void **state)
     engine_close(e);
 }
 
+/* Words choose chunks of a store as of a text; leaving early is refused where it is asked for by name. */
+static void test_early(void **state)
+{
+    (void)state;
+    struct Engine *e = open_engine("llama", PRECISION_F32, 1);
+    struct Store store;
+    struct Result r, cold;
+    float logits[VOCAB_MAX];
+    e->settings.keep = 2;
+    index_text(e);
+    must(store_open(path, &store));
+    e->settings.prefilter = 5;
+    answer(e, NULL, questions[0], &cold, logits);
+    answer(e, &store, questions[0], &r, logits);
+    assert_int_equal(r.plan.n_read, 5);
+    same_answer(e, &cold, &r, "prefilter");
+    result_free(&r);
+    result_free(&cold);
+    e->settings.early = EARLY_AUTO;
+    ask(e, &store, questions[0], &r);
+    assert_int_equal(r.plan.n_early, 0);
+    result_free(&r);
+    snprintf(e->settings.early_at, sizeof e->settings.early_at, "1:4");
+    struct Request req = {.store = &store, .question = questions[0]};
+    assert_int_equal(session_run(e, &req, &r), PC_ECONFIG);
+    assert_non_null(strstr(err_text(), "early"));
+    result_free(&r);
+    store_close(&store);
+    engine_close(e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_early),
         cmocka_unit_test_teardown(test_scores, clean),
         cmocka_unit_test_teardown(test_settings, clean),
         cmocka_unit_test_teardown(test_calibration, clean),

@@ -577,22 +577,35 @@ static void test_failing_allocations(void **state)
     engine_close(e);
 }
 
+/* Chunks that leave early, and those that words choose, are the same; survivors are not read from the file again. */
+static void test_early(void **state)
+{
+    (void)state;
+    struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
+    struct Text p = prose(4000, 6);
+    e->settings.keep = 2;
+    e->settings.early = EARLY_AUTO;
+    snprintf(e->settings.early_at, sizeof e->settings.early_at, "1:6,2:4");
+    for (int overlap = 0; overlap < 50; overlap += 23)
+        for (int prefilter = 0; prefilter < 20; prefilter += 9) {
+            e->settings.overlap = overlap;
+            e->settings.prefilter = prefilter;
+            both_ways(e, &p, "Where is xyzzy?");
+        }
+    text_close(&p);
+    engine_close(e);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_long_runs),
-        cmocka_unit_test(test_far_stop),
-        cmocka_unit_test(test_runs),
-        cmocka_unit_test(test_scores),
-        cmocka_unit_test(test_methods),
-        cmocka_unit_test(test_no_tail),
-        cmocka_unit_test(test_scans_once),
-        cmocka_unit_test(test_progress),
-        cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_ranks),
-        cmocka_unit_test(test_changes),
-        cmocka_unit_test(test_failing_allocations),
+        cmocka_unit_test(test_early),      cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_long_runs),  cmocka_unit_test(test_far_stop),
+        cmocka_unit_test(test_runs),       cmocka_unit_test(test_scores),
+        cmocka_unit_test(test_methods),    cmocka_unit_test(test_no_tail),
+        cmocka_unit_test(test_scans_once), cmocka_unit_test(test_progress),
+        cmocka_unit_test(test_memory),     cmocka_unit_test(test_ranks),
+        cmocka_unit_test(test_changes),    cmocka_unit_test(test_failing_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

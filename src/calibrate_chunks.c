@@ -1,0 +1,417 @@
+/* calibrate_chunks.c - see calibrate_chunks.h: the texts, and the choice of layers. */
+#include "calibrate_chunks.h"
+
+#include <string.h>
+
+enum { HAY_MIN = 2048, LONG_TEXT = 131072, ROW_CHUNKS = 64, TELLING_CHUNKS = 4 };
+
+/* ==== Open and close ==== */
+
+static int samples_open(struct ChunkSamples *s, const struct ChunkStudy *st)
+{
+    const struct ChunkStudyOptions *o = &st->opt;
+    const struct ModelConfig *m = &st->e->model.cfg;
+    int room = o->texts * o->n_asks + o->rows;
+    s->n_chunks = o->rows && o->n_chunks < ROW_CHUNKS ? ROW_CHUNKS : o->n_chunks;
+    s->n_features = m->n_layers * m->n_kv_heads * HEAD_FEATURES;
+    size_t cells = (size_t)room * (size_t)s->n_chunks;
+    s->feature = mem_alloc(cells * (size_t)s->n_features, sizeof *s->feature);
+    s->final = mem_alloc(cells, sizeof *s->final);
+    s->right = mem_alloc(cells, 1);
+    s->chunks = mem_alloc((size_t)room, sizeof *s->chunks);
+    return s->feature && s->final && s->right && s->chunks ? PC_OK : PC_ENOMEM;
+}
+
+int chunk_study_open(struct ChunkStudy *st, struct Engine *e, const struct ChunkStudyOptions *opt,
+                     const char *text, size_t len)
+{
+    struct Settings set = e->settings;
+    *st = (struct ChunkStudy){.e = e, .opt = *opt};
+    TRY(plan_defaults(&set, e->model.cfg.train_len, INT32_MAX));
+    st->chunk = set.chunk;
+    st->keep = set.keep == KEEP_ALL ? 2 : set.keep;
+    TRY(tokenizer_encode(e->tok, text, len, false, &st->hay));
+    if (st->hay.n < HAY_MIN)
+        return err_set(PC_ERANGE,
+                       "the text has %d tokens, too few to hide facts in; give %d or more with -f "
+                       "FILE, or no file for the built-in one",
+                       st->hay.n, HAY_MIN);
+    for (int h = 0; h < N_HALVES; h++) TRY(samples_open(&st->half[h], st));
+    return PC_OK;
+}
+
+void chunk_study_close(struct ChunkStudy *st)
+{
+    for (int h = 0; h < N_HALVES; h++) {
+        struct ChunkSamples *s = &st->half[h];
+        mem_free(s->feature);
+        mem_free(s->final);
+        mem_free(s->right);
+        mem_free(s->chunks);
+    }
+    tokens_free(&st->hay);
+    *st = (struct ChunkStudy){0};
+}
+
+void chunk_text_free(struct ChunkText *t)
+{
+    for (int i = 0; t->asks && i < t->n_asks; i++) prompt_free(&t->asks[i]);
+    tokens_free(&t->ids);
+    mem_free(t->asks);
+    mem_free(t->chunks);
+    mem_free(t->right);
+    *t = (struct ChunkText){0};
+}
+
+static int text_open(struct ChunkText *t, int n_chunks, int n_asks)
+{
+    *t = (struct ChunkText){.n_chunks = n_chunks, .n_asks = n_asks};
+    t->chunks = mem_alloc((size_t)n_chunks, sizeof *t->chunks);
+    t->asks = mem_alloc((size_t)n_asks, sizeof *t->asks);
+    t->right = mem_alloc((size_t)n_asks * (size_t)n_chunks, 1);
+    return t->chunks && t->asks && t->right ? PC_OK : PC_ENOMEM;
+}
+
+/* The parts of a prompt around a text, which is given apart. */
+static int make_ask(const struct Engine *e, const char *context, const char *question,
+                    struct Prompt *out)
+{
+    const struct Settings *set = &e->settings;
+    struct PromptText text = {.context = context,
+                              .context_len = strlen(context),
+                              .question = question,
+                              .instruction = set->instruction,
+                              .answer_prefix = set->answer_prefix,
+                              .system = set->system,
+                              .chat = &e->chat};
+    return prompt_make(e->tok, &text, out);
+}
+
+/* ==== Made-up texts ==== */
+
+/* A fact: in which chunk it stands, and its tokens. */
+struct Hidden {
+    int chunk;
+    struct Tokens ids;
+};
+
+static uint64_t text_seed(const struct ChunkStudy *st, int half, int index)
+{
+    uint64_t at[2] = {(uint64_t)half, (uint64_t)index};
+    return hash64(at, sizeof at, st->opt.seed);
+}
+
+static int draw(uint64_t seed, int what, int i, int n)
+{
+    int at[2] = {what, i};
+    return (int)(hash64(at, sizeof at, seed) % (uint64_t)n);
+}
+
+static int make_fact(const struct ChunkStudy *st, uint64_t seed, int i, struct ChunkText *t,
+                     struct Hidden *out)
+{
+    struct Str needle = {0}, question = {0};
+    int status = str_append(&needle, "\n\n", 2);
+    if (status == PC_OK) status = chunk_fact(seed, i, &needle, &question);
+    if (status == PC_OK) status = str_append(&needle, "\n\n", 2);
+    if (status == PC_OK)
+        status = tokenizer_encode(st->e->tok, needle.data, needle.len, false, &out->ids);
+    if (status == PC_OK) status = make_ask(st->e, "", question.data, &t->asks[i]);
+    str_free(&needle);
+    str_free(&question);
+    return status;
+}
+
+/* n tokens of the half's part of the hay, from *at on, round and round. */
+static int add_hay(const struct ChunkStudy *st, int half, int *at, int n, struct Tokens *out)
+{
+    int split = st->hay.n - st->hay.n / 4, begin = half == HALF_CHOOSES ? 0 : split,
+        room = half == HALF_CHOOSES ? split : st->hay.n - split;
+    for (int i = 0; i < n; i++, *at = (*at + 1) % room)
+        TRY(tokens_push(out, st->hay.ids[begin + *at]));
+    return PC_OK;
+}
+
+/* One chunk: its facts at drawn places among as much hay as fills it. */
+static int fill_chunk(const struct ChunkStudy *st, int half, uint64_t seed, int c,
+                      const struct Hidden *facts, int *at, struct ChunkText *t)
+{
+    int hay = st->chunk, last = 0, n = t->n_asks;
+    t->chunks[c].begin = t->ids.n;
+    for (int i = 0; i < n; i++)
+        if (facts[i].chunk == c) hay -= facts[i].ids.n;
+    for (int i = 0, left = hay; i < n; i++) {
+        if (facts[i].chunk != c) continue;
+        last = draw(seed, 1, i, left + 1);
+        TRY(add_hay(st, half, at, last, &t->ids));
+        for (int k = 0; k < facts[i].ids.n; k++) TRY(tokens_push(&t->ids, facts[i].ids.ids[k]));
+        left -= last;
+        hay = left;
+    }
+    TRY(add_hay(st, half, at, hay, &t->ids));
+    t->chunks[c].end = t->ids.n;
+    return PC_OK;
+}
+
+/* Fact i's chunk: one by chance, or the next one with room. */
+static int place_fact(const struct ChunkStudy *st, uint64_t seed, int i, struct Hidden *facts,
+                      struct ChunkText *t)
+{
+    int n = t->n_chunks, at = draw(seed, 0, i, n);
+    for (int k = 0; k < n; k++) {
+        int c = (at + k) % n, used = facts[i].ids.n;
+        for (int other = 0; other < i; other++)
+            if (facts[other].chunk == c) used += facts[other].ids.n;
+        if (used > st->chunk) continue;
+        facts[i].chunk = c;
+        t->right[(size_t)i * (size_t)n + (size_t)c] = 1;
+        return PC_OK;
+    }
+    return err_set(PC_ERANGE,
+                   "%d chunks of %d tokens have no room for the facts hidden in them; give a "
+                   "longer --chunk or more --tokens",
+                   n, st->chunk);
+}
+
+static int make_text(const struct ChunkStudy *st, int half, int index, struct Hidden *facts,
+                     struct ChunkText *t)
+{
+    uint64_t seed = text_seed(st, half, index);
+    int at = draw(seed, 2, 0, st->hay.n / 4);
+    for (int i = 0; i < t->n_asks; i++) {
+        TRY(make_fact(st, seed, i, t, &facts[i]));
+        TRY(place_fact(st, seed, i, facts, t));
+    }
+    for (int c = 0; c < t->n_chunks; c++) TRY(fill_chunk(st, half, seed, c, facts, &at, t));
+    return PC_OK;
+}
+
+static int read_text(struct ChunkStudy *st, int half, int index)
+{
+    struct Hidden facts[CHUNK_FACTS_MAX] = {0};
+    struct ChunkText t;
+    int status = text_open(&t, st->opt.n_chunks, st->opt.n_asks);
+    if (status == PC_OK) status = make_text(st, half, index, facts, &t);
+    if (status == PC_OK) status = chunk_text_read(st, &t, &st->half[half]);
+    for (int i = 0; i < CHUNK_FACTS_MAX; i++) tokens_free(&facts[i].ids);
+    chunk_text_free(&t);
+    return status;
+}
+
+int chunk_study_texts(struct ChunkStudy *st)
+{
+    int n = N_HALVES * st->opt.texts;
+    for (int i = 0; i < n; i++) {
+        TRY(read_text(st, i % N_HALVES, i / N_HALVES));
+        if (st->opt.on_progress) st->opt.on_progress(st->opt.user, "texts", (i + 1.0) / n);
+    }
+    return PC_OK;
+}
+
+/* ==== A user's rows ==== */
+
+static bool answer_in(const char *text, size_t begin, size_t end, const char *answer)
+{
+    size_t len = strlen(answer);
+    for (size_t at = begin; len && at + len <= end; at++)
+        if (strncasecmp(text + at, answer, len) == 0) return true;
+    return false;
+}
+
+/* Chunks of equal length; false where too few or too many of them hold the answer. */
+static bool cut_row(const struct ChunkRow *row, struct ChunkText *t)
+{
+    const struct Prompt *p = &t->asks[0];
+    int right = 0;
+    for (int c = 0; c < t->n_chunks; c++) {
+        t->chunks[c].begin = (int)((int64_t)t->ids.n * c / t->n_chunks);
+        t->chunks[c].end = (int)((int64_t)t->ids.n * (c + 1) / t->n_chunks);
+        right += t->right[c] = answer_in(row->context, p->context_offset[t->chunks[c].begin],
+                                         p->context_offset[t->chunks[c].end], row->answer);
+    }
+    return right > 0 && 2 * right <= t->n_chunks;
+}
+
+int chunk_study_row(struct ChunkStudy *st, int half, const struct ChunkRow *row, bool *taken)
+{
+    struct ChunkText t = {0};
+    struct Prompt prompt = {0};
+    *taken = false;
+    int status = make_ask(st->e, row->context, row->question, &prompt);
+    int n = (prompt.context.n + st->chunk - 1) / st->chunk;
+    bool fits = status == PC_OK && n > 1 && n <= st->half[half].n_chunks;
+    if (fits) status = text_open(&t, n, 1);
+    if (fits && status == PC_OK) {
+        t.asks[0] = prompt;
+        t.ids = prompt.context;
+        prompt = (struct Prompt){0};
+        *taken = cut_row(row, &t);
+        if (*taken) status = chunk_text_read(st, &t, &st->half[half]);
+        t.ids = (struct Tokens){0}; /* the prompt's */
+    }
+    prompt_free(&prompt);
+    chunk_text_free(&t);
+    return status;
+}
+
+/* ==== Choice ==== */
+
+/* Whether a decision could lose the sample's right chunk: all layers keep it, among as many chunks as tell apart. */
+static bool can_be_lost(const struct ChunkStudy *st, const struct ChunkSamples *s, int i)
+{
+    int ahead = finals_ahead(s, i);
+    return ahead >= 0 && ahead < st->keep && s->chunks[i] >= TELLING_CHUNKS;
+}
+
+/* Adds shares of the other chunks that are ahead. What one sample of few chunks says is drawn towards what all say: a chunk's
+ * worth of the mean goes to each. */
+static void set_shares(const struct ChunkStudy *st, const struct ChunkSamples *s, const int *ahead,
+                       struct ChunkStop *stop)
+{
+    double hits = 0.5, draws = 1;
+    for (int i = 0; i < s->n; i++)
+        if (can_be_lost(st, s, i)) hits += ahead[i], draws += s->chunks[i] - 1;
+    for (int i = 0; i < s->n && stop->n_ahead < STOP_SAMPLES_MAX; i++)
+        if (can_be_lost(st, s, i))
+            stop->ahead[stop->n_ahead++] = (float)((ahead[i] + hits / draws) / s->chunks[i]);
+}
+
+static void set_heads(const struct ChunkStudy *st, const struct ChunkScorer *scorer,
+                      struct ChunkStop *stop)
+{
+    int heads = st->e->model.cfg.n_kv_heads;
+    stop->n_heads = scorer->n;
+    for (int i = 0; i < scorer->n; i++) {
+        int f = scorer->feature[i], head = f / HEAD_FEATURES;
+        stop->heads[i] =
+            (struct StopHead){head / heads, head % heads, (enum EarlyMeasure)(f % N_MEASURES),
+                              feature_rows(f % HEAD_FEATURES / N_MEASURES), scorer->weight[i]};
+    }
+}
+
+/* Survivors and share where this is the only decision; what cannot keep to the risk saves nothing. */
+static void rate(const struct ChunkStudy *st, struct ChunkCandidate *c, int n_chunks)
+{
+    double depth = (double)c->stop.layer / st->e->model.cfg.n_layers;
+    c->survivors = early_survivors(c->stop.ahead, c->stop.n_ahead, n_chunks,
+                                   (double)st->e->settings.early_risk, 2 * st->keep);
+    c->risk = early_risk(c->stop.ahead, c->stop.n_ahead, n_chunks, c->survivors);
+    c->share = c->risk > (double)st->e->settings.early_risk
+                   ? 1
+                   : depth + (1 - depth) * c->survivors / n_chunks;
+}
+
+static const struct ChunkSamples *reporting(const struct ChunkStudy *st)
+{
+    return &st->half[st->half[HALF_REPORTS].n ? HALF_REPORTS : HALF_CHOOSES];
+}
+
+/* Chooses heads before the layer by one half; both say how far ahead others are, the other one also what is reported. */
+static int try_layer(struct ChunkStudy *st, int layer, int n_chunks, struct ChunkCandidate *c)
+{
+    const struct ChunkSamples *all = &st->half[HALF_CHOOSES], *told = reporting(st);
+    int feature[PROFILE_HEADS];
+    float weight[PROFILE_HEADS];
+    struct ChunkScorer scorer = {feature, weight, 0, PROFILE_HEADS};
+    uint8_t *allowed = mem_alloc((size_t)all->n_features, 1);
+    int *ahead = mem_alloc((size_t)all->n, sizeof *ahead);
+    c->ahead = mem_alloc((size_t)told->n, sizeof *c->ahead);
+    c->winner = mem_alloc((size_t)told->n, sizeof *c->winner);
+    int status = allowed && ahead && c->ahead && c->winner ? PC_OK : PC_ENOMEM;
+    c->stop.layer = layer;
+    if (status == PC_OK) {
+        memset(allowed, 1, (size_t)layer * (size_t)st->e->model.cfg.n_kv_heads * HEAD_FEATURES);
+        status = chunk_choose(all, allowed, &scorer);
+    }
+    if (status == PC_OK) {
+        for (int i = 0; i < all->n; i++) ahead[i] = chunks_ahead(all, i, &scorer);
+        set_heads(st, &scorer, &c->stop);
+        set_shares(st, all, ahead, &c->stop);
+        for (int i = 0; i < told->n; i++) {
+            c->ahead[i] = chunks_ahead(told, i, &scorer);
+            c->winner[i] = winner_ahead(told, i, &scorer);
+        }
+        if (told != all) set_shares(st, told, c->ahead, &c->stop);
+        rate(st, c, n_chunks);
+    }
+    mem_free(allowed);
+    mem_free(ahead);
+    return status;
+}
+
+/* Whether a is the better first decision: it saves more, or, where none saves anything, risks less. */
+static bool is_better(const struct ChunkCandidate *a, const struct ChunkCandidate *b)
+{
+    return a->share < b->share || (a->share == b->share && a->risk < b->risk);
+}
+
+/* The layer that saves most, and a later one that saves most of the rest. */
+static void choose_layers(const struct ChunkStudy *st, struct ChunkReport *r)
+{
+    struct ChunkCandidate *first = &r->list[0], *second = NULL;
+    double layers = st->e->model.cfg.n_layers, least;
+    for (int i = 1; i < r->n; i++)
+        if (is_better(&r->list[i], first)) first = &r->list[i];
+    least = 0.99 *
+            (first->stop.layer + (layers - first->stop.layer) * first->survivors / r->n_chunks) /
+            layers; /* a second one is to be worth its while */
+    for (struct ChunkCandidate *c = first + 1; c < r->list + r->n; c++) {
+        int left = early_survivors(c->stop.ahead, c->stop.n_ahead, first->survivors,
+                                   (double)st->e->settings.early_risk, 2 * st->keep);
+        double share =
+            (first->stop.layer +
+             (double)(c->stop.layer - first->stop.layer) * first->survivors / r->n_chunks +
+             (layers - c->stop.layer) * left / r->n_chunks) /
+            layers;
+        if (share < least) least = share, second = c;
+    }
+    first->chosen = true;
+    if (second) second->chosen = true;
+}
+
+static int try_layers(struct ChunkStudy *st, struct ChunkReport *r)
+{
+    int layers = st->e->model.cfg.n_layers;
+    for (int i = 1; i <= CANDIDATES_MAX; i++) {
+        int layer = (i * layers + 6) / 12;
+        if (layer < 1 || layer >= layers || (r->n && r->list[r->n - 1].stop.layer == layer))
+            continue;
+        TRY(try_layer(st, layer, r->n_chunks, &r->list[r->n++]));
+        if (st->opt.on_progress)
+            st->opt.on_progress(st->opt.user, "layers", (double)i / CANDIDATES_MAX);
+    }
+    return PC_OK;
+}
+
+int chunk_study_choose(struct ChunkStudy *st, struct ChunkProfile *profile,
+                       struct ChunkReport *report)
+{
+    const struct ChunkSamples *told = reporting(st);
+    const struct ModelConfig *m = &st->e->model.cfg;
+    *report = (struct ChunkReport){.n_samples = told->n, .n_chunks = LONG_TEXT / st->chunk};
+    if (report->n_chunks < 4) report->n_chunks = 4;
+    report->finals = mem_alloc((size_t)told->n, sizeof *report->finals);
+    if (!report->finals) return PC_ENOMEM;
+    for (int i = 0; i < told->n; i++) report->finals[i] = finals_ahead(told, i);
+    TRY(try_layers(st, report));
+    choose_layers(st, report);
+    if (report->list[0].stop.n_ahead == 0)
+        return err_set(PC_ERANGE, "this model finds none of the facts even with all layers: there "
+                                  "is nothing that chunks could be told apart by");
+    *profile = (struct ChunkProfile){st->e->model.hash, m->n_layers, m->n_kv_heads, {{0}}, 0};
+    for (int i = 0; i < report->n; i++) {
+        const struct ChunkCandidate *c = &report->list[i];
+        if (c->chosen) profile->stops[profile->n_stops++] = c->stop;
+    }
+    return PC_OK;
+}
+
+void chunk_report_free(struct ChunkReport *r)
+{
+    for (int i = 0; i < r->n; i++) {
+        mem_free(r->list[i].ahead);
+        mem_free(r->list[i].winner);
+    }
+    mem_free(r->finals);
+    *r = (struct ChunkReport){0};
+}

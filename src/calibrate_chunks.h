@@ -1,0 +1,96 @@
+/* calibrate_chunks.h - from which heads' attention to a chunk one can tell early whether it holds the answer.
+ *
+ * Texts with made-up facts in them, or a user's own rows, are read chunk by chunk, as a run reads them; each chunk is read
+ * once, and then all questions about its text are asked of it at once, over its keys and values. Every layer's attention of
+ * every question's last rows on every chunk becomes features (calib/chunk_choose.h), and the surprise of the question's words
+ * the final score. Half of the texts choose heads and layers; the other half says how often they lose the chunk; which layers
+ * the profile has, of a dozen, and how many must survive, is for both to say.
+ *
+ *   chunk_study_open -> chunk_study_texts, chunk_study_row -> chunk_study_choose -> a profile, and a report
+ */
+#ifndef PCOMP_CALIBRATE_CHUNKS_H
+#define PCOMP_CALIBRATE_CHUNKS_H
+
+#include "calib/chunk_choose.h"
+#include "calib/chunk_facts.h"
+#include "session.h"
+
+enum { HALF_CHOOSES, HALF_REPORTS, N_HALVES };
+enum { CANDIDATES_MAX = 11, PROFILE_HEADS = 8 };
+/* Features of a KV head: each measure over the last few rows, then over more. */
+enum { ROW_KINDS = 2, HEAD_FEATURES = ROW_KINDS * N_MEASURES };
+static inline int feature_rows(int kind)
+{
+    return kind ? EARLY_ROWS : LAST_ROWS;
+}
+
+struct ChunkStudyOptions {
+    int texts, rows; /* of each half: made-up ones, and a user's at most */
+    int n_chunks;    /* of a text */
+    int n_asks;      /* of it, CHUNK_FACTS_MAX at most */
+    uint64_t seed;
+    bool (*stop)(void *user);                                        /* as in struct Request */
+    void (*on_progress)(void *user, const char *what, double share); /* may be NULL */
+    void *user;
+};
+
+/* A user's own text, with a question and the answer as the text has it. */
+struct ChunkRow {
+    const char *context, *question, *answer;
+};
+
+struct ChunkStudy {
+    struct Engine *e;
+    struct ChunkStudyOptions opt;
+    int chunk, keep;   /* as the settings and the model have it for a long text */
+    struct Tokens hay; /* the text between the facts; its last quarter is for the second half */
+    struct ChunkSamples half[N_HALVES];
+};
+
+/* One layer behind which chunks could leave. */
+struct ChunkCandidate {
+    struct ChunkStop stop; /* ahead: of both halves */
+    int *ahead,
+        *winner; /* [samples of that half] chunks ahead of the right one, and of the final winner; -1: none; owned */
+    int survivors;      /* of as many chunks as 128K tokens are, at the settings' risk */
+    double risk, share; /* of losing the right chunk, and of the arithmetic, then */
+    bool chosen;
+};
+
+struct ChunkReport {
+    struct ChunkCandidate list[CANDIDATES_MAX];
+    int n, n_samples,
+        n_chunks; /* layers looked at; samples of the half that reports; chunks that 128K tokens are */
+    int *finals; /* [n_samples] chunks ahead of the right one in the end; -1: none; owned */
+};
+
+/* text is what stands between the facts, UTF-8. chunk_study_close also takes a study that failed to open. Errors: PC_ERANGE
+ * (text too short), PC_ENOMEM. */
+int chunk_study_open(struct ChunkStudy *st, struct Engine *e, const struct ChunkStudyOptions *opt,
+                     const char *text, size_t len);
+void chunk_study_close(struct ChunkStudy *st);
+/* Reads all made-up texts of both halves. */
+int chunk_study_texts(struct ChunkStudy *st);
+/* Reads one row for a half. *taken: false where the answer is nowhere in the text, or in more than half of the chunks. */
+int chunk_study_row(struct ChunkStudy *st, int half, const struct ChunkRow *row, bool *taken);
+/* The layers, heads and shares of a profile. chunk_report_free frees the report, also after an error. */
+int chunk_study_choose(struct ChunkStudy *st, struct ChunkProfile *profile,
+                       struct ChunkReport *report);
+void chunk_report_free(struct ChunkReport *r);
+
+/* ==== Between the files ==== */
+
+/* A text cut into chunks, and what is asked of it. chunk_text_free also after an error. */
+struct ChunkText {
+    struct Tokens ids;
+    struct Chunk *chunks; /* [n_chunks] */
+    struct Prompt *asks;  /* [n_asks] prefix and tail; no context */
+    uint8_t *right;       /* [n_asks, n_chunks] */
+    int n_chunks, n_asks;
+};
+
+void chunk_text_free(struct ChunkText *t);
+/* calibrate_chunks_read.c: all chunks and questions of a text, as samples behind those that the half has. */
+int chunk_text_read(struct ChunkStudy *st, const struct ChunkText *t, struct ChunkSamples *out);
+
+#endif
