@@ -259,8 +259,8 @@ static void cuda_limits(const struct Device *d, struct DeviceLimits *out)
                                  .most = most,
                                  .own_memory = true,
                                  .records = usual_head(d->model->cfg.head_dim),
-                                 .keeps_pages = true,
                                  .own_pasts = true,
+                                 .keeps_pages = true,
                                  .wave_rows = wave_rows(&d->model->cfg),
                                  .segment_rows = SEGMENT_ROWS,
                                  .page_rows = usual_head(d->model->cfg.head_dim)

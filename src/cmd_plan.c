@@ -263,7 +263,8 @@ int cmd_perplexity(struct Cli *cli)
                           .on_progress = show_progress,
                           .stop = signals_stop};
     progress_begin(&view, 0);
-    status = session_perplexity(engine, &req, cli->tail ? cli->tail : 1024, &result);
+    bool plain = engine_settings(engine)->method == METHOD_FULL;
+    status = session_perplexity(engine, &req, cli->tail ? cli->tail : plain ? 0 : 1024, &result);
     progress_clear(&view);
     if (status == PC_EINTR) fprintf(stderr, "pcomp: stopped; repeat the command to start again\n");
     if (status == PC_OK) status = perplexity_report(cli, engine, &result);

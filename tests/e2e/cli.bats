@@ -462,7 +462,7 @@ heads() {
     done
     run --separate-stderr "$PCOMP" perplexity -m "$TINY" -f text.txt --method full --window 128 --json
     [ "$status" -eq 0 ]
-    jq -e '.n_scored > 32 and .n_scored < .n_context' <<< "$output" # all but the first of each window
+    jq -e '.n_scored == .n_context - (.n_context / 128 | ceil)' <<< "$output" # all but the first of each window
     run --separate-stderr "$PCOMP" perplexity -m "$TINY" -f text.txt --tail 32
     [[ "$output" =~ ^perplexity\ [0-9.]+\ \ nll ]]
 }
