@@ -152,7 +152,8 @@ static void check_join(struct Side *s, struct Parts *parts, struct AttnArgs *arg
     float *lse = fetch_floats(&s[1], args->part->lse, heads);
     double worst = 0;
     for (size_t i = 0; i < heads; i++) worst = fmax(worst, fabs(lse[i] - want_lse[i]));
-    check(worst < 0.05 * c->loose, "lse", where, worst);
+    double biased = s[1].e->model.layers[0].bk ? 4 : 1; /* keys with a bias make large scores */
+    check(worst < 0.05 * c->loose * biased, "lse", where, worst);
     free(lse);
 }
 

@@ -164,7 +164,7 @@ static void compare(const struct Case *c, const struct Found *one)
     }
     check(one->n_chunks > 10 && one->n_chunks == found[0].n_chunks, "chunks", c->name);
     check(kept, "the same chunks stay", c->name);
-    check(worst < 1e-3, "scores", c->name);
+    check(worst < 0.005, "scores", c->name); /* products of other numbers of rows, in bf16 */
     check(one->n_ids == found[0].n_ids &&
               !memcmp(one->ids, found[0].ids, sizeof(int) * (size_t)one->n_ids),
           "the same answer", c->name);
