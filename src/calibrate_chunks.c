@@ -13,7 +13,7 @@ static int samples_open(struct ChunkSamples *s, const struct ChunkStudy *st)
     const struct ModelConfig *m = &st->e->model.cfg;
     int room = o->texts * o->n_asks + o->rows;
     s->n_chunks = o->rows && o->n_chunks < ROW_CHUNKS ? ROW_CHUNKS : o->n_chunks;
-    s->n_features = m->n_layers * m->n_kv_heads * HEAD_FEATURES;
+    s->n_features = m->n_layers * m->n_kv_heads * HEAD_FEATURES + 1;
     size_t cells = (size_t)room * (size_t)s->n_chunks;
     s->feature = mem_alloc(cells * (size_t)s->n_features, sizeof *s->feature);
     s->final = mem_alloc(cells, sizeof *s->final);
@@ -44,6 +44,8 @@ void chunk_study_close(struct ChunkStudy *st)
 {
     for (int h = 0; h < N_HALVES; h++) {
         struct ChunkSamples *s = &st->half[h];
+        if (st->rows[h]) chunk_text_free(st->rows[h]);
+        mem_free(st->rows[h]);
         mem_free(s->feature);
         mem_free(s->final);
         mem_free(s->right);
@@ -65,7 +67,7 @@ void chunk_text_free(struct ChunkText *t)
 
 static int text_open(struct ChunkText *t, int n_chunks, int n_asks)
 {
-    *t = (struct ChunkText){.n_chunks = n_chunks, .n_asks = n_asks};
+    *t = (struct ChunkText){.n_chunks = n_chunks, .n_asks = n_asks, .stride = n_chunks};
     t->chunks = mem_alloc((size_t)n_chunks, sizeof *t->chunks);
     t->asks = mem_alloc((size_t)n_asks, sizeof *t->asks);
     t->right = mem_alloc((size_t)n_asks * (size_t)n_chunks, 1);
@@ -218,40 +220,92 @@ static bool answer_in(const char *text, size_t begin, size_t end, const char *an
     return false;
 }
 
-/* Chunks of equal length; false where too few or too many of them hold the answer. */
-static bool cut_row(const struct ChunkRow *row, struct ChunkText *t)
+/* Chunk c of n equal ones. */
+static struct Chunk part(const struct Tokens *ids, int c, int n)
 {
-    const struct Prompt *p = &t->asks[0];
-    int right = 0;
-    for (int c = 0; c < t->n_chunks; c++) {
-        t->chunks[c].begin = (int)((int64_t)t->ids.n * c / t->n_chunks);
-        t->chunks[c].end = (int)((int64_t)t->ids.n * (c + 1) / t->n_chunks);
-        right += t->right[c] = answer_in(row->context, p->context_offset[t->chunks[c].begin],
-                                         p->context_offset[t->chunks[c].end], row->answer);
+    return (struct Chunk){(int)((int64_t)ids->n * c / n), (int)((int64_t)ids->n * (c + 1) / n)};
+}
+
+/* Which of the row's n chunks hold the answer; returns how many. */
+static int find_answer(const struct ChunkRow *row, const struct Prompt *p, int n, uint8_t *right)
+{
+    int found = 0;
+    for (int c = 0; c < n; c++) {
+        struct Chunk at = part(&p->context, c, n);
+        right[c] = answer_in(row->context, p->context_offset[at.begin], p->context_offset[at.end],
+                             row->answer);
+        found += right[c];
     }
-    return right > 0 && 2 * right <= t->n_chunks;
+    return found;
+}
+
+/* An empty text of rows. */
+static int rows_open(struct ChunkText **out)
+{
+    *out = mem_alloc(1, sizeof **out);
+    if (!*out) return PC_ENOMEM;
+    TRY(text_open(*out, ROW_CHUNKS, CHUNK_FACTS_MAX));
+    (*out)->n_chunks = (*out)->n_asks = 0;
+    (*out)->real = true;
+    return PC_OK;
+}
+
+/* Reads the rows that wait, if any do. */
+static int read_waiting(struct ChunkStudy *st, int half)
+{
+    struct ChunkText *t = st->rows[half];
+    int status = t && t->n_asks ? chunk_text_read(st, t, &st->half[half]) : PC_OK;
+    if (t) chunk_text_free(t);
+    mem_free(t);
+    st->rows[half] = NULL;
+    return status;
+}
+
+/* Puts the row's n chunks behind those that wait; its answer is looked for in its own alone. The prompt passes to t. */
+static int add_row(struct ChunkText *t, struct Prompt *p, const uint8_t *right, int n)
+{
+    uint8_t *own = t->right + (size_t)t->n_asks * (size_t)t->stride + t->n_chunks;
+    int before = t->ids.n;
+    for (int i = 0; i < p->context.n; i++) TRY(tokens_push(&t->ids, p->context.ids[i]));
+    for (int c = 0; c < n; c++) {
+        struct Chunk at = part(&p->context, c, n);
+        t->chunks[t->n_chunks++] = (struct Chunk){before + at.begin, before + at.end};
+    }
+    memcpy(own, right, (size_t)n);
+    t->asks[t->n_asks++] = *p;
+    *p = (struct Prompt){0};
+    return PC_OK;
+}
+
+static int take_row(struct ChunkStudy *st, int half, struct Prompt *p, const uint8_t *right, int n)
+{
+    struct ChunkText *t = st->rows[half];
+    if (t && (t->n_chunks + n > ROW_CHUNKS || t->n_asks == CHUNK_FACTS_MAX))
+        TRY(read_waiting(st, half));
+    if (!st->rows[half]) TRY(rows_open(&st->rows[half]));
+    return add_row(st->rows[half], p, right, n);
 }
 
 int chunk_study_row(struct ChunkStudy *st, int half, const struct ChunkRow *row, bool *taken)
 {
-    struct ChunkText t = {0};
     struct Prompt prompt = {0};
+    uint8_t right[ROW_CHUNKS];
     *taken = false;
     int status = make_ask(st->e, row->context, row->question, &prompt);
     int n = (prompt.context.n + st->chunk - 1) / st->chunk;
-    bool fits = status == PC_OK && n > 1 && n <= st->half[half].n_chunks;
-    if (fits) status = text_open(&t, n, 1);
-    if (fits && status == PC_OK) {
-        t.asks[0] = prompt;
-        t.ids = prompt.context;
-        prompt = (struct Prompt){0};
-        *taken = cut_row(row, &t);
-        if (*taken) status = chunk_text_read(st, &t, &st->half[half]);
-        t.ids = (struct Tokens){0}; /* the prompt's */
+    if (status == PC_OK && n > 1 && n <= ROW_CHUNKS) {
+        int found = find_answer(row, &prompt, n, right);
+        *taken = found > 0 && 2 * found <= n;
     }
+    if (*taken) status = take_row(st, half, &prompt, right, n);
     prompt_free(&prompt);
-    chunk_text_free(&t);
     return status;
+}
+
+int chunk_study_rows(struct ChunkStudy *st)
+{
+    for (int h = 0; h < N_HALVES; h++) TRY(read_waiting(st, h));
+    return PC_OK;
 }
 
 /* ==== Choice ==== */
@@ -280,12 +334,14 @@ static void set_heads(const struct ChunkStudy *st, const struct ChunkScorer *sco
                       struct ChunkStop *stop)
 {
     int heads = st->e->model.cfg.n_kv_heads;
-    stop->n_heads = scorer->n;
     for (int i = 0; i < scorer->n; i++) {
         int f = scorer->feature[i], head = f / HEAD_FEATURES;
-        stop->heads[i] =
-            (struct StopHead){head / heads, head % heads, (enum EarlyMeasure)(f % N_MEASURES),
-                              feature_rows(f % HEAD_FEATURES / N_MEASURES), scorer->weight[i]};
+        if (f == words_feature(&st->half[HALF_CHOOSES]))
+            stop->words = scorer->weight[i];
+        else
+            stop->heads[stop->n_heads++] =
+                (struct StopHead){head / heads, head % heads, (enum EarlyMeasure)(f % N_MEASURES),
+                                  feature_rows(f % HEAD_FEATURES / N_MEASURES), scorer->weight[i]};
     }
 }
 
@@ -321,6 +377,7 @@ static int try_layer(struct ChunkStudy *st, int layer, int n_chunks, struct Chun
     c->stop.layer = layer;
     if (status == PC_OK) {
         memset(allowed, 1, (size_t)layer * (size_t)st->e->model.cfg.n_kv_heads * HEAD_FEATURES);
+        allowed[words_feature(all)] = 1;
         status = chunk_choose(all, allowed, &scorer);
     }
     if (status == PC_OK) {

@@ -66,6 +66,16 @@ static int read_head(const char *file, const cJSON *item, const struct ChunkProf
     return PC_OK;
 }
 
+/* Files of before words counted have none. */
+static int read_words(const char *file, const cJSON *item, struct ChunkStop *stop)
+{
+    if (!item) return PC_OK;
+    if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0 && item->valuedouble <= 1e6))
+        return refuse(file, "words", "a number from 0, 1e6 at most");
+    stop->words = (float)item->valuedouble;
+    return PC_OK;
+}
+
 static int read_ahead(const char *file, const cJSON *list, struct ChunkStop *stop)
 {
     if (!cJSON_IsArray(list) || cJSON_GetArraySize(list) < 1 ||
@@ -90,6 +100,7 @@ static int read_stop(const char *file, const cJSON *object, struct ChunkProfile 
         return refuse(file, "heads", "a list of 1 to 64 heads");
     for (const cJSON *item = heads->child; item; item = item->next)
         TRY(read_head(file, item, p, stop));
+    TRY(read_words(file, member(object, "words"), stop));
     p->n_stops++;
     return read_ahead(file, member(object, "ahead"), stop);
 }
@@ -192,7 +203,8 @@ static int stop_text(const struct ChunkStop *stop, bool last, struct Str *out)
                         MEASURES[h->measure], h->rows, (double)h->weight,
                         i + 1 < stop->n_heads ? "," : ""));
     }
-    TRY(str_appendf(out, "      ],\n      \"ahead\": ["));
+    TRY(str_appendf(out, "      ],\n      \"words\": %.9g,\n      \"ahead\": [",
+                    (double)stop->words));
     for (int i = 0; i < stop->n_ahead; i++)
         TRY(str_appendf(out, "%s%.4g", i ? ", " : "", (double)stop->ahead[i]));
     return str_appendf(out, "]\n    }%s\n", last ? "" : ",");

@@ -122,7 +122,7 @@ static int read_rows(struct ChunksRun *run)
         TRY(read_row(run, line, len, ++number));
         show(run, "rows", (double)number / run->n_rows);
     }
-    return PC_OK;
+    return chunk_study_rows(&run->study);
 }
 
 /* ==== Out ==== */
