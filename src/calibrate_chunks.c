@@ -3,7 +3,13 @@
 
 #include <string.h>
 
-enum { HAY_MIN = 2048, LONG_TEXT = 131072, ROW_CHUNKS = 64, TELLING_CHUNKS = 4 };
+enum {
+    HAY_MIN = 2048,
+    ROW_CHUNKS = 64,
+    TELLING_CHUNKS = 4,
+    PATH_MAX_STOPS = STOPS_MAX / N_LENGTHS
+};
+static const int LENGTHS[N_LENGTHS] = {131072, 1048576};
 
 /* ==== Open and close ==== */
 
@@ -345,16 +351,29 @@ static void set_heads(const struct ChunkStudy *st, const struct ChunkScorer *sco
     }
 }
 
-/* Survivors and share where this is the only decision; what cannot keep to the risk saves nothing. */
-static void rate(const struct ChunkStudy *st, struct ChunkCandidate *c, int n_chunks)
+/* How many of `before` chunks survive a decision. */
+static int count_survivors(const struct ChunkStudy *st, const struct ChunkStop *stop, int before)
+{
+    return early_survivors(stop->ahead, stop->n_ahead, before, (double)st->e->settings.early_risk,
+                           2 * st->keep);
+}
+
+/* Most that are held of a chunk as long as those here. */
+static int most_survivors(const struct ChunkStudy *st)
+{
+    size_t rows = (size_t)st->chunk + EARLY_ROWS;
+    return early_most(sizeof(float) * rows * (size_t)st->e->model.cfg.dim);
+}
+
+/* Survivors and share where this is the only decision. */
+static void rate(const struct ChunkStudy *st, const struct ChunkReport *r, struct ChunkCandidate *c)
 {
     double depth = (double)c->stop.layer / st->e->model.cfg.n_layers;
-    c->survivors = early_survivors(c->stop.ahead, c->stop.n_ahead, n_chunks,
-                                   (double)st->e->settings.early_risk, 2 * st->keep);
-    c->risk = early_risk(c->stop.ahead, c->stop.n_ahead, n_chunks, c->survivors);
-    c->share = c->risk > (double)st->e->settings.early_risk
-                   ? 1
-                   : depth + (1 - depth) * c->survivors / n_chunks;
+    for (int i = 0; i < N_LENGTHS; i++) {
+        int n = count_survivors(st, &c->stop, r->n_chunks[i]);
+        c->survivors[i] = n;
+        c->share[i] = n > most_survivors(st) ? 1 : depth + (1 - depth) * n / r->n_chunks[i];
+    }
 }
 
 static const struct ChunkSamples *reporting(const struct ChunkStudy *st)
@@ -363,7 +382,8 @@ static const struct ChunkSamples *reporting(const struct ChunkStudy *st)
 }
 
 /* Chooses heads before the layer by one half; both say how far ahead others are, the other one also what is reported. */
-static int try_layer(struct ChunkStudy *st, int layer, int n_chunks, struct ChunkCandidate *c)
+static int try_layer(struct ChunkStudy *st, const struct ChunkReport *r, int layer,
+                     struct ChunkCandidate *c)
 {
     const struct ChunkSamples *all = &st->half[HALF_CHOOSES], *told = reporting(st);
     int feature[PROFILE_HEADS];
@@ -389,41 +409,60 @@ static int try_layer(struct ChunkStudy *st, int layer, int n_chunks, struct Chun
             c->winner[i] = winner_ahead(told, i, &scorer);
         }
         if (told != all) set_shares(st, told, c->ahead, &c->stop);
-        rate(st, c, n_chunks);
+        rate(st, r, c);
     }
     mem_free(allowed);
     mem_free(ahead);
     return status;
 }
 
-/* Whether a is the better first decision: it saves more, or, where none saves anything, risks less. */
-static bool is_better(const struct ChunkCandidate *a, const struct ChunkCandidate *b)
+/* Some decisions one after another, and what they leave to be read. */
+struct Path {
+    int stop[PATH_MAX_STOPS], n; /* of the report's list, rising */
+    int layer, before;           /* read so far, by so many chunks that go on */
+    double work;                 /* chunks times layers, so far */
+};
+
+/* A further decision is to be worth its while, since each can lose the chunk. */
+static double cost(const struct ChunkStudy *st, const struct Path *p)
 {
-    return a->share < b->share || (a->share == b->share && a->risk < b->risk);
+    return (p->work + (double)p->before * (st->e->model.cfg.n_layers - p->layer)) *
+           (1 + 0.01 * p->n);
 }
 
-/* The layer that saves most, and a later one that saves most of the rest. */
+/* The cheapest of the path and all that go on from it. */
+static void search(const struct ChunkStudy *st, const struct ChunkReport *r, const struct Path *p,
+                   struct Path *best)
+{
+    if (cost(st, p) < cost(st, best)) *best = *p;
+    if (p->n == PATH_MAX_STOPS) return;
+    for (int i = p->n ? p->stop[p->n - 1] + 1 : 0; i < r->n; i++) {
+        const struct ChunkStop *stop = &r->list[i].stop;
+        struct Path next = *p;
+        next.stop[next.n++] = i;
+        next.work += (double)p->before * (stop->layer - p->layer);
+        next.layer = stop->layer;
+        next.before = count_survivors(st, stop, p->before);
+        if (next.before < p->before && next.before <= most_survivors(st))
+            search(st, r, &next, best);
+    }
+}
+
+/* For each length the decisions that save most; where none does, the one after which fewest could go on. */
 static void choose_layers(const struct ChunkStudy *st, struct ChunkReport *r)
 {
-    struct ChunkCandidate *first = &r->list[0], *second = NULL;
-    double layers = st->e->model.cfg.n_layers, least;
-    for (int i = 1; i < r->n; i++)
-        if (is_better(&r->list[i], first)) first = &r->list[i];
-    least = 0.99 *
-            (first->stop.layer + (layers - first->stop.layer) * first->survivors / r->n_chunks) /
-            layers; /* a second one is to be worth its while */
-    for (struct ChunkCandidate *c = first + 1; c < r->list + r->n; c++) {
-        int left = early_survivors(c->stop.ahead, c->stop.n_ahead, first->survivors,
-                                   (double)st->e->settings.early_risk, 2 * st->keep);
-        double share =
-            (first->stop.layer +
-             (double)(c->stop.layer - first->stop.layer) * first->survivors / r->n_chunks +
-             (layers - c->stop.layer) * left / r->n_chunks) /
-            layers;
-        if (share < least) least = share, second = c;
+    int chosen = 0, least = 0;
+    for (int i = 0; i < N_LENGTHS; i++) {
+        struct Path all = {.before = r->n_chunks[i]}, best = all;
+        search(st, r, &all, &best);
+        for (int k = 0; k < best.n; k++) r->list[best.stop[k]].chosen = true;
+        chosen += best.n;
+        r->share[i] =
+            cost(st, &best) / (1 + 0.01 * best.n) / r->n_chunks[i] / st->e->model.cfg.n_layers;
     }
-    first->chosen = true;
-    if (second) second->chosen = true;
+    for (int i = 1; i < r->n; i++)
+        if (r->list[i].survivors[0] < r->list[least].survivors[0]) least = i;
+    if (!chosen) r->list[least].chosen = true;
 }
 
 static int try_layers(struct ChunkStudy *st, struct ChunkReport *r)
@@ -433,7 +472,7 @@ static int try_layers(struct ChunkStudy *st, struct ChunkReport *r)
         int layer = (i * layers + 6) / 12;
         if (layer < 1 || layer >= layers || (r->n && r->list[r->n - 1].stop.layer == layer))
             continue;
-        TRY(try_layer(st, layer, r->n_chunks, &r->list[r->n++]));
+        TRY(try_layer(st, r, layer, &r->list[r->n++]));
         if (st->opt.on_progress)
             st->opt.on_progress(st->opt.user, "layers", (double)i / CANDIDATES_MAX);
     }
@@ -445,8 +484,9 @@ int chunk_study_choose(struct ChunkStudy *st, struct ChunkProfile *profile,
 {
     const struct ChunkSamples *told = reporting(st);
     const struct ModelConfig *m = &st->e->model.cfg;
-    *report = (struct ChunkReport){.n_samples = told->n, .n_chunks = LONG_TEXT / st->chunk};
-    if (report->n_chunks < 4) report->n_chunks = 4;
+    *report = (struct ChunkReport){.n_samples = told->n};
+    for (int i = 0; i < N_LENGTHS; i++)
+        report->n_chunks[i] = LENGTHS[i] / st->chunk < 4 ? 4 : LENGTHS[i] / st->chunk;
     report->finals = mem_alloc((size_t)told->n, sizeof *report->finals);
     if (!report->finals) return PC_ENOMEM;
     for (int i = 0; i < told->n; i++) report->finals[i] = finals_ahead(told, i);

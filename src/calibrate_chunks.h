@@ -56,20 +56,24 @@ static inline int words_feature(const struct ChunkSamples *s)
     return s->n_features - 1;
 }
 
+/* The lengths that a profile is made for: 128K and 1M tokens. */
+enum { LENGTH_128K, LENGTH_1M, N_LENGTHS };
+
 /* One layer behind which chunks could leave. */
 struct ChunkCandidate {
     struct ChunkStop stop; /* ahead: of both halves */
     int *ahead,
         *winner; /* [samples of that half] chunks ahead of the right one, and of the final winner; -1: none; owned */
-    int survivors;      /* of as many chunks as 128K tokens are, at the settings' risk */
-    double risk, share; /* of losing the right chunk, and of the arithmetic, then */
+    int survivors[N_LENGTHS]; /* at the settings' risk, if chunks leave here only */
+    double share[N_LENGTHS];  /* of the arithmetic, then; 1 where more survive than are held */
     bool chosen;
 };
 
 struct ChunkReport {
     struct ChunkCandidate list[CANDIDATES_MAX];
-    int n, n_samples,
-        n_chunks; /* layers looked at; samples of the half that reports; chunks that 128K tokens are */
+    int n, n_samples;        /* layers looked at; samples of the half that reports */
+    int n_chunks[N_LENGTHS]; /* of as many tokens */
+    double share[N_LENGTHS]; /* of the arithmetic, with the decisions chosen for that length */
     int *finals; /* [n_samples] chunks ahead of the right one in the end; -1: none; owned */
 };
 

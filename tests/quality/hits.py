@@ -83,6 +83,14 @@ def count(lines):
     return n, hit1, hit2, chance1, chance2
 
 
+def interval(hits, n):
+    """Hits and Wilson's 95% interval of their share, in %."""
+    z, n = 1.96, max(n, 1)
+    p, d = hits / n, 1 + z * z / n
+    mid, half = (p + z * z / (2 * n)) / d, z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / d
+    return f"{hits} ({100 * p:.0f}%, {100 * max(0, mid - half):.0f}-{100 * min(1, mid + half):.0f})"
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--eval", default="build/pcomp-eval")
@@ -108,7 +116,7 @@ def main():
             name = f"{pathlib.Path(args.model).stem}, chunk {args.chunk}, rows {args.split}"
             if i == 0:
                 print(f"{name}: chance hit@1 {chance1:.1f} hit@2 {chance2:.1f} of {n}")
-            print(f"{name}: {score} hit@1 {hit1} hit@2 {hit2} of {n}", flush=True)
+            print(f"{name}: {score} hit@1 {interval(hit1, n)} hit@2 {interval(hit2, n)} of {n}", flush=True)
 
 
 if __name__ == "__main__":
