@@ -201,6 +201,7 @@ static int read_text(struct ChunkStudy *st, int half, int index)
     int status = text_open(&t, st->opt.n_chunks, st->opt.n_asks);
     if (status == PC_OK) status = make_text(st, half, index, facts, &t);
     if (status == PC_OK) status = chunk_text_read(st, &t, &st->half[half]);
+    st->n_made[half] = st->half[half].n;
     for (int i = 0; i < CHUNK_FACTS_MAX; i++) tokens_free(&facts[i].ids);
     chunk_text_free(&t);
     return status;
@@ -479,6 +480,19 @@ static int try_layers(struct ChunkStudy *st, struct ChunkReport *r)
     return PC_OK;
 }
 
+/* What the final score makes of the samples, and of rows words alone. */
+static void note_ends(const struct ChunkStudy *st, struct ChunkReport *r)
+{
+    const struct ChunkSamples *s = reporting(st);
+    int feature = words_feature(s), made = st->n_made[s - st->half];
+    float one = 1;
+    const struct ChunkScorer words = {&feature, &one, 1, 1};
+    for (int i = 0; i < s->n; i++) {
+        r->finals[i] = finals_ahead(s, i);
+        r->words[i] = i < made ? -1 : chunks_ahead(s, i, &words);
+    }
+}
+
 int chunk_study_choose(struct ChunkStudy *st, struct ChunkProfile *profile,
                        struct ChunkReport *report)
 {
@@ -488,8 +502,9 @@ int chunk_study_choose(struct ChunkStudy *st, struct ChunkProfile *profile,
     for (int i = 0; i < N_LENGTHS; i++)
         report->n_chunks[i] = LENGTHS[i] / st->chunk < 4 ? 4 : LENGTHS[i] / st->chunk;
     report->finals = mem_alloc((size_t)told->n, sizeof *report->finals);
-    if (!report->finals) return PC_ENOMEM;
-    for (int i = 0; i < told->n; i++) report->finals[i] = finals_ahead(told, i);
+    report->words = mem_alloc((size_t)told->n, sizeof *report->words);
+    if (!report->finals || !report->words) return PC_ENOMEM;
+    note_ends(st, report);
     TRY(try_layers(st, report));
     choose_layers(st, report);
     if (report->list[0].stop.n_ahead == 0)
@@ -510,5 +525,6 @@ void chunk_report_free(struct ChunkReport *r)
         mem_free(r->list[i].winner);
     }
     mem_free(r->finals);
+    mem_free(r->words);
     *r = (struct ChunkReport){0};
 }

@@ -48,6 +48,7 @@ struct ChunkStudy {
     struct Tokens hay; /* the text between the facts; its last quarter is for the second half */
     struct ChunkText *rows[N_HALVES]; /* of rows that are yet to be read; or NULL */
     struct ChunkSamples half[N_HALVES];
+    int n_made[N_HALVES]; /* of its samples those of made-up texts, which come first */
 };
 
 /* The feature that holds words: behind those of all heads. */
@@ -75,6 +76,7 @@ struct ChunkReport {
     int n_chunks[N_LENGTHS]; /* of as many tokens */
     double share[N_LENGTHS]; /* of the arithmetic, with the decisions chosen for that length */
     int *finals; /* [n_samples] chunks ahead of the right one in the end; -1: none; owned */
+    int *words;  /* [n_samples] the same by words alone; -1 also of made-up texts; owned */
 };
 
 /* text is what stands between the facts, UTF-8. chunk_study_close also takes a study that failed to open. Errors: PC_ERANGE
@@ -82,7 +84,7 @@ struct ChunkReport {
 int chunk_study_open(struct ChunkStudy *st, struct Engine *e, const struct ChunkStudyOptions *opt,
                      const char *text, size_t len);
 void chunk_study_close(struct ChunkStudy *st);
-/* Reads all made-up texts of both halves. */
+/* Reads all made-up texts of both halves; before any rows. */
 int chunk_study_texts(struct ChunkStudy *st);
 /* Takes one row for a half; it is read together with others. *taken: false where the answer is
  * nowhere in the text, or in more than half of the chunks. */

@@ -95,12 +95,12 @@ static int read_stop(const char *file, const cJSON *object, struct ChunkProfile 
     const cJSON *heads = member(object, "heads");
     const int layers[2] = {p->n_stops ? stop[-1].layer + 1 : 1, p->n_layers - 1};
     TRY(whole(file, "layer", member(object, "layer"), layers, &stop->layer));
-    if (!cJSON_IsArray(heads) || cJSON_GetArraySize(heads) < 1 ||
+    TRY(read_words(file, member(object, "words"), stop));
+    if (!cJSON_IsArray(heads) || cJSON_GetArraySize(heads) < (stop->words > 0 ? 0 : 1) ||
         cJSON_GetArraySize(heads) > STOP_HEADS_MAX)
-        return refuse(file, "heads", "a list of 1 to 64 heads");
+        return refuse(file, "heads", "a list of 1 to 64 heads, none where words count");
     for (const cJSON *item = heads->child; item; item = item->next)
         TRY(read_head(file, item, p, stop));
-    TRY(read_words(file, member(object, "words"), stop));
     p->n_stops++;
     return read_ahead(file, member(object, "ahead"), stop);
 }

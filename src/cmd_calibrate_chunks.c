@@ -178,6 +178,11 @@ static int table_make(const struct ChunksRun *run, struct Str *out)
     for (int i = 0; i < r->n; i++) TRY(row_text(run, &r->list[i], out));
     TRY(str_appendf(out, " %5s %5s ", "all", "-"));
     for (int m = 1; m <= 4; m *= 2) TRY(hits_text(r->finals, r->n_samples, m, out));
+    if (run->n_taken > 1) {
+        TRY(str_appendf(out, "\n %5s %5s ", "words", "-"));
+        for (int m = 1; m <= 4; m *= 2) TRY(hits_text(r->words, r->n_samples, m, out));
+        TRY(str_appendf(out, "  of the rows, no layers"));
+    }
     return str_appendf(
         out,
         "\n\nsurvivors: of %d chunks (128K tokens) and of %d (1M), at a risk of %.3g; share: of the "

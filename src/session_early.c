@@ -64,7 +64,8 @@ static void borrow_heads(const struct Session *s, struct ChunkStop *stop)
     const struct ChunkProfile *p = &s->e->chunks;
     const struct ChunkStop *from = NULL;
     for (int i = 0; i < p->n_stops; i++)
-        if (p->stops[i].layer <= stop->layer) from = &p->stops[i];
+        if (p->stops[i].layer <= stop->layer && (p->stops[i].n_heads || session_has_text(s)))
+            from = &p->stops[i];
     plain_heads(&s->e->model.cfg, stop);
     if (!from) return;
     int layer = stop->layer;

@@ -180,6 +180,8 @@ static void test_profile(void **state)
         must(chunk_study_choose(&st, turn ? &again : &first, &report));
         assert_int_equal(report.n, LAYERS - 1);
         assert_int_equal(report.n_samples, 4);
+        for (int i = 0; i < 4; i++) assert_true((report.words[i] >= 0) == (i == 3)); /* the row */
+        assert_int_equal(report.words[3], 0);
         chunk_report_free(&report);
         chunk_study_close(&st);
     }
