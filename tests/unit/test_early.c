@@ -157,6 +157,26 @@ static void test_round_trip(void **state)
 }
 
 /* Each replaces a piece of a good file. */
+/* Words may decide alone; a file that names none has none. */
+static void test_words_alone(void **state)
+{
+    (void)state;
+    static struct ChunkProfile want, have;
+    struct Str text = {0};
+    want = sample_profile();
+    want.stops[0].n_heads = 0;
+    memset(want.stops[0].heads, 0, sizeof want.stops[0].heads);
+    assert_int_equal(chunk_profile_write(&want, NULL, path), PC_OK);
+    assert_int_equal(chunk_profile_read(path, 12, 3, &have), PC_OK);
+    assert_memory_equal(&want, &have, sizeof want);
+    assert_int_equal(file_read(path, &text), PC_OK);
+    memcpy(strstr(strstr(text.data, "\"words\"") + 1, "\"words\""), "\"other\"", 7);
+    assert_int_equal(file_write(path, text.data, text.len), PC_OK);
+    assert_int_equal(chunk_profile_read(path, 12, 3, &have), PC_OK);
+    assert_true(have.stops[0].words == 2.25f && have.stops[1].words == 0);
+    str_free(&text);
+}
+
 static void test_bad_files(void **state)
 {
     (void)state;
@@ -175,6 +195,9 @@ static void test_bad_files(void **state)
         {"[3, 2, \"peak\", 4, 0.75]", "[3, 2, \"most\", 4, 0.75]"},
         {"[3, 2, \"peak\", 4, 0.75]", "[3, 2, \"peak\", 4, 0]"},
         {"[3, 2, \"peak\", 4, 0.75]", "[3, 2, \"peak\"]"},
+        {"\"words\": 2.25", "\"words\": -1"},
+        {"\"words\": 2.25", "\"words\": \"many\""},
+        {"[10, 1, \"sum\", 1, 1]", ""}, /* neither heads nor words */
         {"[0, 0.25, 1]", "[]"},
         {"[0, 0.25, 1]", "[0, 1.25, 1]"},
         {"{", "["},
@@ -205,7 +228,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_measures),   cmocka_unit_test(test_risk),
         cmocka_unit_test(test_survivors),  cmocka_unit_test(test_most),
-        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_bad_files),
+        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_words_alone),
+        cmocka_unit_test(test_bad_files),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
