@@ -18,10 +18,11 @@ static double value(const struct ChunkSamples *s, int sample, int chunk, int fea
     return (double)s->feature[cell(s, sample, chunk) * (size_t)s->n_features + (size_t)feature];
 }
 
-/* The mean over samples of its spread among the chunks of one; 1 where it has none. */
+/* The mean of its spread among the chunks of a sample, over the samples where it has any; 1 where it has none. */
 static double spread(const struct ChunkSamples *s, int feature)
 {
     double all = 0;
+    int n = 0;
     for (int i = 0; i < s->n; i++) {
         double mean = 0, square = 0;
         for (int c = 0; c < s->chunks[i]; c++) mean += value(s, i, c, feature) / s->chunks[i];
@@ -29,9 +30,10 @@ static double spread(const struct ChunkSamples *s, int feature)
             double off = value(s, i, c, feature) - mean;
             square += off * off / s->chunks[i];
         }
-        all += sqrt(square) / s->n;
+        all += sqrt(square);
+        n += square > 0;
     }
-    return all > 1e-6 ? all : 1;
+    return all > 1e-6 * n ? all / n : 1;
 }
 
 /* ==== Loss ==== */

@@ -54,7 +54,19 @@ double early_risk(const float *ahead, int n_samples, int n_chunks, int survivors
 
 int early_survivors(const float *ahead, int n_samples, int n_chunks, double risk, int least)
 {
-    int most = n_chunks < EARLY_SURVIVORS ? n_chunks : EARLY_SURVIVORS, n = least;
-    while (n < most && early_risk(ahead, n_samples, n_chunks, n) > risk) n++;
-    return n < n_chunks ? n : n_chunks;
+    int low = least, high = n_chunks;
+    while (low < high) { /* the risk falls as more survive */
+        int n = low + (high - low) / 2;
+        if (early_risk(ahead, n_samples, n_chunks, n) > risk)
+            low = n + 1;
+        else
+            high = n;
+    }
+    return high;
+}
+
+int early_most(size_t chunk_bytes)
+{
+    size_t n = chunk_bytes ? ((size_t)EARLY_HELD_MIB << 20) / chunk_bytes : 0;
+    return n > EARLY_SURVIVORS ? (int)(n < INT32_MAX ? n : INT32_MAX) : EARLY_SURVIVORS;
 }

@@ -13,7 +13,9 @@ enum {
     PEAK_TOKENS = 16,
     LAST_ROWS = 4,   /* last rows behind the question, which ask for the answer's first word, */
     EARLY_ROWS = 32, /* or its own last ones too; as far as there are so many */
-    EARLY_SURVIVORS = 32, /* most that a risk asks for: what is held of survivors stays small */
+    EARLY_SURVIVORS = 32, /* that a profile's decision may let go on however large they are, */
+    EARLY_HELD_MIB =
+        1024, /* or as many as this holds the rows of: what is held of survivors stays small */
 };
 
 /* mass[n]: the sum over `rows` softmax rows for each token of the chunk. Natural log of the share of a row's attention
@@ -23,7 +25,9 @@ double early_measure(enum EarlyMeasure measure, const float *mass, int n, int ro
 /* The chance that a decision among n_chunks loses the chunk it should keep, when `survivors` stay: the mean over the
  * samples of the chance that as many of the others are ahead of it, each being so with probability ahead[i]. */
 double early_risk(const float *ahead, int n_samples, int n_chunks, int survivors);
-/* The fewest survivors, `least` at least and EARLY_SURVIVORS at most, with no more risk than that. */
+/* The fewest survivors, `least` at least, with no more risk than that; all n_chunks where no fewer will do. */
 int early_survivors(const float *ahead, int n_samples, int n_chunks, double risk, int least);
+/* Most survivors of chunks whose rows take that many bytes each. */
+int early_most(size_t chunk_bytes);
 
 #endif

@@ -211,3 +211,11 @@ int bm25_scores(struct LexText question, const struct LexText *chunks, int n, do
 {
     return bm25_read(question, &(struct LexReader){text_of, (void *)chunks}, n, score);
 }
+
+void lex_shares(double *score, int n)
+{
+    double most = 0;
+    for (int c = 0; c < n; c++)
+        if (score[c] > most) most = score[c];
+    for (int c = 0; c < n; c++) score[c] = most > 0 ? score[c] / most : 0;
+}

@@ -4,6 +4,9 @@
 
 #include "base.h"
 
+/* fusion: what the chunk that shares most with the question gains over one that shares nothing, nats a token */
+#define FUSION_NATS 0.65
+
 struct LexText {
     const char *data; /* UTF-8, not NUL-terminated; may begin or end inside a character */
     size_t len;
@@ -20,6 +23,9 @@ struct LexReader {
     void *user;
 };
 int bm25_read(struct LexText question, const struct LexReader *chunks, int n, double *score);
+
+/* Raw scores as shares of the best, 0 to 1; all 0 where no chunk has any of the words. */
+void lex_shares(double *score, int n);
 
 /* Moves *at behind the next word of text, writing the word, folded to lower case, to word[room].
  * Returns its length, cut to what fits; 0 when there is none left. */

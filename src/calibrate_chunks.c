@@ -3,7 +3,13 @@
 
 #include <string.h>
 
-enum { HAY_MIN = 2048, LONG_TEXT = 131072, ROW_CHUNKS = 64, TELLING_CHUNKS = 4 };
+enum {
+    HAY_MIN = 2048,
+    ROW_CHUNKS = 64,
+    TELLING_CHUNKS = 4,
+    PATH_MAX_STOPS = STOPS_MAX / N_LENGTHS
+};
+static const int LENGTHS[N_LENGTHS] = {131072, 1048576};
 
 /* ==== Open and close ==== */
 
@@ -13,7 +19,7 @@ static int samples_open(struct ChunkSamples *s, const struct ChunkStudy *st)
     const struct ModelConfig *m = &st->e->model.cfg;
     int room = o->texts * o->n_asks + o->rows;
     s->n_chunks = o->rows && o->n_chunks < ROW_CHUNKS ? ROW_CHUNKS : o->n_chunks;
-    s->n_features = m->n_layers * m->n_kv_heads * HEAD_FEATURES;
+    s->n_features = m->n_layers * m->n_kv_heads * HEAD_FEATURES + 1;
     size_t cells = (size_t)room * (size_t)s->n_chunks;
     s->feature = mem_alloc(cells * (size_t)s->n_features, sizeof *s->feature);
     s->final = mem_alloc(cells, sizeof *s->final);
@@ -44,6 +50,8 @@ void chunk_study_close(struct ChunkStudy *st)
 {
     for (int h = 0; h < N_HALVES; h++) {
         struct ChunkSamples *s = &st->half[h];
+        if (st->rows[h]) chunk_text_free(st->rows[h]);
+        mem_free(st->rows[h]);
         mem_free(s->feature);
         mem_free(s->final);
         mem_free(s->right);
@@ -65,7 +73,7 @@ void chunk_text_free(struct ChunkText *t)
 
 static int text_open(struct ChunkText *t, int n_chunks, int n_asks)
 {
-    *t = (struct ChunkText){.n_chunks = n_chunks, .n_asks = n_asks};
+    *t = (struct ChunkText){.n_chunks = n_chunks, .n_asks = n_asks, .stride = n_chunks};
     t->chunks = mem_alloc((size_t)n_chunks, sizeof *t->chunks);
     t->asks = mem_alloc((size_t)n_asks, sizeof *t->asks);
     t->right = mem_alloc((size_t)n_asks * (size_t)n_chunks, 1);
@@ -193,6 +201,7 @@ static int read_text(struct ChunkStudy *st, int half, int index)
     int status = text_open(&t, st->opt.n_chunks, st->opt.n_asks);
     if (status == PC_OK) status = make_text(st, half, index, facts, &t);
     if (status == PC_OK) status = chunk_text_read(st, &t, &st->half[half]);
+    st->n_made[half] = st->half[half].n;
     for (int i = 0; i < CHUNK_FACTS_MAX; i++) tokens_free(&facts[i].ids);
     chunk_text_free(&t);
     return status;
@@ -218,40 +227,92 @@ static bool answer_in(const char *text, size_t begin, size_t end, const char *an
     return false;
 }
 
-/* Chunks of equal length; false where too few or too many of them hold the answer. */
-static bool cut_row(const struct ChunkRow *row, struct ChunkText *t)
+/* Chunk c of n equal ones. */
+static struct Chunk part(const struct Tokens *ids, int c, int n)
 {
-    const struct Prompt *p = &t->asks[0];
-    int right = 0;
-    for (int c = 0; c < t->n_chunks; c++) {
-        t->chunks[c].begin = (int)((int64_t)t->ids.n * c / t->n_chunks);
-        t->chunks[c].end = (int)((int64_t)t->ids.n * (c + 1) / t->n_chunks);
-        right += t->right[c] = answer_in(row->context, p->context_offset[t->chunks[c].begin],
-                                         p->context_offset[t->chunks[c].end], row->answer);
+    return (struct Chunk){(int)((int64_t)ids->n * c / n), (int)((int64_t)ids->n * (c + 1) / n)};
+}
+
+/* Which of the row's n chunks hold the answer; returns how many. */
+static int find_answer(const struct ChunkRow *row, const struct Prompt *p, int n, uint8_t *right)
+{
+    int found = 0;
+    for (int c = 0; c < n; c++) {
+        struct Chunk at = part(&p->context, c, n);
+        right[c] = answer_in(row->context, p->context_offset[at.begin], p->context_offset[at.end],
+                             row->answer);
+        found += right[c];
     }
-    return right > 0 && 2 * right <= t->n_chunks;
+    return found;
+}
+
+/* An empty text of rows. */
+static int rows_open(struct ChunkText **out)
+{
+    *out = mem_alloc(1, sizeof **out);
+    if (!*out) return PC_ENOMEM;
+    TRY(text_open(*out, ROW_CHUNKS, CHUNK_FACTS_MAX));
+    (*out)->n_chunks = (*out)->n_asks = 0;
+    (*out)->real = true;
+    return PC_OK;
+}
+
+/* Reads the rows that wait, if any do. */
+static int read_waiting(struct ChunkStudy *st, int half)
+{
+    struct ChunkText *t = st->rows[half];
+    int status = t && t->n_asks ? chunk_text_read(st, t, &st->half[half]) : PC_OK;
+    if (t) chunk_text_free(t);
+    mem_free(t);
+    st->rows[half] = NULL;
+    return status;
+}
+
+/* Puts the row's n chunks behind those that wait; its answer is looked for in its own alone. The prompt passes to t. */
+static int add_row(struct ChunkText *t, struct Prompt *p, const uint8_t *right, int n)
+{
+    uint8_t *own = t->right + (size_t)t->n_asks * (size_t)t->stride + t->n_chunks;
+    int before = t->ids.n;
+    for (int i = 0; i < p->context.n; i++) TRY(tokens_push(&t->ids, p->context.ids[i]));
+    for (int c = 0; c < n; c++) {
+        struct Chunk at = part(&p->context, c, n);
+        t->chunks[t->n_chunks++] = (struct Chunk){before + at.begin, before + at.end};
+    }
+    memcpy(own, right, (size_t)n);
+    t->asks[t->n_asks++] = *p;
+    *p = (struct Prompt){0};
+    return PC_OK;
+}
+
+static int take_row(struct ChunkStudy *st, int half, struct Prompt *p, const uint8_t *right, int n)
+{
+    struct ChunkText *t = st->rows[half];
+    if (t && (t->n_chunks + n > ROW_CHUNKS || t->n_asks == CHUNK_FACTS_MAX))
+        TRY(read_waiting(st, half));
+    if (!st->rows[half]) TRY(rows_open(&st->rows[half]));
+    return add_row(st->rows[half], p, right, n);
 }
 
 int chunk_study_row(struct ChunkStudy *st, int half, const struct ChunkRow *row, bool *taken)
 {
-    struct ChunkText t = {0};
     struct Prompt prompt = {0};
+    uint8_t right[ROW_CHUNKS];
     *taken = false;
     int status = make_ask(st->e, row->context, row->question, &prompt);
     int n = (prompt.context.n + st->chunk - 1) / st->chunk;
-    bool fits = status == PC_OK && n > 1 && n <= st->half[half].n_chunks;
-    if (fits) status = text_open(&t, n, 1);
-    if (fits && status == PC_OK) {
-        t.asks[0] = prompt;
-        t.ids = prompt.context;
-        prompt = (struct Prompt){0};
-        *taken = cut_row(row, &t);
-        if (*taken) status = chunk_text_read(st, &t, &st->half[half]);
-        t.ids = (struct Tokens){0}; /* the prompt's */
+    if (status == PC_OK && n > 1 && n <= ROW_CHUNKS) {
+        int found = find_answer(row, &prompt, n, right);
+        *taken = found > 0 && 2 * found <= n;
     }
+    if (*taken) status = take_row(st, half, &prompt, right, n);
     prompt_free(&prompt);
-    chunk_text_free(&t);
     return status;
+}
+
+int chunk_study_rows(struct ChunkStudy *st)
+{
+    for (int h = 0; h < N_HALVES; h++) TRY(read_waiting(st, h));
+    return PC_OK;
 }
 
 /* ==== Choice ==== */
@@ -280,25 +341,40 @@ static void set_heads(const struct ChunkStudy *st, const struct ChunkScorer *sco
                       struct ChunkStop *stop)
 {
     int heads = st->e->model.cfg.n_kv_heads;
-    stop->n_heads = scorer->n;
     for (int i = 0; i < scorer->n; i++) {
         int f = scorer->feature[i], head = f / HEAD_FEATURES;
-        stop->heads[i] =
-            (struct StopHead){head / heads, head % heads, (enum EarlyMeasure)(f % N_MEASURES),
-                              feature_rows(f % HEAD_FEATURES / N_MEASURES), scorer->weight[i]};
+        if (f == words_feature(&st->half[HALF_CHOOSES]))
+            stop->words = scorer->weight[i];
+        else
+            stop->heads[stop->n_heads++] =
+                (struct StopHead){head / heads, head % heads, (enum EarlyMeasure)(f % N_MEASURES),
+                                  feature_rows(f % HEAD_FEATURES / N_MEASURES), scorer->weight[i]};
     }
 }
 
-/* Survivors and share where this is the only decision; what cannot keep to the risk saves nothing. */
-static void rate(const struct ChunkStudy *st, struct ChunkCandidate *c, int n_chunks)
+/* How many of `before` chunks survive a decision. */
+static int count_survivors(const struct ChunkStudy *st, const struct ChunkStop *stop, int before)
+{
+    return early_survivors(stop->ahead, stop->n_ahead, before, (double)st->e->settings.early_risk,
+                           2 * st->keep);
+}
+
+/* Most that are held of a chunk as long as those here. */
+static int most_survivors(const struct ChunkStudy *st)
+{
+    size_t rows = (size_t)st->chunk + EARLY_ROWS;
+    return early_most(sizeof(float) * rows * (size_t)st->e->model.cfg.dim);
+}
+
+/* Survivors and share where this is the only decision. */
+static void rate(const struct ChunkStudy *st, const struct ChunkReport *r, struct ChunkCandidate *c)
 {
     double depth = (double)c->stop.layer / st->e->model.cfg.n_layers;
-    c->survivors = early_survivors(c->stop.ahead, c->stop.n_ahead, n_chunks,
-                                   (double)st->e->settings.early_risk, 2 * st->keep);
-    c->risk = early_risk(c->stop.ahead, c->stop.n_ahead, n_chunks, c->survivors);
-    c->share = c->risk > (double)st->e->settings.early_risk
-                   ? 1
-                   : depth + (1 - depth) * c->survivors / n_chunks;
+    for (int i = 0; i < N_LENGTHS; i++) {
+        int n = count_survivors(st, &c->stop, r->n_chunks[i]);
+        c->survivors[i] = n;
+        c->share[i] = n > most_survivors(st) ? 1 : depth + (1 - depth) * n / r->n_chunks[i];
+    }
 }
 
 static const struct ChunkSamples *reporting(const struct ChunkStudy *st)
@@ -307,7 +383,8 @@ static const struct ChunkSamples *reporting(const struct ChunkStudy *st)
 }
 
 /* Chooses heads before the layer by one half; both say how far ahead others are, the other one also what is reported. */
-static int try_layer(struct ChunkStudy *st, int layer, int n_chunks, struct ChunkCandidate *c)
+static int try_layer(struct ChunkStudy *st, const struct ChunkReport *r, int layer,
+                     struct ChunkCandidate *c)
 {
     const struct ChunkSamples *all = &st->half[HALF_CHOOSES], *told = reporting(st);
     int feature[PROFILE_HEADS];
@@ -321,6 +398,7 @@ static int try_layer(struct ChunkStudy *st, int layer, int n_chunks, struct Chun
     c->stop.layer = layer;
     if (status == PC_OK) {
         memset(allowed, 1, (size_t)layer * (size_t)st->e->model.cfg.n_kv_heads * HEAD_FEATURES);
+        allowed[words_feature(all)] = 1;
         status = chunk_choose(all, allowed, &scorer);
     }
     if (status == PC_OK) {
@@ -332,41 +410,60 @@ static int try_layer(struct ChunkStudy *st, int layer, int n_chunks, struct Chun
             c->winner[i] = winner_ahead(told, i, &scorer);
         }
         if (told != all) set_shares(st, told, c->ahead, &c->stop);
-        rate(st, c, n_chunks);
+        rate(st, r, c);
     }
     mem_free(allowed);
     mem_free(ahead);
     return status;
 }
 
-/* Whether a is the better first decision: it saves more, or, where none saves anything, risks less. */
-static bool is_better(const struct ChunkCandidate *a, const struct ChunkCandidate *b)
+/* Some decisions one after another, and what they leave to be read. */
+struct Path {
+    int stop[PATH_MAX_STOPS], n; /* of the report's list, rising */
+    int layer, before;           /* read so far, by so many chunks that go on */
+    double work;                 /* chunks times layers, so far */
+};
+
+/* A further decision is to be worth its while, since each can lose the chunk. */
+static double cost(const struct ChunkStudy *st, const struct Path *p)
 {
-    return a->share < b->share || (a->share == b->share && a->risk < b->risk);
+    return (p->work + (double)p->before * (st->e->model.cfg.n_layers - p->layer)) *
+           (1 + 0.01 * p->n);
 }
 
-/* The layer that saves most, and a later one that saves most of the rest. */
+/* The cheapest of the path and all that go on from it. */
+static void search(const struct ChunkStudy *st, const struct ChunkReport *r, const struct Path *p,
+                   struct Path *best)
+{
+    if (cost(st, p) < cost(st, best)) *best = *p;
+    if (p->n == PATH_MAX_STOPS) return;
+    for (int i = p->n ? p->stop[p->n - 1] + 1 : 0; i < r->n; i++) {
+        const struct ChunkStop *stop = &r->list[i].stop;
+        struct Path next = *p;
+        next.stop[next.n++] = i;
+        next.work += (double)p->before * (stop->layer - p->layer);
+        next.layer = stop->layer;
+        next.before = count_survivors(st, stop, p->before);
+        if (next.before < p->before && next.before <= most_survivors(st))
+            search(st, r, &next, best);
+    }
+}
+
+/* For each length the decisions that save most; where none does, the one after which fewest could go on. */
 static void choose_layers(const struct ChunkStudy *st, struct ChunkReport *r)
 {
-    struct ChunkCandidate *first = &r->list[0], *second = NULL;
-    double layers = st->e->model.cfg.n_layers, least;
-    for (int i = 1; i < r->n; i++)
-        if (is_better(&r->list[i], first)) first = &r->list[i];
-    least = 0.99 *
-            (first->stop.layer + (layers - first->stop.layer) * first->survivors / r->n_chunks) /
-            layers; /* a second one is to be worth its while */
-    for (struct ChunkCandidate *c = first + 1; c < r->list + r->n; c++) {
-        int left = early_survivors(c->stop.ahead, c->stop.n_ahead, first->survivors,
-                                   (double)st->e->settings.early_risk, 2 * st->keep);
-        double share =
-            (first->stop.layer +
-             (double)(c->stop.layer - first->stop.layer) * first->survivors / r->n_chunks +
-             (layers - c->stop.layer) * left / r->n_chunks) /
-            layers;
-        if (share < least) least = share, second = c;
+    int chosen = 0, least = 0;
+    for (int i = 0; i < N_LENGTHS; i++) {
+        struct Path all = {.before = r->n_chunks[i]}, best = all;
+        search(st, r, &all, &best);
+        for (int k = 0; k < best.n; k++) r->list[best.stop[k]].chosen = true;
+        chosen += best.n;
+        r->share[i] =
+            cost(st, &best) / (1 + 0.01 * best.n) / r->n_chunks[i] / st->e->model.cfg.n_layers;
     }
-    first->chosen = true;
-    if (second) second->chosen = true;
+    for (int i = 1; i < r->n; i++)
+        if (r->list[i].survivors[0] < r->list[least].survivors[0]) least = i;
+    if (!chosen) r->list[least].chosen = true;
 }
 
 static int try_layers(struct ChunkStudy *st, struct ChunkReport *r)
@@ -376,11 +473,24 @@ static int try_layers(struct ChunkStudy *st, struct ChunkReport *r)
         int layer = (i * layers + 6) / 12;
         if (layer < 1 || layer >= layers || (r->n && r->list[r->n - 1].stop.layer == layer))
             continue;
-        TRY(try_layer(st, layer, r->n_chunks, &r->list[r->n++]));
+        TRY(try_layer(st, r, layer, &r->list[r->n++]));
         if (st->opt.on_progress)
             st->opt.on_progress(st->opt.user, "layers", (double)i / CANDIDATES_MAX);
     }
     return PC_OK;
+}
+
+/* What the final score makes of the samples, and of rows words alone. */
+static void note_ends(const struct ChunkStudy *st, struct ChunkReport *r)
+{
+    const struct ChunkSamples *s = reporting(st);
+    int feature = words_feature(s), made = st->n_made[s - st->half];
+    float one = 1;
+    const struct ChunkScorer words = {&feature, &one, 1, 1};
+    for (int i = 0; i < s->n; i++) {
+        r->finals[i] = finals_ahead(s, i);
+        r->words[i] = i < made ? -1 : chunks_ahead(s, i, &words);
+    }
 }
 
 int chunk_study_choose(struct ChunkStudy *st, struct ChunkProfile *profile,
@@ -388,11 +498,13 @@ int chunk_study_choose(struct ChunkStudy *st, struct ChunkProfile *profile,
 {
     const struct ChunkSamples *told = reporting(st);
     const struct ModelConfig *m = &st->e->model.cfg;
-    *report = (struct ChunkReport){.n_samples = told->n, .n_chunks = LONG_TEXT / st->chunk};
-    if (report->n_chunks < 4) report->n_chunks = 4;
+    *report = (struct ChunkReport){.n_samples = told->n};
+    for (int i = 0; i < N_LENGTHS; i++)
+        report->n_chunks[i] = LENGTHS[i] / st->chunk < 4 ? 4 : LENGTHS[i] / st->chunk;
     report->finals = mem_alloc((size_t)told->n, sizeof *report->finals);
-    if (!report->finals) return PC_ENOMEM;
-    for (int i = 0; i < told->n; i++) report->finals[i] = finals_ahead(told, i);
+    report->words = mem_alloc((size_t)told->n, sizeof *report->words);
+    if (!report->finals || !report->words) return PC_ENOMEM;
+    note_ends(st, report);
     TRY(try_layers(st, report));
     choose_layers(st, report);
     if (report->list[0].stop.n_ahead == 0)
@@ -413,5 +525,6 @@ void chunk_report_free(struct ChunkReport *r)
         mem_free(r->list[i].winner);
     }
     mem_free(r->finals);
+    mem_free(r->words);
     *r = (struct ChunkReport){0};
 }

@@ -1,12 +1,14 @@
 /* calibrate_chunks.h - from which heads' attention to a chunk one can tell early whether it holds the answer.
  *
  * Texts with made-up facts in them, or a user's own rows, are read chunk by chunk, as a run reads them; each chunk is read
- * once, and then all questions about its text are asked of it at once, over its keys and values. Every layer's attention of
- * every question's last rows on every chunk becomes features (calib/chunk_choose.h), and the surprise of the question's words
- * the final score. Half of the texts choose heads and layers; the other half says how often they lose the chunk; which layers
+ * once, and then all questions about its text are asked of it at once, over its keys and values. A user's rows are laid one
+ * behind the other, as one text of all their chunks: the answer is to be told apart from many. Every layer's attention of
+ * every question's last rows on every chunk becomes features (calib/chunk_choose.h), one more are the words that a row's question shares
+ * with a chunk, and the surprise of the question's words is the final score, in rows less what words take off in fusion.
+ * Made-up facts say what is asked for in the question's very words; so there words count nothing, neither for a choice nor for a risk. Half of the texts choose heads and layers; the other half says how often they lose the chunk; which layers
  * the profile has, of a dozen, and how many must survive, is for both to say.
  *
- *   chunk_study_open -> chunk_study_texts, chunk_study_row -> chunk_study_choose -> a profile, and a report
+ *   chunk_study_open -> chunk_study_texts, chunk_study_row, chunk_study_rows -> chunk_study_choose -> a profile, and a report
  */
 #ifndef PCOMP_CALIBRATE_CHUNKS_H
 #define PCOMP_CALIBRATE_CHUNKS_H
@@ -44,24 +46,37 @@ struct ChunkStudy {
     struct ChunkStudyOptions opt;
     int chunk, keep;   /* as the settings and the model have it for a long text */
     struct Tokens hay; /* the text between the facts; its last quarter is for the second half */
+    struct ChunkText *rows[N_HALVES]; /* of rows that are yet to be read; or NULL */
     struct ChunkSamples half[N_HALVES];
+    int n_made[N_HALVES]; /* of its samples those of made-up texts, which come first */
 };
+
+/* The feature that holds words: behind those of all heads. */
+static inline int words_feature(const struct ChunkSamples *s)
+{
+    return s->n_features - 1;
+}
+
+/* The lengths that a profile is made for: 128K and 1M tokens. */
+enum { LENGTH_128K, LENGTH_1M, N_LENGTHS };
 
 /* One layer behind which chunks could leave. */
 struct ChunkCandidate {
     struct ChunkStop stop; /* ahead: of both halves */
     int *ahead,
         *winner; /* [samples of that half] chunks ahead of the right one, and of the final winner; -1: none; owned */
-    int survivors;      /* of as many chunks as 128K tokens are, at the settings' risk */
-    double risk, share; /* of losing the right chunk, and of the arithmetic, then */
+    int survivors[N_LENGTHS]; /* at the settings' risk, if chunks leave here only */
+    double share[N_LENGTHS];  /* of the arithmetic, then; 1 where more survive than are held */
     bool chosen;
 };
 
 struct ChunkReport {
     struct ChunkCandidate list[CANDIDATES_MAX];
-    int n, n_samples,
-        n_chunks; /* layers looked at; samples of the half that reports; chunks that 128K tokens are */
+    int n, n_samples;        /* layers looked at; samples of the half that reports */
+    int n_chunks[N_LENGTHS]; /* of as many tokens */
+    double share[N_LENGTHS]; /* of the arithmetic, with the decisions chosen for that length */
     int *finals; /* [n_samples] chunks ahead of the right one in the end; -1: none; owned */
+    int *words;  /* [n_samples] the same by words alone; -1 also of made-up texts; owned */
 };
 
 /* text is what stands between the facts, UTF-8. chunk_study_close also takes a study that failed to open. Errors: PC_ERANGE
@@ -69,10 +84,13 @@ struct ChunkReport {
 int chunk_study_open(struct ChunkStudy *st, struct Engine *e, const struct ChunkStudyOptions *opt,
                      const char *text, size_t len);
 void chunk_study_close(struct ChunkStudy *st);
-/* Reads all made-up texts of both halves. */
+/* Reads all made-up texts of both halves; before any rows. */
 int chunk_study_texts(struct ChunkStudy *st);
-/* Reads one row for a half. *taken: false where the answer is nowhere in the text, or in more than half of the chunks. */
+/* Takes one row for a half; it is read together with others. *taken: false where the answer is
+ * nowhere in the text, or in more than half of the chunks. */
 int chunk_study_row(struct ChunkStudy *st, int half, const struct ChunkRow *row, bool *taken);
+/* Reads the rows that still wait. */
+int chunk_study_rows(struct ChunkStudy *st);
 /* The layers, heads and shares of a profile. chunk_report_free frees the report, also after an error. */
 int chunk_study_choose(struct ChunkStudy *st, struct ChunkProfile *profile,
                        struct ChunkReport *report);
@@ -85,8 +103,9 @@ struct ChunkText {
     struct Tokens ids;
     struct Chunk *chunks; /* [n_chunks] */
     struct Prompt *asks;  /* [n_asks] prefix and tail; no context */
-    uint8_t *right;       /* [n_asks, n_chunks] */
-    int n_chunks, n_asks;
+    uint8_t *right;       /* [n_asks, stride] */
+    int n_chunks, n_asks, stride;
+    bool real; /* a user's: words count */
 };
 
 void chunk_text_free(struct ChunkText *t);

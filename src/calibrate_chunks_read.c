@@ -198,6 +198,60 @@ static int ask_chunk(struct ChunkReader *r, int c, int first, struct ChunkSample
     return note_finals(r, c, first, out);
 }
 
+/* ==== Words ==== */
+
+/* The bytes of a chunk, from its tokens. */
+struct WordReader {
+    const struct ChunkReader *r;
+    struct Str bytes;
+};
+
+static int chunk_bytes(void *user, int chunk, struct LexText *out)
+{
+    struct WordReader *w = user;
+    const struct Chunk *c = &w->r->text->chunks[chunk];
+    w->bytes.len = 0;
+    for (int i = c->begin; i < c->end; i++) {
+        struct Slice piece = tokenizer_piece(w->r->e->tok, w->r->text->ids.ids[i]);
+        TRY(str_append(&w->bytes, piece.data, piece.len));
+    }
+    *out = (struct LexText){w->bytes.data, w->bytes.len};
+    return PC_OK;
+}
+
+/* One question's words in all chunks: a feature, and what they take off the final score. */
+static int note_words(struct WordReader *w, int ask, int sample, double *score,
+                      struct ChunkSamples *out)
+{
+    const struct ChunkText *t = w->r->text;
+    const struct LexReader chunks = {chunk_bytes, w};
+    struct Str asked = {0};
+    int status = prompt_words(w->r->e->tok, &t->asks[ask], &asked);
+    if (status == PC_OK)
+        status = bm25_read((struct LexText){asked.data, asked.len}, &chunks, t->n_chunks, score);
+    str_free(&asked);
+    TRY(status);
+    lex_shares(score, t->n_chunks);
+    for (int c = 0; c < t->n_chunks; c++) {
+        size_t cell = (size_t)sample * (size_t)out->n_chunks + (size_t)c;
+        out->feature[cell * (size_t)out->n_features + (size_t)words_feature(out)] = (float)score[c];
+        out->final[cell] -= FUSION_NATS * score[c];
+    }
+    return PC_OK;
+}
+
+static int note_all_words(struct ChunkReader *r, struct ChunkSamples *out)
+{
+    struct WordReader w = {.r = r};
+    double *score = mem_alloc((size_t)r->text->n_chunks, sizeof *score);
+    int status = score ? PC_OK : PC_ENOMEM;
+    for (int i = 0; i < r->text->n_asks && status == PC_OK; i++)
+        status = note_words(&w, i, out->n + i, score, out);
+    str_free(&w.bytes);
+    mem_free(score);
+    return status;
+}
+
 /* ==== A text ==== */
 
 static int read_all(struct ChunkStudy *st, struct ChunkReader *r, struct ChunkSamples *out)
@@ -208,7 +262,7 @@ static int read_all(struct ChunkStudy *st, struct ChunkReader *r, struct ChunkSa
         TRY(ask_chunk(r, c, out->n, out));
         kv_clear(&r->kv, &r->table);
     }
-    return PC_OK;
+    return r->text->real ? note_all_words(r, out) : PC_OK;
 }
 
 int chunk_text_read(struct ChunkStudy *st, const struct ChunkText *t, struct ChunkSamples *out)
@@ -220,7 +274,7 @@ int chunk_text_read(struct ChunkStudy *st, const struct ChunkText *t, struct Chu
     for (int i = 0; i < t->n_asks && status == PC_OK; i++, out->n++) {
         out->chunks[out->n] = t->n_chunks;
         memcpy(out->right + (size_t)out->n * (size_t)out->n_chunks,
-               t->right + (size_t)i * t->n_chunks, (size_t)t->n_chunks);
+               t->right + (size_t)i * (size_t)t->stride, (size_t)t->n_chunks);
     }
     return status;
 }

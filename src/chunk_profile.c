@@ -66,6 +66,16 @@ static int read_head(const char *file, const cJSON *item, const struct ChunkProf
     return PC_OK;
 }
 
+/* Files of before words counted have none. */
+static int read_words(const char *file, const cJSON *item, struct ChunkStop *stop)
+{
+    if (!item) return PC_OK;
+    if (!cJSON_IsNumber(item) || !(item->valuedouble >= 0 && item->valuedouble <= 1e6))
+        return refuse(file, "words", "a number from 0, 1e6 at most");
+    stop->words = (float)item->valuedouble;
+    return PC_OK;
+}
+
 static int read_ahead(const char *file, const cJSON *list, struct ChunkStop *stop)
 {
     if (!cJSON_IsArray(list) || cJSON_GetArraySize(list) < 1 ||
@@ -85,9 +95,10 @@ static int read_stop(const char *file, const cJSON *object, struct ChunkProfile 
     const cJSON *heads = member(object, "heads");
     const int layers[2] = {p->n_stops ? stop[-1].layer + 1 : 1, p->n_layers - 1};
     TRY(whole(file, "layer", member(object, "layer"), layers, &stop->layer));
-    if (!cJSON_IsArray(heads) || cJSON_GetArraySize(heads) < 1 ||
+    TRY(read_words(file, member(object, "words"), stop));
+    if (!cJSON_IsArray(heads) || cJSON_GetArraySize(heads) < (stop->words > 0 ? 0 : 1) ||
         cJSON_GetArraySize(heads) > STOP_HEADS_MAX)
-        return refuse(file, "heads", "a list of 1 to 64 heads");
+        return refuse(file, "heads", "a list of 1 to 64 heads, none where words count");
     for (const cJSON *item = heads->child; item; item = item->next)
         TRY(read_head(file, item, p, stop));
     p->n_stops++;
@@ -192,7 +203,8 @@ static int stop_text(const struct ChunkStop *stop, bool last, struct Str *out)
                         MEASURES[h->measure], h->rows, (double)h->weight,
                         i + 1 < stop->n_heads ? "," : ""));
     }
-    TRY(str_appendf(out, "      ],\n      \"ahead\": ["));
+    TRY(str_appendf(out, "      ],\n      \"words\": %.9g,\n      \"ahead\": [",
+                    (double)stop->words));
     for (int i = 0; i < stop->n_ahead; i++)
         TRY(str_appendf(out, "%s%.4g", i ? ", " : "", (double)stop->ahead[i]));
     return str_appendf(out, "]\n    }%s\n", last ? "" : ",");

@@ -17,9 +17,11 @@ struct StopHead {
     float weight; /* of early_measure() in the sum, above 0 */
 };
 
-/* A decision behind the first `layer` layers. The score of a chunk is the sum over the heads; higher stays. */
+/* A decision behind the first `layer` layers. The score of a chunk is the sum over the heads, and what its words add; higher
+ * stays. */
 struct ChunkStop {
     int layer;
+    float words; /* of its BM25 as a share of the best chunk's, in the sum; 0: words do not count */
     struct StopHead heads[STOP_HEADS_MAX]; /* of layers before it */
     int n_heads;
     /* Of each sample whose right chunk all layers would keep: share of the other chunks that scored higher. */

@@ -122,7 +122,7 @@ static int read_rows(struct ChunksRun *run)
         TRY(read_row(run, line, len, ++number));
         show(run, "rows", (double)number / run->n_rows);
     }
-    return PC_OK;
+    return chunk_study_rows(&run->study);
 }
 
 /* ==== Out ==== */
@@ -154,7 +154,9 @@ static int row_text(const struct ChunksRun *run, const struct ChunkCandidate *c,
     TRY(str_appendf(out, "%c%5d %5d ", c->chosen ? '*' : ' ', c->stop.layer, c->stop.n_heads));
     for (int m = 1; m <= 4; m *= 2) TRY(hits_text(c->ahead, r->n_samples, m, out));
     TRY(hits_text(c->winner, r->n_samples, 4, out));
-    return str_appendf(out, " %9d %6.2f\n", c->survivors, c->share);
+    for (int i = 0; i < N_LENGTHS; i++)
+        TRY(str_appendf(out, " %9d %6.2f", c->survivors[i], c->share[i]));
+    return str_appendf(out, " %6.3g\n", (double)c->stop.words);
 }
 
 static int table_make(const struct ChunksRun *run, struct Str *out)
@@ -171,16 +173,23 @@ static int table_make(const struct ChunksRun *run, struct Str *out)
                     "right chunk among the best 1, 2 and 4, and the final winner among 4, %% of %d "
                     "questions that had no part in the choice of heads\n\n",
                     r->n_samples));
-    TRY(str_appendf(out, "%6s %5s  %15s %15s %15s %15s %9s %6s\n", "layers", "heads", "1", "2", "4",
-                    "winner in 4", "survivors", "share"));
+    TRY(str_appendf(out, "%6s %5s  %15s %15s %15s %15s %9s %6s %9s %6s %6s\n", "layers", "heads",
+                    "1", "2", "4", "winner in 4", "survivors", "share", "at 1M", "share", "words"));
     for (int i = 0; i < r->n; i++) TRY(row_text(run, &r->list[i], out));
     TRY(str_appendf(out, " %5s %5s ", "all", "-"));
     for (int m = 1; m <= 4; m *= 2) TRY(hits_text(r->finals, r->n_samples, m, out));
+    if (run->n_taken > 1) {
+        TRY(str_appendf(out, "\n %5s %5s ", "words", "-"));
+        for (int m = 1; m <= 4; m *= 2) TRY(hits_text(r->words, r->n_samples, m, out));
+        TRY(str_appendf(out, "  of the rows, no layers"));
+    }
     return str_appendf(
         out,
-        "\n\nsurvivors: of %d chunks (131072 tokens), at a risk of %.3g; share: of the "
-        "arithmetic, with this decision alone; *: in the profile\n",
-        r->n_chunks, (double)engine_settings(run->engine)->early_risk);
+        "\n\nsurvivors: of %d chunks (128K tokens) and of %d (1M), at a risk of %.3g; share: of the "
+        "arithmetic, with this decision alone; words: what they weigh; *: in the profile, by which "
+        "the share is %.2f at 128K and %.2f at 1M\n",
+        r->n_chunks[0], r->n_chunks[1], (double)engine_settings(run->engine)->early_risk,
+        r->share[0], r->share[1]);
 }
 
 static int write_profile(const struct ChunksRun *run)

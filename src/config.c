@@ -81,7 +81,7 @@ const struct Setting SETTINGS[] = {
     {"early_at", SET_TEXT, TEXT_AT(early_at), NULL, "", "method",
      "after how many layers chunks leave, and how many survive, in place of the profile's own: 8:12,50%:6, or with + for the comma; layers as a number or a share of all"},
     {"early_risk", SET_FLOAT, AT(early_risk), 0, 0, 1, NULL, "0.02", "method",
-     "chance to lose at one decision a chunk with the answer that all layers would have kept, from which the survivors are counted, twice keep at least and 32 at most; early_at counts them itself"},
+     "chance to lose at one decision a chunk with the answer that all layers would have kept, from which the survivors are counted, twice keep at least; where they would be more than 32 and fill more than 1 GiB, none leaves; early_at counts them itself"},
     {"chunk_profile", SET_TEXT, TEXT_AT(chunk_profile), NULL, "", "method",
      "file of the profile that early goes by; empty: the one in configs/chunks that was made for this model"},
     {"prefix_copies", SET_INT, AT(prefix_copies), 0, 1, 1 << 16, NULL, "1", "method",

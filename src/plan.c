@@ -94,8 +94,7 @@ static int plan_budget(struct Session *s)
     return PC_OK;
 }
 
-/* Whether cuts can look for the text's boundaries; token ids alone are cut where they are. */
-static bool has_text(const struct Session *s)
+bool session_has_text(const struct Session *s)
 {
     return s->req->stream || (s->req->context && s->prompt.context_offset);
 }
@@ -107,7 +106,7 @@ static int count_chunks(struct Session *s)
     int payload, n = s->prompt.context.n;
     TRY(chunk_payload(&b, &payload));
     s->cut = (struct ChunkInput){.n_tokens = n, .payload = payload, .overlap = s->set.overlap};
-    if (has_text(s)) s->cut.slack = min_int(SNAP_MAX, payload / 16);
+    if (session_has_text(s)) s->cut.slack = min_int(SNAP_MAX, payload / 16);
     s->plan.chunk_tokens = min_int(payload, n);
     return chunk_count(&s->cut, &s->plan.n_chunks);
 }
@@ -116,7 +115,7 @@ static int plan_chunks(struct Session *s)
 {
     TRY(s->store ? stored_chunks(s) : count_chunks(s));
     if (s->set.chunk_score == SCORE_AUTO)
-        s->set.chunk_score = has_text(s) ? SCORE_FUSION : SCORE_QUESTION;
+        s->set.chunk_score = session_has_text(s) ? SCORE_FUSION : SCORE_QUESTION;
     s->plan.chunk_score = s->set.chunk_score;
     s->plan.keep =
         s->set.keep == KEEP_ALL ? s->plan.n_chunks : min_int(s->set.keep, s->plan.n_chunks);
@@ -142,7 +141,7 @@ static int cut_chunks(struct Session *s)
         return PC_OK;
     }
     if (s->req->stream) return stream_cut(s);
-    if (has_text(s)) {
+    if (session_has_text(s)) {
         s->boundary = mem_alloc((size_t)max_int(n, 1), 1);
         if (!s->boundary) return PC_ENOMEM;
         boundary_classify(s->req->context, s->req->context_len, s->prompt.context_offset, n,

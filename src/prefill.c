@@ -300,7 +300,7 @@ int wave_score(struct Session *s, const struct Wave *w)
     for (int i = 0; i < w->n; i++) {
         double *score = &s->out->chunks[w->chunk[i]].score;
         *score = self_information(s->nll + i * (end - begin), end - begin, 0, end - begin);
-        if (s->shared) *score += s->shared[w->chunk[i]];
+        if (s->set.chunk_score == SCORE_FUSION) *score -= FUSION_NATS * s->shared[w->chunk[i]];
     }
     return PC_OK;
 }

@@ -196,3 +196,14 @@ void prompt_free(struct Prompt *p)
     mem_free(p->context_offset);
     *p = (struct Prompt){0};
 }
+
+int prompt_words(const struct Tokenizer *t, const struct Prompt *p, struct Str *out)
+{
+    bool own = p->score_begin < p->score_end;
+    for (int i = own ? p->score_begin : 0; i < (own ? p->score_end : p->tail.n); i++) {
+        if (tokenizer_is_control(t, p->tail.ids[i])) continue;
+        struct Slice piece = tokenizer_piece(t, p->tail.ids[i]);
+        TRY(str_append(out, piece.data, piece.len));
+    }
+    return PC_OK;
+}

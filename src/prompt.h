@@ -84,5 +84,7 @@ struct PromptText {
  * NULL. prompt_free frees what was made, also after an error. */
 int prompt_make(const struct Tokenizer *t, const struct PromptText *text, struct Prompt *out);
 void prompt_free(struct Prompt *p);
+/* Appends the user's own words, as the tail holds them; without any, all that follows a chunk. */
+int prompt_words(const struct Tokenizer *t, const struct Prompt *p, struct Str *out);
 
 #endif

@@ -97,13 +97,14 @@ struct RankParts {
 struct EarlyRun {
     struct ChunkStop *stop;             /* [n] owned */
     struct ChunkQueue queue[STOPS_MAX]; /* survivors of each */
-    int n, n_held, held_rows;
+    int n, n_held;
     double *score; /* [n, n_chunks] what decisions go by; higher stays */
     double *told;  /* [n_chunks] the same of all ranks, at one decision */
     int *list;     /* [n_chunks] survivors that this rank reads on, in document order */
     float *mass;   /* [wave, n_kv_heads, wave_shape.mass_keys] */
-    float *rows;   /* [n_held, held_rows, dim] device memory: x of chunks that survived so far */
-    int *holds;    /* [n_held] whose; -1: free */
+    float *
+        rows; /* [n_held, chunk and question tokens, dim] device memory: x of chunks that survived so far */
+    int *holds;             /* [n_held] whose; -1: free */
     int64_t n_work, n_done; /* chunks times layers that this rank expects to run, and has run */
 };
 
@@ -167,7 +168,8 @@ struct Session {
     double *gathered;       /* [team size, n_chunks] scores, of more than one rank; or NULL */
     struct KvParcel parcel; /* the same, unless all answer */
     struct RankParts parts; /* all zero unless all answer */
-    double *shared; /* [n_chunks] fusion: what a chunk's words add to its score, nats; or NULL */
+    double *
+        shared; /* [n_chunks] share of the best chunk's BM25, where a score counts words; or NULL */
     struct KvWrites writes;
     struct Transformer tf;
 
@@ -265,7 +267,7 @@ int tiers_count(struct Session *s);                    /* into the result */
 /* session_rank.c: whether the chunks are ranked without the model, so that only winners need be read; and that. */
 bool ranks_ahead(const struct Settings *set);
 int rank_ahead(struct Session *s);
-int weigh_words(struct Session *s); /* fusion: fills shared */
+int weigh_words(struct Session *s); /* fills shared */
 /* prefilter: leaves in todo those plan.n_read chunks that share most words with the question. */
 int prefilter_words(struct Session *s);
 /* A scored chunk enters the queue; *loser as in chunk_queue_push. */
@@ -322,9 +324,13 @@ int chunk_text(void *session, int chunk, struct LexText *out);
 int hash_tokens(struct Session *s, uint64_t seed, uint64_t *out); /* hash64 of the context's ids */
 uint64_t hash_text(const struct Request *req);                    /* hash64 of its bytes, seed 0 */
 
+/* Whether words can be compared, and cuts can look for the text's boundaries; token ids alone are cut where they are. */
+bool session_has_text(const struct Session *s);
+
 /* session_early.c: chunks that leave before the last layer. */
 /* Fills early.stop and the plan's decisions. PC_ECONFIG names what they do not go with. */
 int early_plan(struct Session *s);
+bool early_words(const struct Session *s);        /* whether a decision counts words */
 int early_slots(const struct Session *s);         /* chunks that have pages at once, at most */
 size_t early_pages(const struct Session *s);      /* of these, in full heads and all layers */
 void early_shapes(struct Session *s);             /* behind those of waves */

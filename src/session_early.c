@@ -64,12 +64,14 @@ static void borrow_heads(const struct Session *s, struct ChunkStop *stop)
     const struct ChunkProfile *p = &s->e->chunks;
     const struct ChunkStop *from = NULL;
     for (int i = 0; i < p->n_stops; i++)
-        if (p->stops[i].layer <= stop->layer) from = &p->stops[i];
+        if (p->stops[i].layer <= stop->layer && (p->stops[i].n_heads || session_has_text(s)))
+            from = &p->stops[i];
     plain_heads(&s->e->model.cfg, stop);
     if (!from) return;
     int layer = stop->layer;
     *stop = *from;
     stop->layer = layer;
+    if (!session_has_text(s)) stop->words = 0;
 }
 
 static void decide(struct Session *s, const struct ChunkStop *stop, int survivors)
@@ -104,15 +106,23 @@ static int given_stops(struct Session *s)
     return PC_OK;
 }
 
-/* Of the profile, those at which anything would leave. */
+/* What is put aside for a survivor. */
+static size_t chunk_floats(const struct Session *s)
+{
+    return (size_t)(s->plan.chunk_tokens + s->plan.n_question) * (size_t)s->e->model.cfg.dim;
+}
+
+/* Of the profile, those at which anything would leave; what cannot keep to the risk lets nothing go. */
 static void profile_stops(struct Session *s)
 {
     const struct ChunkProfile *p = &s->e->chunks;
+    int most = early_most(sizeof(float) * chunk_floats(s));
     for (int i = 0; i < p->n_stops; i++) {
         const struct ChunkStop *stop = &p->stops[i];
         int before = s->early.n ? s->plan.early[s->early.n - 1].survivors : s->plan.n_read;
         int n = early_survivors(stop->ahead, stop->n_ahead, before, (double)s->set.early_risk,
                                 2 * s->plan.keep);
+        if (n > most && n > 2 * s->plan.keep) continue;
         if (n < before) decide(s, stop, n);
     }
 }
@@ -132,6 +142,20 @@ static double read_share(const struct Session *s)
     return p->n_chunks ? sum / ((double)p->n_chunks * s->e->model.cfg.n_layers) : 1;
 }
 
+/* Why the profile's own decisions cannot be made here; NULL: they can. */
+static const char *unable(const struct Session *s)
+{
+    const struct ChunkProfile *p = &s->e->chunks;
+    if (!p->n_stops)
+        return "it has no profile; `pcomp calibrate chunks` makes one, for "
+               "--chunk-profile FILE";
+    for (int i = 0; i < p->n_stops; i++)
+        if (p->stops[i].words > 0 && !session_has_text(s))
+            return "its profile compares words, but only token ids of the text are known here; "
+                   "give decisions with --early-at";
+    return NULL;
+}
+
 /* Whether the run is one whose chunks could leave early. PC_ECONFIG where early is asked for by name. */
 static int applies(const struct Session *s, bool *out)
 {
@@ -143,13 +167,9 @@ static int applies(const struct Session *s, bool *out)
         return err_set(PC_ECONFIG,
                        "setting 'early': a store holds chunks that all layers have read; use "
                        "--early off or auto, or ask the text itself");
-    if (!*set->early_at && !s->e->chunks.n_stops) {
-        if (set->early == EARLY_AUTO) return PC_OK;
-        return err_set(PC_ECONFIG,
-                       "setting 'early': %s has no profile; `pcomp calibrate chunks` makes one, "
-                       "for --chunk-profile FILE",
-                       s->e->model.cfg.name);
-    }
+    const char *why = *set->early_at ? NULL : unable(s);
+    if (why && set->early == EARLY_AUTO) return PC_OK;
+    if (why) return err_set(PC_ECONFIG, "setting 'early': %s: %s", s->e->model.cfg.name, why);
     *out = !s->store && s->plan.keep < s->plan.n_read;
     return PC_OK;
 }
@@ -213,12 +233,6 @@ size_t early_pages(const struct Session *s)
 void early_shapes(struct Session *s)
 {
     s->early.n_held = min_int(s->plan.early[0].survivors, s->n_mine);
-    s->early.held_rows = s->plan.chunk_tokens + s->plan.n_question;
-}
-
-static size_t chunk_floats(const struct Session *s)
-{
-    return (size_t)s->early.held_rows * (size_t)s->e->model.cfg.dim;
 }
 
 size_t early_rows_bytes(const struct Session *s)
@@ -279,6 +293,23 @@ void early_close(struct Session *s)
 }
 
 /* ==== Scores ==== */
+
+bool early_words(const struct Session *s)
+{
+    for (int d = 0; d < s->early.n; d++)
+        if (s->early.stop[d].words > 0) return true;
+    return false;
+}
+
+/* What is known of a chunk before any layer reads it. */
+static void begin_scores(struct Session *s)
+{
+    int n = s->plan.n_chunks;
+    for (int d = 0; d < s->early.n; d++)
+        for (int c = 0; c < n && s->early.stop[d].words > 0; c++)
+            s->early.score[(size_t)d * (size_t)n + (size_t)c] =
+                (double)s->early.stop[d].words * s->shared[c];
+}
 
 /* The next smaller number of rows than `below` that some decision looks at in this layer; 0: none. */
 static int rows_looked_at(const struct EarlyRun *e, int layer, int below)
@@ -446,6 +477,7 @@ int early_chunks(struct Session *s)
     const int *chunk = s->todo;
     int n = s->n_mine, from = 0;
     e->n_work = expected_work(s);
+    begin_scores(s);
     for (int d = 0; d <= e->n; d++) {
         int to = d < e->n ? e->stop[d].layer : s->e->model.cfg.n_layers;
         for (int at = 0; at < n; at += s->plan.wave) {

@@ -9,9 +9,6 @@
 
 #include <math.h>
 
-/* fusion: what the chunk that shares most with the question gains over one that shares nothing, nats a token */
-#define FUSION_NATS 0.65
-
 void offer_chunk(struct Session *s, int chunk, int *loser)
 {
     chunk_queue_push(&s->queue, chunk, s->out->chunks[chunk].score, loser);
@@ -46,24 +43,11 @@ static int rank_by_chance(struct Session *s, double *score)
     return PC_OK;
 }
 
-/* The user's own words, as the tail holds them; without any, all that follows a chunk. */
-static int question_words(const struct Session *s, struct Str *out)
-{
-    const struct Prompt *p = &s->prompt;
-    bool own = p->score_begin < p->score_end;
-    for (int i = own ? p->score_begin : 0; i < (own ? p->score_end : p->tail.n); i++) {
-        if (tokenizer_is_control(s->e->tok, p->tail.ids[i])) continue;
-        struct Slice piece = tokenizer_piece(s->e->tok, p->tail.ids[i]);
-        TRY(str_append(out, piece.data, piece.len));
-    }
-    return PC_OK;
-}
-
 /* BM25 of the chunks' own bytes of the text for the user's words. */
 static int score_words(struct Session *s, double *score)
 {
     int n = s->plan.n_chunks;
-    if (!s->req->stream && (!s->req->context || !s->prompt.context_offset))
+    if (!session_has_text(s))
         return err_set(PC_ECONFIG,
                        "%s %s compares words, but only token ids of the text "
                        "are known here; use another --chunk-score, and no --prefilter",
@@ -71,7 +55,7 @@ static int score_words(struct Session *s, double *score)
                        setting_word("chunk_score", (int)s->set.chunk_score));
     struct Str asked = {0};
     struct LexReader chunks = {chunk_text, s};
-    int status = question_words(s, &asked);
+    int status = prompt_words(s->e->tok, &s->prompt, &asked);
     if (status == PC_OK)
         status = bm25_read((struct LexText){asked.data, asked.len}, &chunks, n, score);
     str_free(&asked);
@@ -80,12 +64,8 @@ static int score_words(struct Session *s, double *score)
 
 int weigh_words(struct Session *s)
 {
-    int n = s->plan.n_chunks;
-    double most = 0;
     TRY(score_words(s, s->shared));
-    for (int c = 0; c < n; c++)
-        if (s->shared[c] > most) most = s->shared[c];
-    for (int c = 0; c < n; c++) s->shared[c] *= most > 0 ? -FUSION_NATS / most : 0;
+    lex_shares(s->shared, s->plan.n_chunks);
     return PC_OK;
 }
 

@@ -6,7 +6,7 @@
 
 Of each task's file those rows are run whose answer stands in the text (whatever its case, without a final stop, more than
 three bytes); rows count whose answer stands in fewer than half of the chunks. hit@k: one of the k best chunks holds it. Chance is
-what k chunks drawn blindly would do. A score is a chunk_score or an arm of its own, NAME=SETTING=VALUE;SETTING=VALUE: chunks that it left
+what k chunks drawn blindly would do. hit@half: among the better half, which is what a --prefilter of as many would read. A score is a chunk_score or an arm of its own, NAME=SETTING=VALUE;SETTING=VALUE: chunks that it left
 early come last. The run's folder is kept when given, and what it already has is not run again.
 """
 import argparse
@@ -67,7 +67,7 @@ def blind(n, holders, k):
 
 
 def count(lines):
-    n = hit1 = hit2 = 0
+    n = hit1 = hit2 = half = 0
     chance1 = chance2 = 0.0
     for line in lines:
         row = json.loads(line)
@@ -78,9 +78,18 @@ def count(lines):
         n += 1
         hit1 += bool(holders & set(order[:1]))
         hit2 += bool(holders & set(order[:2]))
+        half += bool(holders & set(order[:(len(order) + 1) // 2]))
         chance1 += blind(len(scores), len(holders), 1)
         chance2 += blind(len(scores), len(holders), 2)
-    return n, hit1, hit2, chance1, chance2
+    return n, (hit1, hit2, half), (chance1, chance2)
+
+
+def interval(hits, n):
+    """Hits and Wilson's 95% interval of their share, in %."""
+    z, n = 1.96, max(n, 1)
+    p, d = hits / n, 1 + z * z / n
+    mid, half = (p + z * z / (2 * n)) / d, z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / d
+    return f"{hits} ({100 * p:.0f}%, {100 * max(0, mid - half):.0f}-{100 * min(1, mid + half):.0f})"
 
 
 def main():
@@ -104,11 +113,12 @@ def main():
         run(args, data, out)
         for i, (score, _) in enumerate(arms(args)):
             lines = [line for task in tasks for line in (out / score / f"{task}.jsonl").read_text().splitlines()]
-            n, hit1, hit2, chance1, chance2 = count(lines)
+            n, hits, chance = count(lines)
             name = f"{pathlib.Path(args.model).stem}, chunk {args.chunk}, rows {args.split}"
             if i == 0:
-                print(f"{name}: chance hit@1 {chance1:.1f} hit@2 {chance2:.1f} of {n}")
-            print(f"{name}: {score} hit@1 {hit1} hit@2 {hit2} of {n}", flush=True)
+                print(f"{name}: chance hit@1 {chance[0]:.1f} hit@2 {chance[1]:.1f} of {n}")
+            found = " ".join(f"hit@{k} {interval(h, n)}" for k, h in zip(("1", "2", "half"), hits))
+            print(f"{name}: {score} {found} of {n}", flush=True)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ static void test_risk(void **state)
     assert_true(early_risk(ahead, 0, 10, 3) == 1); /* nothing is known */
 }
 
-/* The fewest that meet the risk, within the limits. */
+/* The fewest that meet the risk, all where none do. */
 static void test_survivors(void **state)
 {
     (void)state;
@@ -90,15 +90,25 @@ static void test_survivors(void **state)
         for (int r = 1; r < 6; r++) {
             double risk = 0.4 / (r * r * r);
             int n = early_survivors(ahead, 4, chunks, risk, 2);
-            assert_in_range(n, chunks < 2 ? chunks : 2, EARLY_SURVIVORS);
-            assert_true(n <= chunks);
-            if (n < EARLY_SURVIVORS && n < chunks)
-                assert_true(early_risk(ahead, 4, chunks, n) <= risk);
+            assert_in_range(n, chunks < 2 ? chunks : 2, chunks);
+            assert_true(early_risk(ahead, 4, chunks, n) <= risk);
             if (n > 2) assert_true(early_risk(ahead, 4, chunks, n - 1) > risk);
         }
-    assert_int_equal(early_survivors(ahead, 4, 1000, 0, 2), EARLY_SURVIVORS);
+    assert_int_equal(early_survivors(ahead, 4, 1000, 0, 2), 1000);
     assert_int_equal(early_survivors(ahead, 4, 1000, 1, 2), 2);
-    assert_int_equal(early_survivors(ahead, 4, 1000, 0, 50), 50); /* keep is more than the limit */
+    assert_int_equal(early_survivors(ahead, 4, 1000, 1, 50), 50);
+}
+
+/* Whatever a survivor takes, some may go on; of small ones as many as fit. */
+static void test_most(void **state)
+{
+    (void)state;
+    const size_t mib = (size_t)1 << 20;
+    assert_int_equal(early_most(0), EARLY_SURVIVORS);
+    assert_int_equal(early_most(EARLY_HELD_MIB * mib), EARLY_SURVIVORS);
+    assert_int_equal(early_most(EARLY_HELD_MIB * mib / EARLY_SURVIVORS), EARLY_SURVIVORS);
+    assert_int_equal(early_most(4 * mib), EARLY_HELD_MIB / 4);
+    assert_int_equal(early_most(4 * mib + 1), EARLY_HELD_MIB / 4 - 1);
 }
 
 /* ==== Profiles ==== */
@@ -122,7 +132,8 @@ static struct ChunkProfile sample_profile(void)
 {
     struct ChunkProfile p = {.model_hash = 0x00abcdef12345678, .n_layers = 12, .n_kv_heads = 3};
     p.n_stops = 2;
-    p.stops[0] = (struct ChunkStop){.layer = 4, .n_heads = 2, .n_ahead = 3, .ahead = {0, 0.25f, 1}};
+    p.stops[0] = (struct ChunkStop){
+        .layer = 4, .words = 2.25f, .n_heads = 2, .n_ahead = 3, .ahead = {0, 0.25f, 1}};
     p.stops[0].heads[0] = (struct StopHead){3, 2, MEASURE_PEAK, 4, 0.75f};
     p.stops[0].heads[1] = (struct StopHead){0, 0, MEASURE_SUM, 32, 1.5f};
     p.stops[1] = (struct ChunkStop){.layer = 11, .n_heads = 1, .n_ahead = 1, .ahead = {0.5f}};
@@ -146,6 +157,26 @@ static void test_round_trip(void **state)
 }
 
 /* Each replaces a piece of a good file. */
+/* Words may decide alone; a file that names none has none. */
+static void test_words_alone(void **state)
+{
+    (void)state;
+    static struct ChunkProfile want, have;
+    struct Str text = {0};
+    want = sample_profile();
+    want.stops[0].n_heads = 0;
+    memset(want.stops[0].heads, 0, sizeof want.stops[0].heads);
+    assert_int_equal(chunk_profile_write(&want, NULL, path), PC_OK);
+    assert_int_equal(chunk_profile_read(path, 12, 3, &have), PC_OK);
+    assert_memory_equal(&want, &have, sizeof want);
+    assert_int_equal(file_read(path, &text), PC_OK);
+    memcpy(strstr(strstr(text.data, "\"words\"") + 1, "\"words\""), "\"other\"", 7);
+    assert_int_equal(file_write(path, text.data, text.len), PC_OK);
+    assert_int_equal(chunk_profile_read(path, 12, 3, &have), PC_OK);
+    assert_true(have.stops[0].words == 2.25f && have.stops[1].words == 0);
+    str_free(&text);
+}
+
 static void test_bad_files(void **state)
 {
     (void)state;
@@ -164,6 +195,9 @@ static void test_bad_files(void **state)
         {"[3, 2, \"peak\", 4, 0.75]", "[3, 2, \"most\", 4, 0.75]"},
         {"[3, 2, \"peak\", 4, 0.75]", "[3, 2, \"peak\", 4, 0]"},
         {"[3, 2, \"peak\", 4, 0.75]", "[3, 2, \"peak\"]"},
+        {"\"words\": 2.25", "\"words\": -1"},
+        {"\"words\": 2.25", "\"words\": \"many\""},
+        {"[10, 1, \"sum\", 1, 1]", ""}, /* neither heads nor words */
         {"[0, 0.25, 1]", "[]"},
         {"[0, 0.25, 1]", "[0, 1.25, 1]"},
         {"{", "["},
@@ -192,8 +226,9 @@ static void test_bad_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_measures),  cmocka_unit_test(test_risk),
-        cmocka_unit_test(test_survivors), cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_measures),   cmocka_unit_test(test_risk),
+        cmocka_unit_test(test_survivors),  cmocka_unit_test(test_most),
+        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_words_alone),
         cmocka_unit_test(test_bad_files),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

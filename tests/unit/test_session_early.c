@@ -175,6 +175,91 @@ static void test_profile(void **state)
     engine_close(e);
 }
 
+/* ==== Words ==== */
+
+enum { BYTES = 1500 };
+
+/* Scores of the chunks' first decision, or of chunk_score where none is made; returns how many chunks. */
+static int text_scores(struct Engine *e, const char *text, double *score, bool *gone)
+{
+    struct Request req = {.context = text, .context_len = BYTES, .question = "Where is xyzzy?"};
+    struct Prompt p;
+    struct Session s;
+    struct Result r;
+    memset(&s, 0, sizeof s);
+    memset(&r, 0, sizeof r);
+    must(session_prompt(e, &req, &p));
+    must(session_open(&s, e, &req, &p, &r));
+    must(session_stages(&s, false));
+    int n = s.plan.n_chunks;
+    assert_in_range(n, 6, 64);
+    for (int c = 0; c < n; c++) {
+        score[c] = s.early.n ? s.early.score[c] : r.chunks[c].score;
+        gone[c] = r.chunks[c].n_layers < LAYERS;
+    }
+    session_close(&s);
+    result_free(&r);
+    return n;
+}
+
+/* A profile's words add their share of the best chunk's BM25, times their weight, to what its heads say. */
+static void test_words(void **state)
+{
+    (void)state;
+    struct Engine *e = open_early("llama", PRECISION_F32, "");
+    struct ChunkProfile *p = &e->chunks;
+    char text[BYTES + 1] = "";
+    double heads[64], both[64], words[64];
+    bool gone[64];
+    uint64_t seed = 5;
+    for (int i = 0; i < BYTES; i++)
+        text[i] = i % 4 == 3 ? ' ' : (char)('a' + next_number(&seed) % 26);
+    memcpy(text + 300, " XYZZY ", 7);
+    memcpy(text + 1100, " where is ", 10);
+    e->settings.chunk_score = SCORE_BM25;
+    e->settings.keep = KEEP_ALL;
+    int n = text_scores(e, text, words, gone), best = 0;
+    for (int c = 0; c < n; c++)
+        if (words[c] < words[best]) best = c;
+    assert_true(words[best] < 0);
+    e->settings.early = EARLY_PROFILE;
+    e->settings.early_risk = 0.4f;
+    e->settings.keep = 1;
+    *p = (struct ChunkProfile){.n_layers = LAYERS, .n_kv_heads = 2, .n_stops = 1};
+    p->stops[0] = (struct ChunkStop){.layer = 1, .n_heads = 1, .n_ahead = 2, .ahead = {0, 0.1f}};
+    p->stops[0].heads[0] = (struct StopHead){0, 1, MEASURE_PEAK, 4, 2};
+    for (int fusion = 0; fusion < 2; fusion++) {
+        e->settings.chunk_score = fusion ? SCORE_FUSION : SCORE_QUESTION;
+        p->stops[0].words = 0;
+        text_scores(e, text, heads, gone);
+        p->stops[0].words = 3;
+        text_scores(e, text, both, gone);
+        int left = 0;
+        for (int c = 0; c < n; c++) {
+            double share = words[c] < 0 ? words[c] / words[best] : 0;
+            left += gone[c];
+            assert_true(fabs(both[c] - heads[c] - 3 * share) < 1e-9);
+            for (int i = 0; i < n && gone[c]; i++) assert_true(gone[i] || both[i] >= both[c]);
+        }
+        assert_in_range(left, 1, n - 1);
+    }
+    struct Run run; /* token ids have no words */
+    struct Prompt prompt = make_prompt(input);
+    memset(&run, 0, sizeof run);
+    assert_int_equal(session_open(&run.s, e, &no_request, &prompt, &run.r), PC_ECONFIG);
+    assert_non_null(strstr(err_text(), "words"));
+    session_close(&run.s);
+    e->settings.early = EARLY_AUTO;
+    run_open(&run, e, input);
+    assert_int_equal(run.s.plan.n_early, 0);
+    run_close(&run);
+    set_early(e, "1:3");
+    run_open(&run, e, input);
+    assert_true(run.s.plan.n_early == 1 && run.s.early.stop[0].words == 0);
+    run_close(&run);
+    engine_close(e);
+}
+
 /* ==== Together with the rest ==== */
 
 static void check_team(struct Case c)
@@ -397,12 +482,19 @@ static void test_off(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_margin_for_all), cmocka_unit_test(test_survivors),
-        cmocka_unit_test(test_profile),        cmocka_unit_test(test_team),
-        cmocka_unit_test(test_heads),          cmocka_unit_test(test_order),
-        cmocka_unit_test(test_prefilter),      cmocka_unit_test(test_prefilter_team),
-        cmocka_unit_test(test_memory),         cmocka_unit_test(test_faults),
-        cmocka_unit_test(test_bad_stops),      cmocka_unit_test(test_off),
+        cmocka_unit_test(test_margin_for_all),
+        cmocka_unit_test(test_survivors),
+        cmocka_unit_test(test_profile),
+        cmocka_unit_test(test_words),
+        cmocka_unit_test(test_team),
+        cmocka_unit_test(test_heads),
+        cmocka_unit_test(test_order),
+        cmocka_unit_test(test_prefilter),
+        cmocka_unit_test(test_prefilter_team),
+        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_bad_stops),
+        cmocka_unit_test(test_off),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
