@@ -40,9 +40,7 @@ int passkey_needle(int key, struct Str *out)
 
 int passkey_question(int key, struct Str *out)
 {
-    return str_appendf(out,
-                       "What is the %s passkey to the vault?",
-                       passkey_ordinal(key));
+    return str_appendf(out, "What is the %s passkey to the vault?", passkey_ordinal(key));
 }
 
 static const char *code_place(int key)

@@ -150,7 +150,7 @@ struct Device {
     bool fp8;
     enum CudaPageFormat format; /* of KV pages */
     char text[192];
-    int threads; /* of the host, for large copies */
+    int threads;                              /* of the host, for large copies */
     size_t in_use, peak, weight_bytes, limit; /* limit: bytes of the card we may use; 0: no limit */
     struct DevBlock *blocks;
     struct DevWeight *weights; /* [n_weights] by address of host */
@@ -168,8 +168,8 @@ struct Device {
     float *x;         /* of the batch at hand */
     float rope_scale; /* likewise */
     struct Step step;
-    bool copying;          /* pages are on their way from below, on a stream of their own */
-    struct PageTier *tier; /* whose stream that is */
+    bool copying;            /* pages are on their way from below, on a stream of their own */
+    struct PageTier *tier;   /* whose stream that is */
     struct CudaPeers *peers; /* peers.cu; NULL: none */
 };
 

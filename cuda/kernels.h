@@ -220,11 +220,11 @@ struct CudaPageSelect {
     int pages, first, last; /* of struct PageSelect */
     float mass;
     uint32_t whole[CUDA_HEADS / 32]; /* bits of KV heads whose pages are all read */
-    struct CudaPageRef *out;    /* [n_kv_heads, ref_stride] the chosen pages, in order */
-    int *n_out, *n_tokens;      /* [n_kv_heads] and their tokens */
-    float *score;               /* [n_kv_heads, ref_stride] scratch */
-    int *tickets;               /* [n_kv_heads] scratch, 0 before and after */
-    unsigned long long *counts; /* [2] pages read and pages there, added to; or NULL */
+    struct CudaPageRef *out;         /* [n_kv_heads, ref_stride] the chosen pages, in order */
+    int *n_out, *n_tokens;           /* [n_kv_heads] and their tokens */
+    float *score;                    /* [n_kv_heads, ref_stride] scratch */
+    int *tickets;                    /* [n_kv_heads] scratch, 0 before and after */
+    unsigned long long *counts;      /* [2] pages read and pages there, added to; or NULL */
     int *idx; /* [n_kv_heads, ref_stride] the chosen pages' places in refs; or NULL */
     struct CudaChoice *kept; /* [n_kv_heads] with idx */
     int n_blocks;            /* a head; chosen by cuda_select_blocks */
