@@ -11,11 +11,6 @@ static size_t max_size(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
 /* Room for the largest weight as bf16, when some are kept in blocks; twice, for gate and up together. */
 static size_t wide_weight(const struct Device *d)
 {

@@ -128,6 +128,16 @@ enum LogLevel { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 void log_set(enum LogLevel level);
 void log_msg(enum LogLevel level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+static inline int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static inline int max_int(int a, int b)
+{
+    return a > b ? a : b;
+}
+
 /* XXH3-64 of the bytes, seeded. */
 uint64_t hash64(const void *data, size_t len, uint64_t seed);
 /* The same of bytes that come one piece after the other. *out is the caller's until hash64_end frees it. */

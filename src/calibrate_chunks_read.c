@@ -22,11 +22,6 @@ struct ChunkReader {
 
 /* ==== Open and close ==== */
 
-static int max_int(int a, int b)
-{
-    return a > b ? a : b;
-}
-
 static void measure(struct ChunkReader *r)
 {
     const struct ChunkText *t = r->text;

@@ -1,6 +1,7 @@
 /* cmd_calibrate.c - `pcomp calibrate WORD`: what a model is measured for. */
 #include "cmd_calibrate.h"
 
+#include <stdio.h>
 #include <string.h>
 
 int cmd_calibrate(struct Cli *cli)
@@ -24,4 +25,14 @@ int calibrate_model(struct Cli *cli)
     if (cli->args.n == 2) cli->model = cli->args.items[1];
     cli->args.n = 0; /* neither is a file */
     return PC_OK;
+}
+
+int calibrate_watch(struct Cli *cli, struct ProgressView *view, int (*study)(void *run), void *run)
+{
+    int status = progress_open(view, cli->progress, cli->quiet);
+    if (status == PC_OK) status = study(run);
+    progress_clear(view);
+    if (status == PC_EINTR)
+        fprintf(stderr, "pcomp: stopped; nothing was written; repeat the command to start again\n");
+    return status;
 }

@@ -211,8 +211,9 @@ static int write_profile(const struct ChunksRun *run)
 
 /* ==== The command ==== */
 
-static int run_study(struct ChunksRun *run)
+static int run_study(void *user)
 {
+    struct ChunksRun *run = user;
     TRY(open_study(run));
     if (run->cli->output) TRY(out_folder(run->cli->output)); /* before the work */
     run->begun = clock_seconds();
@@ -234,11 +235,7 @@ int calibrate_chunks(struct Cli *cli)
     struct ChunksRun *run = mem_alloc(1, sizeof *run);
     if (!run) return PC_ENOMEM;
     run->cli = cli;
-    int status = progress_open(&run->view, cli->progress, cli->quiet);
-    if (status == PC_OK) status = run_study(run);
-    progress_clear(&run->view);
-    if (status == PC_EINTR)
-        fprintf(stderr, "pcomp: stopped; nothing was written; repeat the command to start again\n");
+    int status = calibrate_watch(cli, &run->view, run_study, run);
     chunk_report_free(&run->report);
     chunk_study_close(&run->study);
     str_free(&run->text);

@@ -345,8 +345,9 @@ static int deliver(struct HeadsRun *run)
 
 /* ==== The command ==== */
 
-static int run_study(struct HeadsRun *run)
+static int run_study(void *user)
 {
+    struct HeadsRun *run = user;
     TRY(open_study(run));
     if (run->cli->output) TRY(out_folder(run->cli->output)); /* before the work */
     run->begun = clock_seconds();
@@ -364,11 +365,7 @@ int calibrate_heads(struct Cli *cli)
     struct HeadsRun *run = mem_alloc(1, sizeof *run);
     if (!run) return PC_ENOMEM;
     run->cli = cli;
-    int status = progress_open(&run->view, cli->progress, cli->quiet);
-    if (status == PC_OK) status = run_study(run);
-    progress_clear(&run->view);
-    if (status == PC_EINTR)
-        fprintf(stderr, "pcomp: stopped; nothing was written; repeat the command to start again\n");
+    int status = calibrate_watch(cli, &run->view, run_study, run);
     for (int i = 0; i < run->n_rivals; i++) headmap_close(&run->rivals[i].map);
     mem_free(run->keep);
     mem_free(run->joint);

@@ -135,11 +135,6 @@ static const char *cpu_page_format(const struct Device *d)
 
 /* ==== Scratch ==== */
 
-static int max_int(int a, int b)
-{
-    return a > b ? a : b;
-}
-
 struct Cut {
     uint8_t *base; /* NULL: only measure */
     size_t at;

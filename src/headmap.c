@@ -280,6 +280,12 @@ int headmap_random(const struct HeadShape *shape, uint64_t seed, struct HeadMap 
 
 /* ==== Memory ==== */
 
+struct HeadEnds headmap_ends(int sinks, int recent, int n_prefix, int n)
+{
+    int first = min_int(max_int(sinks - n_prefix, 0), n);
+    return (struct HeadEnds){first, min_int(n - first, recent - 1)};
+}
+
 static size_t pages_of(size_t tokens, size_t page)
 {
     return tokens / page + (tokens % page != 0);

@@ -93,6 +93,13 @@ int headmap_random(const struct HeadShape *shape, uint64_t seed, struct HeadMap 
 
 /* ==== Memory (spec D.1) ==== */
 
+/* What a streaming head keeps of n tokens that stand behind n_prefix others: so many of the first, which complete the sinks,
+ * and of the last, which the next row sees besides itself. */
+struct HeadEnds {
+    int first, last;
+};
+struct HeadEnds headmap_ends(int sinks, int recent, int n_prefix, int n);
+
 /* What a run keeps. Tokens and heads are counts; a full head holds prefix + chunks * cap + tail + answer
  * tokens, a streaming one sink + recent + 1. */
 struct HeadMemory {

@@ -16,15 +16,6 @@ enum {
     HEAD_ROWS = 48, /* rows whose logits are made at once */
 };
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-static int max_int(int a, int b)
-{
-    return a > b ? a : b;
-}
-
 static bool is_plain(const struct Session *s)
 {
     return s->set.method != METHOD_PARALLELCOMP;

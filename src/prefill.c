@@ -251,10 +251,10 @@ static int keep_tokens(struct Session *s, struct Wave *w, int layer, const struc
     bool chosen = s->mass;
     if (chosen) TRY(wave_choose(s, w, layer, args));
     for (int i = 0; i < w->n; i++) {
-        struct KvRows rows = {s->tf.k, s->tf.v, s->seq_begin[i], NULL, wave_len(s, w, i)};
+        const struct KvRows all = {s->tf.k, s->tf.v, s->seq_begin[i], NULL, wave_len(s, w, i)};
         for (int h = 0; h < heads; h++) {
+            struct KvRows rows = all;
             if (heads_stream(s, layer, h)) {
-                struct KvRows all = {s->tf.k, s->tf.v, s->seq_begin[i], NULL, wave_len(s, w, i)};
                 TRY(heads_keep_chunk(s, &w->slot[i]->table, layer, h, &all));
                 continue;
             }

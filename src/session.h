@@ -226,11 +226,6 @@ int heads_share(const struct Session *s, int cap); /* the cap of full heads, wit
 /* Bytes of all caches when full, in pages of so many tokens (headmap_memory). */
 int heads_formula(const struct Session *s, size_t page_tokens, size_t *bytes);
 bool heads_stream(const struct Session *s, int layer, int kv_head);
-/* What a streaming head keeps of a chunk of n tokens behind the prefix: so many of its first and of its last. */
-struct HeadChunk {
-    int first, last;
-};
-struct HeadChunk heads_of_chunk(const struct Session *s, int n);
 int heads_chunk_pages(
     const struct Session *s); /* of one head and a chunk in its slot; 0: none streams */
 int heads_keep_chunk(struct Session *s, struct HeadTable *t, int layer, int kv_head,

@@ -15,11 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
 /* ==== Decisions ==== */
 
 /* One "8:12" or "50%:6" of early_at, which commas or plus signs part; *at moves behind it. */

@@ -99,7 +99,8 @@ int heads_ring(const struct Session *s)
 
 int heads_chunk_pages(const struct Session *s)
 {
-    struct HeadChunk keep = heads_of_chunk(s, s->plan.chunk_tokens);
+    struct HeadEnds keep =
+        headmap_ends(s->heads.sinks, s->heads.recent, s->prompt.prefix.n, s->plan.chunk_tokens);
     return s->plan.heads_streaming ? kv_pages(keep.first + keep.last) : 0;
 }
 
@@ -138,17 +139,11 @@ int heads_formula(const struct Session *s, size_t page_tokens, size_t *bytes)
 
 /* ==== What streaming heads keep ==== */
 
-struct HeadChunk heads_of_chunk(const struct Session *s, int n)
-{
-    int first = s->heads.sinks - s->prompt.prefix.n, last = s->heads.recent - 1;
-    first = first < 0 ? 0 : first < n ? first : n;
-    return (struct HeadChunk){first, n - first < last ? n - first : last};
-}
-
 int heads_keep_chunk(struct Session *s, struct HeadTable *t, int layer, int kv_head,
                      const struct KvRows *chunk)
 {
-    struct HeadChunk keep = heads_of_chunk(s, chunk->n);
+    struct HeadEnds keep =
+        headmap_ends(s->heads.sinks, s->heads.recent, s->prompt.prefix.n, chunk->n);
     struct KvRows first = *chunk, last = *chunk;
     first.n = keep.first;
     last.row0 += chunk->n - keep.last;

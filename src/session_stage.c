@@ -151,7 +151,7 @@ int stage_lay(struct Session *s, int i, int place, int n, const struct HeadTable
     struct HeadTable *t = &s->staged[i];
     uint32_t page = place_page(s, place);
     for (int h = 0; h < t->n_heads; h++) {
-        struct StoreTokens keep = store_tokens(&layout, h, n);
+        struct HeadEnds keep = store_tokens(&layout, h, n);
         t->n_refs[h] = past ? past->n_refs[h] : 0;
         t->n_tokens[h] = past ? past->n_tokens[h] : 0;
         if (past)

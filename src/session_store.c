@@ -163,11 +163,6 @@ int stored_chunks(struct Session *s)
     return PC_OK;
 }
 
-static int max_int(int a, int b)
-{
-    return a > b ? a : b;
-}
-
 static void index_shapes(struct Session *s)
 {
     struct PlanInfo *p = &s->plan;
@@ -237,7 +232,7 @@ static int index_layer(struct Session *s, const struct Wave *w, int layer)
     for (int i = 0; i < w->n; i++)
         for (int h = 0; h < heads; h++) {
             int n = wave_len(s, w, i), row = s->seq_begin[i];
-            struct StoreTokens keep = store_tokens(&layout, layer * heads + h, n);
+            struct HeadEnds keep = store_tokens(&layout, layer * heads + h, n);
             struct KvRows first = {s->tf.k, s->tf.v, row, NULL, keep.first},
                           last = {s->tf.k, s->tf.v, row + n - keep.last, NULL, keep.last};
             TRY(kv_put(&s->kv, &s->staged[i], layer, h, 0, &first, &s->writes));

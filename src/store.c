@@ -9,19 +9,17 @@
 
 /* ==== Layout ==== */
 
-struct StoreTokens store_tokens(const struct StoreInfo *info, int head, int n)
+struct HeadEnds store_tokens(const struct StoreInfo *info, int head, int n)
 {
-    if (!info->streams || !info->streams[head]) return (struct StoreTokens){n, 0};
-    int first = info->sinks - info->n_prefix, last = info->recent - 1;
-    first = first < 0 ? 0 : first < n ? first : n;
-    return (struct StoreTokens){first, n - first < last ? n - first : last};
+    if (!info->streams || !info->streams[head]) return (struct HeadEnds){n, 0};
+    return headmap_ends(info->sinks, info->recent, info->n_prefix, n);
 }
 
 size_t store_pages(const struct StoreInfo *info, int n)
 {
     size_t pages = 0;
     for (int h = 0; h < info->n_layers * info->n_kv_heads; h++) {
-        struct StoreTokens t = store_tokens(info, h, n);
+        struct HeadEnds t = store_tokens(info, h, n);
         pages += ((size_t)t.first + (size_t)t.last + PAGE_TOKENS - 1) / PAGE_TOKENS;
     }
     return pages;

@@ -18,6 +18,7 @@
 
 #include "base.h"
 #include "chunk_plan.h"
+#include "headmap.h"
 #include "model.h"
 
 /* What a store says of itself. Arrays are the maker's, or lie in the mapped file. */
@@ -43,12 +44,8 @@ struct StoreInfo {
     struct Slice text;     /* UTF-8 */
 };
 
-/* Context tokens of a chunk that a head keeps: all, or of a streaming one the first, which complete the sinks of the
- * prefix, and the last ones. */
-struct StoreTokens {
-    int first, last; /* all n: first = n, last = 0 */
-};
-struct StoreTokens store_tokens(const struct StoreInfo *info, int head, int n);
+/* Context tokens of a chunk that a head keeps: its ends where it streams, else all n as the first ones. */
+struct HeadEnds store_tokens(const struct StoreInfo *info, int head, int n);
 /* Pages of a chunk of n context tokens, all heads. */
 size_t store_pages(const struct StoreInfo *info, int n);
 /* Bytes of the whole file. PC_ERANGE when they cannot be counted. */

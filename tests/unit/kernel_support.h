@@ -92,11 +92,6 @@ static inline double max_abs(const float *x, int n)
     return top;
 }
 
-static inline int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
 /* How the two sides of a product are stored: values that share a scale, and the whole numbers' limits. */
 struct Format {
     bool exact;

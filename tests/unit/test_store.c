@@ -263,8 +263,7 @@ static void test_tokens(void **unused)
                         kept += sink || near;
                         first += sink;
                     }
-                    struct StoreTokens full = store_tokens(&i, 0, n),
-                                       part_of = store_tokens(&i, 1, n);
+                    struct HeadEnds full = store_tokens(&i, 0, n), part_of = store_tokens(&i, 1, n);
                     assert_int_equal(full.first + full.last, n);
                     assert_int_equal(part_of.first, first);
                     assert_int_equal(part_of.first + part_of.last, kept);
