@@ -259,8 +259,8 @@ static void cuda_limits(const struct Device *d, struct DeviceLimits *out)
                                  .most = most,
                                  .own_memory = true,
                                  .records = usual_head(d->model->cfg.head_dim),
-                                 .keeps_pages = true,
                                  .own_pasts = true,
+                                 .keeps_pages = true,
                                  .wave_rows = wave_rows(&d->model->cfg),
                                  .segment_rows = SEGMENT_ROWS,
                                  .page_rows = usual_head(d->model->cfg.head_dim)
@@ -373,6 +373,7 @@ extern "C" const struct Backend backend_cuda = {
     .tier_counts = cuda_tier_counts,
     .logits = cuda_logits,
     .record = cuda_record,
+    .recorded = cuda_recorded,
     .replay = cuda_replay,
     .nll = cuda_nll,
     .peers = &cuda_peers,
