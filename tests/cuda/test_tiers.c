@@ -231,7 +231,7 @@ static void test_files(struct Engine *e, const char *kind)
 {
     static const int some[] = {0, 1, 3, 4, 6, FULL, 10};
     for (homes = 0; homes <= 60; homes += 60) {
-        char name[80];
+        char name[160];
         snprintf(name, sizeof name, "%s, a file, %d%% of the rest at home", kind, homes);
         for (size_t i = 0; i < sizeof some / sizeof *some; i++) test_with(e, name, some[i]);
         test_spills(e, name);
