@@ -4,7 +4,7 @@
  * writes pages, the question reads them from there, and a row's choice fetches what it lacks, without a word of the host's
  * (place_pages.cu). A row that waits has the copies made before its attention. One that does not wait has them made on a stream
  * of its own beside the rest of the step, at whose end they are there: so what is late is late for one token, and the same
- * pages are on every run.
+ * pages are on every run. What that memory does not hold lies in a file: tier_file.cu.
  */
 #include "device.h"
 
