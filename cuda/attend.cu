@@ -127,6 +127,7 @@ static int place_pages(struct Device *d, const struct AttnArgs *a)
     p.n_tokens = c->n_tokens;
     p.counts = c->counts;
     p.tier = tier_slots(a->pool, a->layer);
+    if (a->select_kept && d->step.kind != STEP_CALLS) p.tier.asks = {};
     CUDA_TRY(cuda_place_pages(&p, d->stream));
     return PC_OK;
 }
@@ -139,7 +140,7 @@ static int select_pages(struct Device *d, const struct AttnArgs *a)
         return err_set(PC_EINTERNAL, "a row asks for pages that no row before it has kept");
     if (!a->select_kept) TRY(choose_pages(d, a));
     if (a->select_kept || a->pool->tier) TRY(place_pages(d, a));
-    return a->pool->tier && !a->select_kept ? tier_fetch(d, a->pool, a->layer) : PC_OK;
+    return a->pool->tier ? tier_fetch(d, a->pool, a) : PC_OK;
 }
 
 int cuda_page_counts(struct Device *d, struct PageCounts *out)
@@ -318,7 +319,7 @@ int cuda_attend(struct Device *d, const struct AttnArgs *a)
     if (d->step.recording && !(few && a->seq_begin[1] == 1))
         return err_set(PC_EINTERNAL, "a recorded step has one row");
     TRY(check_part(d, a));
-    if (selects(a)) TRY(select_pages(d, a));
+    TRY(selects(a) ? select_pages(d, a) : bring_past(d, a));
     return few && !votes ? attend_pages(d, a) : attend_packed(d, a);
 }
 
@@ -414,10 +415,13 @@ int cuda_kv_write(struct Device *d, const struct PagePool *pool, const struct Kv
         d->step.noted += n; /* the attention before did it */
         return PC_OK;
     }
-    for (int at = 0; at < n; at += WRITES) {
-        int m = n - at < WRITES ? n - at : WRITES;
+    const int run = at_once(pool, 1, WRITES);
+    for (int at = 0; at < n; at += run) {
+        int m = n - at < run ? n - at : run;
+        TRY(bring_written(d, pool, writes + at, m));
         TRY(upload_writes(d, writes + at, m));
         CUDA_TRY(pages_write(&p, d->s.writes, m, d->stream));
+        TRY(keep_written(d, pool, writes + at, m));
     }
     return PC_OK;
 }
@@ -428,12 +432,15 @@ int cuda_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *
     Range range("pack pages");
     struct PagesArgs p = pages_of(d, pool);
     uint32_t *list = (uint32_t *)d->s.writes;
-    const int run = (int)(WRITES * sizeof(struct DevWrite) / sizeof *list) / 2;
+    const int half = (int)(WRITES * sizeof(struct DevWrite) / sizeof *list) / 2,
+              run = at_once(pool, 2, half);
     for (int at = 0; at < n; at += run) {
         int m = n - at < run ? n - at : run;
+        TRY(bring_slots(d, pool, from + at, to + at, m));
         TRY(dev_upload(d, list, from + at, (size_t)m * sizeof *list));
-        TRY(dev_upload(d, list + run, to + at, (size_t)m * sizeof *list));
-        CUDA_TRY(pages_pack(&p, list, list + run, m, d->stream));
+        TRY(dev_upload(d, list + half, to + at, (size_t)m * sizeof *list));
+        CUDA_TRY(pages_pack(&p, list, list + half, m, d->stream));
+        TRY(keep_slots(d, pool, to + at, m));
     }
     return PC_OK;
 }
@@ -487,7 +494,12 @@ static int read_codes(struct Device *d, const uint8_t *page, int at, int part, f
 int cuda_kv_read(struct Device *d, const struct PagePool *pool, struct PageRef ref, int at,
                  float *k, float *v)
 {
-    const uint8_t *page = cuda_page(pool->data, tier_below(pool), ref.page, pool->page_bytes);
+    struct CudaBelow below = tier_below(pool);
+    struct TierFile *file = page_is_below(pool, ref.page) ? tier_file(pool) : NULL;
+    TRY(bring_refs(d, pool, &ref, 1));
+    below.frame = NULL;
+    const uint8_t *page = file ? file_page(file, ref.page - pool->n_near)
+                               : cuda_page(pool->data, below, ref.page, pool->page_bytes);
     auto read = d->format == CUDA_PAGE_BF16 ? read_bf16 : read_codes;
     TRY(read(d, page, at, 0, k));
     return read(d, page, at, 1, v);
@@ -508,9 +520,10 @@ int cuda_kv_index(struct Device *d, const struct PagePool *pool, enum PageIndex 
     static_assert(sizeof(struct PageRef) == sizeof(struct CudaPageRef), "a table as it is");
     struct PagesArgs p = pages_of(d, pool);
     struct CudaPageRef *list = (struct CudaPageRef *)d->s.writes;
-    const int run = (int)(WRITES * sizeof(struct DevWrite) / sizeof *list);
+    const int run = at_once(pool, 1, (int)(WRITES * sizeof(struct DevWrite) / sizeof *list));
     for (int at = 0; at < n; at += run) {
         int m = n - at < run ? n - at : run;
+        TRY(bring_refs(d, pool, refs + at, m));
         TRY(dev_upload(d, list, refs + at, (size_t)m * sizeof *list));
         CUDA_TRY(pages_index(&p, list, m, index == PAGE_INDEX_BOUND, pool->index, pool->index_bytes,
                              d->stream));

@@ -355,7 +355,7 @@ int cuda_begin(struct Device *d, const struct Batch *b, const struct Rope *rope,
             d->max_seq_rows = b->seq_begin[i + 1] - b->seq_begin[i];
     d->step.host->token = b->tokens[0];
     d->step.host->pos = b->pos[0];
-    d->step.kept = b->select_kept;
+    d->step.kind = b->select_kept ? tier_kept(b->pool) : STEP_CHOOSES;
     TRY(tier_join(d));
     if (b->follows && d->step.grown) return begin_next(d, b);
     d->step.grown = false;

@@ -373,6 +373,7 @@ extern "C" const struct Backend backend_cuda = {
     .tier_counts = cuda_tier_counts,
     .logits = cuda_logits,
     .record = cuda_record,
+    .recorded = cuda_recorded,
     .replay = cuda_replay,
     .nll = cuda_nll,
     .peers = &cuda_peers,

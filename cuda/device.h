@@ -128,10 +128,17 @@ struct StepHost {
     struct CudaPageSlot slots[STEP_HEADS];
 };
 
+/* What the rows of a step do about pages. */
+enum StepKind {
+    STEP_CHOOSES,
+    STEP_KEEPS, /* reads those of the choice before */
+    STEP_CALLS, /* likewise, after the host has brought some of them from a file */
+    STEP_KINDS
+};
+
 struct Step {
-    cudaGraphExec_t
-        graph[2]; /* of rows that choose pages and of rows that keep them; NULL: none is recorded */
-    bool kept;    /* which of them the batch at hand is */
+    cudaGraphExec_t graph[STEP_KINDS]; /* NULL: none is recorded */
+    enum StepKind kind;                /* of the batch at hand */
     bool recording;
     int noted;            /* writes noted since recording began */
     struct RopeArgs rope; /* noted, for the attention that follows */
@@ -169,7 +176,7 @@ struct Device {
     float rope_scale; /* likewise */
     struct Step step;
     bool copying;            /* pages are on their way from below, on a stream of their own */
-    struct PageTier *tier;   /* whose stream that is */
+    struct PageTier *tier;   /* the one that is open; NULL: none */
     struct CudaPeers *peers; /* peers.cu; NULL: none */
 };
 
@@ -217,10 +224,47 @@ int cuda_tier_counts(struct Device *d, const struct PagePool *pool, struct TierC
 struct CudaBelow tier_below(const struct PagePool *pool);
 struct CudaSlots tier_slots(const struct PagePool *pool, int layer); /* no slot_of without a tier */
 /* What the layer's row lacks comes: before what is queued next, or beside it where rows do not wait. */
-int tier_fetch(struct Device *d, const struct PagePool *pool, int layer);
+int tier_fetch(struct Device *d, const struct PagePool *pool, const struct AttnArgs *a);
 int tier_join(struct Device *d); /* what is queued next finds the pages that were on their way */
+/* What failed on the host while the device went on; asked when it has been waited for. */
+int tier_status(const struct Device *d);
+/* The kind of step that a row with a kept choice is. */
+enum StepKind tier_kept(const struct PagePool *pool);
+struct TierFile *tier_file(const struct PagePool *pool); /* NULL: no page lies in one */
+/* tier_file.cu; pages count from the first one below, and each is in a frame from file_run() to the next round */
+void file_bytes(const struct Device *d, const struct TierPlan *plan, struct TierBytes *out);
+int file_open(struct Device *d, const struct TierPlan *plan, uint8_t *memory,
+              struct TierFile **out);
+void file_close(struct Device *d, struct TierFile *t);
+int file_begin(struct Device *d, struct TierFile *t);
+bool file_at_home(const struct TierFile *t, uint32_t page); /* it needs no round */
+/* At most file_room() different ones in a round. */
+int file_need(struct TierFile *t, uint32_t page);
+int file_run(struct Device *d, struct TierFile *t);
+/* After file_begin, unless at home; then file_flush. */
+void file_wrote(struct TierFile *t, uint32_t page);
+int file_flush(struct TierFile *t);
+int file_room(const struct TierFile *t);
+const uint8_t *file_page(const struct TierFile *t, uint32_t page); /* where it is, in a frame */
+const uint32_t *file_frames(const struct TierFile *t);             /* see struct CudaBelow */
+struct CudaAsks file_asks(const struct TierFile *t, int layer);
+/* The host brings what the layer's row asks for; the stream waits for it. */
+int file_fetch(struct TierFile *t, int layer, bool kept, cudaStream_t s);
+bool file_spills(const struct TierFile *t); /* a kept choice has to ask, too */
+int file_status(const struct TierFile *t);
+int64_t file_reads(const struct TierFile *t);
+/* pages_file.cu: before and after ops that read and write pages; nothing where none of them lies in a file. */
+int bring_past(struct Device *d, const struct AttnArgs *a);
+int bring_written(struct Device *d, const struct PagePool *pool, const struct KvWrite *w, int n);
+int bring_slots(struct Device *d, const struct PagePool *pool, const uint32_t *from,
+                const uint32_t *to, int n);
+int bring_refs(struct Device *d, const struct PagePool *pool, const struct PageRef *refs, int n);
+int keep_written(struct Device *d, const struct PagePool *pool, const struct KvWrite *w, int n);
+int keep_slots(struct Device *d, const struct PagePool *pool, const uint32_t *to, int n);
+int at_once(const struct PagePool *pool, int pages_each, int most); /* items of so many pages */
 /* step.cu */
 int cuda_record(struct Device *d, bool on);
+bool cuda_recorded(const struct Device *d);
 int cuda_replay(struct Device *d, const struct KvWrite *writes, int n, float *logits, int *best);
 void step_forget(struct Device *d);
 int step_end(struct Device *d); /* the last kernel of a record */

@@ -138,12 +138,15 @@ struct CudaTurn {
 struct CudaBelow {
     uint8_t *data; /* of page 0, if there were one; NULL: all pages are near */
     uint32_t n_near;
+    const uint32_t *frame; /* [pages below] device memory: where a page lies instead; or NULL */
 };
 #ifdef __CUDACC__
 static __host__ __device__ __forceinline__ uint8_t *cuda_page(uint8_t *near, struct CudaBelow below,
                                                               uint32_t page, size_t page_bytes)
 {
-    return (below.data && page >= below.n_near ? below.data : near) + page * page_bytes;
+    if (!below.data || page < below.n_near) return near + page * page_bytes;
+    if (below.frame) page = below.n_near + below.frame[page - below.n_near];
+    return below.data + page * page_bytes;
 }
 #endif
 
@@ -250,6 +253,19 @@ enum {
     CUDA_TIER_COUNTS
 };
 
+/* A page that a row asks for where pages lie in a file: see struct FrameAsk of src/page_frames.h. */
+struct CudaAsk {
+    int place, stays;
+};
+
+/* What a row says of its choice, in the host's memory: see struct FrameHead there. */
+struct CudaAsks {
+    int *n, *n_asked; /* [n_kv_heads] */
+    uint32_t *page;   /* [n_kv_heads, max_refs]; NULL: nothing is said */
+    float *score;     /* likewise; INFINITY where none is known */
+    struct CudaAsk *asked; /* likewise */
+};
+
 /* Slots for copies of the KV heads of one layer: see struct TierPlan, and struct Residency for what they are given to. */
 struct CudaSlots {
     int *slot_of;          /* [n_kv_heads, max_refs]; NULL: there is no tier */
@@ -263,6 +279,7 @@ struct CudaSlots {
     int slots, max_refs;
     uint32_t n_near;
     bool late; /* the row does without what has no slot or has just been given one */
+    struct CudaAsks asks;
 };
 
 /* Makes page tables of choices: those of the row at hand, after cuda_select_pages, or those of the row before and the pages

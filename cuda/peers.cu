@@ -175,7 +175,7 @@ int dev_wait(struct Device *d)
         return status;
     }
     CUDA_TRY(cudaStreamSynchronize(d->stream));
-    return PC_OK;
+    return tier_status(d);
 }
 
 /* ==== Meeting ==== */

@@ -163,6 +163,41 @@ __device__ void fetch(const struct CudaSlots &t, const Head &h)
     __syncthreads();
 }
 
+/* ==== What the host is asked for ==== */
+
+/* Whether a chosen page lies below and is read there by the row, or copied from there for it. */
+__device__ __forceinline__ bool is_asked(const struct CudaPagePlace &a, const Head &h,
+                                         const Slots &s, int page, bool *stays)
+{
+    int slot = s.slot_of[page];
+    *stays = slot < 0;
+    if (h.refs[page].page < a.tier.n_near) return false;
+    return slot < 0 ? !a.tier.late : !a.again && !s.held[slot];
+}
+
+__device__ void ask(const struct CudaPagePlace &a, const Head &h)
+{
+    const struct CudaAsks &to = a.tier.asks;
+    int64_t first = (int64_t)h.head * a.tier.max_refs;
+    Slots s = slots_of(a.tier, h.head);
+    int n = h.whole ? 0 : h.n_refs, n_asked = 0, all;
+    for (int i = threadIdx.x; i < n; i += THREADS) {
+        uint32_t page = h.refs[i].page;
+        to.page[first + i] = page < a.tier.n_near ? UINT32_MAX : page - a.tier.n_near;
+        to.score[first + i] = i < h.n_scored && !a.again ? h.score[i] : INFINITY;
+    }
+    for (int base = 0; base < (h.whole ? 0 : h.n); base += THREADS) {
+        int i = base + (int)threadIdx.x;
+        bool stays = false, asked = i < h.n && is_asked(a, h, s, h.idx[i], &stays);
+        int at = n_asked + block_scan((int)asked, &all);
+        n_asked += all;
+        if (asked) to.asked[first + at] = {h.idx[i], stays};
+    }
+    if (threadIdx.x) return;
+    to.n[h.head] = n;
+    to.n_asked[h.head] = n_asked;
+}
+
 /* ==== What late pages would have been worth ==== */
 
 __device__ __forceinline__ float weight(const Head &h, int i, float most)
@@ -264,6 +299,7 @@ __launch_bounds__(THREADS) void place_pages_kernel(const __grid_constant__ struc
     if (a.tier.late) write_table(a, h);
     if (tiered && !h.whole) fetch(a.tier, h);
     if (!a.tier.late) write_table(a, h);
+    if (a.tier.asks.page) ask(a, h);
 }
 
 cudaError_t cuda_place_pages(const struct CudaPagePlace *a, cudaStream_t s)

@@ -10,15 +10,15 @@
 
 #include <math_constants.h>
 
-static void forget_one(struct Device *d, int kept)
+static void forget_one(struct Device *d, int kind)
 {
-    if (d->step.graph[kept]) cudaGraphExecDestroy(d->step.graph[kept]);
-    d->step.graph[kept] = NULL;
+    if (d->step.graph[kind]) cudaGraphExecDestroy(d->step.graph[kind]);
+    d->step.graph[kind] = NULL;
 }
 
 void step_forget(struct Device *d)
 {
-    for (int i = 0; i < 2; i++) forget_one(d, i);
+    for (int i = 0; i < STEP_KINDS; i++) forget_one(d, i);
     d->step.grown = false;
 }
 
@@ -140,7 +140,7 @@ int cuda_record(struct Device *d, bool on)
             return err_set(PC_EDEVICE,
                            "the cuda backend decodes with up to %d KV heads of all layers",
                            STEP_HEADS);
-        forget_one(d, d->step.kept);
+        forget_one(d, d->step.kind);
         CUDA_TRY(cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal));
         d->step.recording = true;
         d->step.noted = 0;
@@ -148,9 +148,14 @@ int cuda_record(struct Device *d, bool on)
     }
     d->step.recording = d->copying = false;
     CUDA_TRY(cudaStreamEndCapture(d->stream, &graph));
-    cudaError_t e = cudaGraphInstantiate(&d->step.graph[d->step.kept], graph, 0);
+    cudaError_t e = cudaGraphInstantiate(&d->step.graph[d->step.kind], graph, 0);
     cudaGraphDestroy(graph);
     return e == cudaSuccess ? PC_OK : cuda_fail(e, "recording a step");
+}
+
+bool cuda_recorded(const struct Device *d)
+{
+    return d->step.graph[d->step.kind];
 }
 
 /* ==== Replaying ==== */
@@ -187,11 +192,11 @@ int cuda_replay(struct Device *d, const struct KvWrite *writes, int n, float *lo
     Range range("decode step");
     TRY(tell_slots(d, writes, n));
     d->step.grown = false;
-    CUDA_TRY(cudaGraphLaunch(d->step.graph[d->step.kept], d->stream));
+    CUDA_TRY(cudaGraphLaunch(d->step.graph[d->step.kind], d->stream));
     if (logits)
         TRY(dev_download(d, logits, d->s.logits, (size_t)d->model->output.rows * sizeof(float)));
     else
-        CUDA_TRY(cudaStreamSynchronize(d->stream));
+        TRY(dev_wait(d));
     d->step.grown = true;
     d->step.n_since++;
     return logits ? PC_OK : best_token(d, best);

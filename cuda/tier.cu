@@ -4,7 +4,7 @@
  * writes pages, the question reads them from there, and a row's choice fetches what it lacks, without a word of the host's
  * (place_pages.cu). A row that waits has the copies made before its attention. One that does not wait has them made on a stream
  * of its own beside the rest of the step, at whose end they are there: so what is late is late for one token, and the same
- * pages are on every run.
+ * pages are on every run. What that memory does not hold lies in a file: tier_file.cu.
  */
 #include "device.h"
 
@@ -12,7 +12,8 @@
 
 struct PageTier {
     struct TierPlan plan;
-    uint8_t *below; /* [n_below, page_bytes] pinned host memory */
+    uint8_t *below;        /* [n_homes + n_work, page_bytes] pinned host memory */
+    struct TierFile *file; /* of what it does not hold; NULL: it holds all */
     uint32_t n_near;
     size_t page_bytes;
     int n_kv_heads;
@@ -52,14 +53,16 @@ void cuda_tier_bytes(const struct Device *d, const struct TierPlan *p, struct Ti
 {
     struct CudaSlots unused = {};
     *out = {cut_tables(d, p, NULL, &unused),
-            (size_t)p->n_below * page_size(d->format, d->model->cfg.head_dim), 0};
+            ((size_t)p->n_homes + p->n_work) * page_size(d->format, d->model->cfg.head_dim), 0};
+    if (tier_has_file(p)) file_bytes(d, p, out);
 }
 
 struct CudaBelow tier_below(const struct PagePool *pool)
 {
     const struct PageTier *t = pool ? pool->tier : NULL;
-    if (!t) return {NULL, 0};
-    return {t->below - (size_t)t->n_near * t->page_bytes, t->n_near};
+    if (!t) return {NULL, 0, NULL};
+    return {t->below - (size_t)t->n_near * t->page_bytes, t->n_near,
+            t->file ? file_frames(t->file) : NULL};
 }
 
 struct CudaSlots tier_slots(const struct PagePool *pool, int layer)
@@ -72,6 +75,7 @@ struct CudaSlots tier_slots(const struct PagePool *pool, int layer)
     s.page_at += heads * (size_t)s.slots;
     s.first += heads;
     if (s.late) s.share += heads * (size_t)s.max_refs;
+    if (t->file) s.asks = file_asks(t->file, layer);
     s.copies += heads * (size_t)s.slots;
     s.n_copies += heads;
     return s;
@@ -86,23 +90,30 @@ static int copy_blocks(const struct Device *d)
     return n > 1 ? n : 1;
 }
 
-int tier_fetch(struct Device *d, const struct PagePool *pool, int layer)
+static int queue_copies(struct Device *d, const struct PagePool *pool, int layer, cudaStream_t on)
 {
     struct PageTier *t = pool->tier;
     struct CudaSlots s = tier_slots(pool, layer);
     struct CudaCopies c = {s.copies, s.n_copies, s.slots,          d->model->cfg.n_kv_heads,
                            0,        t->near,    tier_below(pool), t->page_bytes};
     c.n_blocks = copy_blocks(d);
-    cudaStream_t stream = d->stream;
-    if (s.late) {
+    CUDA_TRY(cuda_copy_pages(&c, on));
+    return PC_OK;
+}
+
+int tier_fetch(struct Device *d, const struct PagePool *pool, const struct AttnArgs *a)
+{
+    struct PageTier *t = pool->tier;
+    cudaStream_t on = d->stream;
+    if (a->select_kept && d->step.kind != STEP_CALLS) return PC_OK;
+    if (t->plan.late) {
         CUDA_TRY(cudaEventRecord(t->chosen, d->stream));
         CUDA_TRY(cudaStreamWaitEvent(t->stream, t->chosen, 0));
-        stream = t->stream;
+        on = t->stream;
         d->copying = true;
-        d->tier = t;
     }
-    CUDA_TRY(cuda_copy_pages(&c, stream));
-    return PC_OK;
+    if (t->file) TRY(file_fetch(t->file, a->layer, a->select_kept, on));
+    return a->select_kept ? PC_OK : queue_copies(d, pool, a->layer, on);
 }
 
 /* What begins early waits for the kernel queued before it alone: so one has to stand for all copies. */
@@ -119,19 +130,38 @@ int tier_join(struct Device *d)
     return PC_OK;
 }
 
+/* ==== Pages in a file ==== */
+
+struct TierFile *tier_file(const struct PagePool *pool)
+{
+    return pool && pool->tier ? pool->tier->file : NULL;
+}
+
+int tier_status(const struct Device *d)
+{
+    return d->tier && d->tier->file ? file_status(d->tier->file) : PC_OK;
+}
+
+/* Rows that do not wait read no page where it lies. */
+enum StepKind tier_kept(const struct PagePool *pool)
+{
+    const struct TierFile *file = tier_file(pool);
+    return file && !pool->tier->plan.late && file_spills(file) ? STEP_CALLS : STEP_KEEPS;
+}
+
 /* ==== Open and close ==== */
 
 static int pin_below(struct PageTier *t)
 {
-    size_t bytes = (size_t)t->plan.n_below * t->page_bytes;
+    size_t bytes = ((size_t)t->plan.n_homes + t->plan.n_work) * t->page_bytes;
     cudaError_t e = cudaMallocHost(&t->below, bytes ? bytes : 1);
     if (e == cudaSuccess) return PC_OK;
     t->below = NULL;
     if (e != cudaErrorMemoryAllocation) return cuda_fail(e, "cudaMallocHost");
     cudaGetLastError();
     return err_set(PC_ENOMEM,
-                   "the host cannot pin %.2f GiB for pages below; lower --keep or --kv-cap, or "
-                   "give --kv-type q8 or q4",
+                   "the host cannot pin %.2f GiB for pages below; lower --kv-host, --keep or "
+                   "--kv-cap, or give --kv-type q8 or q4",
                    (double)bytes / (1 << 30));
 }
 
@@ -170,7 +200,7 @@ int cuda_tier_open(struct Device *d, const struct TierPlan *plan, struct PagePoo
 {
     struct PageTier *t = (struct PageTier *)mem_alloc(1, sizeof *t);
     if (!t) return PC_ENOMEM;
-    pool->tier = t;
+    pool->tier = d->tier = t;
     t->plan = *plan;
     t->n_near = pool->n_near;
     t->n_kv_heads = d->model->cfg.n_kv_heads;
@@ -182,7 +212,8 @@ int cuda_tier_open(struct Device *d, const struct TierPlan *plan, struct PagePoo
     t->slots.n_near = pool->n_near;
     TRY(fill_tables(d, t));
     if (plan->late) TRY(open_stream(t));
-    return pin_below(t);
+    TRY(pin_below(t));
+    return tier_has_file(plan) ? file_open(d, plan, t->below, &t->file) : PC_OK;
 }
 
 void cuda_tier_close(struct Device *d, struct PagePool *pool)
@@ -196,6 +227,7 @@ void cuda_tier_close(struct Device *d, struct PagePool *pool)
     if (t->copied) cudaEventDestroy(t->copied);
     if (t->chosen) cudaEventDestroy(t->chosen);
     if (t->stream) cudaStreamDestroy(t->stream);
+    if (t->file) file_close(d, t->file);
     if (t->below) cudaFreeHost(t->below);
     dev_free(d, t->block);
     mem_free(t);
@@ -213,6 +245,7 @@ int cuda_tier_counts(struct Device *d, const struct PagePool *pool, struct TierC
     out->fetched = (int64_t)n[CUDA_TIER_FETCHED];
     out->late = (int64_t)n[CUDA_TIER_LATE];
     out->through = (int64_t)n[CUDA_TIER_THROUGH];
+    if (pool->tier->file) out->from_file = file_reads(pool->tier->file);
     if (n[CUDA_TIER_HEADS])
         out->late_share =
             (double)n[CUDA_TIER_SHARE] / (double)(1 << 30) / (double)n[CUDA_TIER_HEADS];

@@ -30,6 +30,7 @@ struct TierCounts {
     int64_t fetched;        /* pages copied to slots */
     int64_t late;           /* chosen pages that rows did without */
     int64_t through;        /* read from below without a slot */
+    int64_t from_file;      /* pages read from a file, for whatever reason */
     double
         late_share; /* of the estimated attention on chosen pages, the mean over rows and heads */
 };

@@ -110,7 +110,16 @@ struct TierPlan {
     char dir[256]; /* for a file, where the device keeps pages in one */
     uint32_t n_below;
     uint32_t cache;
+    /* Of a device whose host keeps the pages below: so many have a home in its memory, which has frames for n_work more; the
+     * others, if any, lie in the file (page_frames.h). */
+    uint32_t n_homes, n_work;
 };
+
+/* Whether pages lie in a file below the memory of the device's host. */
+static inline bool tier_has_file(const struct TierPlan *plan)
+{
+    return plan->n_homes < plan->n_below;
+}
 
 /* Bytes that a tier takes of the device's memory, the slots apart, of its host's beside it, and of a disk. */
 struct TierBytes {
@@ -360,8 +369,10 @@ struct Backend {
     /* Optional: a step of decoding, one row through all layers, as one piece of work. While recording, ops are noted and
      * not run: kv_write stands for the next n writes of the list that replay gets, one token of every head in order,
      * logits for row 0 into replay's logits. replay runs what was noted on the batch that begin() told. It gives the logits
-     * or, where that is NULL, the likeliest token (of equals the lowest); no token is an error. reserve() forgets it. */
+     * or, where that is NULL, the likeliest token (of equals the lowest); no token is an error. reserve() forgets it. There may
+     * be records of several kinds of steps: recorded() tells whether there is one for the step that begin() told. */
     int (*record)(struct Device *d, bool on);
+    bool (*recorded)(const struct Device *d);
     int (*replay)(struct Device *d, const struct KvWrite *writes, int n, float *logits, int *best);
     /* -log p(target) of rows idx[0..n), natural log: out [n] in host memory. */
     int (*nll)(struct Device *d, const float *x, const int *idx, const int *target, int n,

@@ -68,12 +68,15 @@ static int heads_text(const struct PlanInfo *plan, struct Str *out)
 
 static int tiers_text(const struct PlanInfo *plan, struct Str *out)
 {
-    char near[32], below[32];
+    char near[32], below[32], host[32], file[32];
     if (plan->tier_slots == 0) return PC_OK;
-    return str_appendf(out,
-                       "tiers    %d pages of a KV head near, %s in all; %s below (%s); tokens %s\n",
-                       plan->tier_slots, bytes_text(plan->tier_near_bytes, near),
-                       bytes_text(plan->tier_below_bytes, below), plan->tier_below,
+    TRY(str_appendf(out, "tiers    %d pages of a KV head near, %s in all; %s below (%s",
+                    plan->tier_slots, bytes_text(plan->tier_near_bytes, near),
+                    bytes_text(plan->tier_below_bytes, below), plan->tier_below));
+    if (plan->tier_host_bytes && plan->tier_file_bytes)
+        TRY(str_appendf(out, ": %s, and a file of %s", bytes_text(plan->tier_host_bytes, host),
+                        bytes_text(plan->tier_file_bytes, file)));
+    return str_appendf(out, "); tokens %s\n",
                        plan->tier_wait == TIER_LATE ? "do without what is late" : "wait");
 }
 

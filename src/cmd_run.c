@@ -130,6 +130,8 @@ static void show_tiers(const struct Result *r)
     fprintf(stderr, "tiers    %lld of %lld chosen pages were not near, %lld fetched, %s from %s",
             (long long)n->missed, (long long)n->wanted, (long long)n->fetched,
             bytes_text(r->tier_bytes, bytes), r->plan.tier_below);
+    if (r->plan.tier_host_bytes && n->from_file)
+        fprintf(stderr, "; %lld pages were read from the file", (long long)n->from_file);
     if (n->late)
         fprintf(stderr, "; %lld came late, with %.2f%% of the attention chosen", (long long)n->late,
                 100 * n->late_share);

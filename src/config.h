@@ -92,6 +92,7 @@ struct Settings {
     size_t
         kv_resident; /* bytes of pages that stay near, or up to 100: per cent of them; AUTO: all */
     enum TierWait tier_wait;
+    size_t kv_host;   /* bytes of the host's memory for pages of a device; AUTO: what is free */
     char kv_dir[256]; /* for a file of the other pages */
     /* the baselines */
     enum Scaling rope_scaling; /* SCALING_AUTO: as the model file says */

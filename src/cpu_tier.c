@@ -432,6 +432,7 @@ int cpu_tier_counts(struct Device *d, const struct PagePool *pool, struct TierCo
     (void)d;
     const struct PageTier *t = pool->tier;
     *out = t->counts;
+    out->from_file = out->fetched + out->through;
     out->late_share = t->late_rows ? t->late_sum / (double)t->late_rows : 0;
     return PC_OK;
 }

@@ -257,12 +257,12 @@ static int step_replayed(struct Session *s, const struct Batch *b, int *best)
 {
     const struct Backend *be = s->tf.be;
     struct KvRows rows = {s->tf.k, s->tf.v, 0, NULL, 1};
-    if (!s->recorded[b->select_kept]) {
+    if (!be->recorded(s->tf.dev)) {
         TRY(be->record(s->tf.dev, true));
         int status = step_layers(s, b, false), ended = be->record(s->tf.dev, false);
         TRY(status);
         TRY(ended);
-        s->recorded[b->select_kept] = true;
+        s->recorded = true;
     }
     for (int l = 0; l < s->e->model.cfg.n_layers; l++)
         TRY(kv_append_all(&s->kv, &s->merged, l, &rows, &s->writes));
@@ -285,7 +285,7 @@ static int step(struct Session *s, struct Sampler *sampler, int pos, int *id)
     TRY(far_batch(s, &b));
     bool replay = s->limits.records && !b.far && !s->together,
          greedy = replay && sampler->config.temperature <= 0;
-    b.follows = s->recorded[0] || s->recorded[1];
+    b.follows = s->recorded;
     if (s->select.index) b.select = &s->select;
     b.select_kept = keeps_pages(s, pos);
     TRY(tf_begin(&s->tf, &b));

@@ -124,6 +124,7 @@ struct PlanInfo {
     enum TierWait tier_wait;
     const char *tier_below;                   /* where its pages lie then: "disk", "host memory" */
     size_t tier_near_bytes, tier_below_bytes; /* of all heads' copies, and of the pages below */
+    size_t tier_host_bytes, tier_file_bytes;  /* for these, memory of a device's host, and a file */
     size_t kv_bytes;                          /* pages of the kept chunks */
     size_t index_bytes;     /* what pages are selected by, of all pages of the pool */
     size_t peak_bytes;      /* all that the run allocates, model file excluded */

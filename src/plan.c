@@ -399,6 +399,7 @@ int plan_make(struct Session *s)
     p->available_bytes = engine_available(s->e, &s->limits);
     TRY(plan_select(s));
     plan_wave(s);
+    TRY(tiers_check(s));
     tiers_note(s);
     p->index_bytes = index_bytes(s);
     p->fits = p->peak_bytes <= p->available_bytes;

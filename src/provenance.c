@@ -122,6 +122,8 @@ static void add_plan(cJSON *root, const struct PlanInfo *plan)
     cJSON_AddStringToObject(object, "tier_below", plan->tier_below ? plan->tier_below : "");
     cJSON_AddNumberToObject(object, "tier_near_bytes", (double)plan->tier_near_bytes);
     cJSON_AddNumberToObject(object, "tier_below_bytes", (double)plan->tier_below_bytes);
+    cJSON_AddNumberToObject(object, "tier_host_bytes", (double)plan->tier_host_bytes);
+    cJSON_AddNumberToObject(object, "tier_file_bytes", (double)plan->tier_file_bytes);
     cJSON_AddNumberToObject(object, "kv_bytes", (double)plan->kv_bytes);
     cJSON_AddNumberToObject(object, "index_bytes", (double)plan->index_bytes);
     cJSON_AddNumberToObject(object, "peak_bytes", (double)plan->peak_bytes);
@@ -140,6 +142,7 @@ static void add_tiers(cJSON *root, const struct Result *r)
     cJSON_AddNumberToObject(object, "missed", (double)n->missed);
     cJSON_AddNumberToObject(object, "fetched", (double)n->fetched);
     cJSON_AddNumberToObject(object, "through", (double)n->through);
+    cJSON_AddNumberToObject(object, "from_file", (double)n->from_file);
     cJSON_AddNumberToObject(object, "bytes", (double)r->tier_bytes);
     cJSON_AddNumberToObject(object, "late_pages", (double)n->late);
     cJSON_AddNumberToObject(object, "late_share", n->late_share);

@@ -178,16 +178,15 @@ struct Session {
     float *nll;                         /* [batch_rows] */
     float *mass; /* [wave, n_kv_heads, mass_stride]; NULL when nothing asks */
     int mass_stride;
-    float *work;   /* [3, mass_stride] scratch of the policies */
-    int *keep;     /* [wave, n_kv_heads, mass_stride] chosen tokens */
-    int *keep_dev; /* the same on the device */
-    uint8_t *drop; /* [wave + 1, n_kv_heads, mass_stride] tokens that calibration removes */
-    float *logits; /* [vocab_size] */
-    bool recorded
-        [2]; /* the device has a record of a step of this run: one that chooses pages, and one that keeps them */
-    bool tiered;              /* pages of the kept text lie below, and have copies near */
-    struct TierPlan tier;     /* how, if so */
-    size_t n_below;           /* pages there; n_pages counts the copies */
+    float *work;          /* [3, mass_stride] scratch of the policies */
+    int *keep;            /* [wave, n_kv_heads, mass_stride] chosen tokens */
+    int *keep_dev;        /* the same on the device */
+    uint8_t *drop;        /* [wave + 1, n_kv_heads, mass_stride] tokens that calibration removes */
+    float *logits;        /* [vocab_size] */
+    bool recorded;        /* the device has a record of some step of this run */
+    bool tiered;          /* pages of the kept text lie below, and have copies near */
+    struct TierPlan tier; /* how, if so */
+    size_t n_below;       /* pages there; n_pages counts the copies */
     struct PageSelect select; /* what an answer's rows read; PAGE_INDEX_OFF where keys move */
 };
 
@@ -255,6 +254,7 @@ int tiers_plan(struct Session *s);
 /* `below` of n_pages are to lie below, of which an answer finds `found` a head, and copies come near. */
 void tiers_split(struct Session *s, size_t below, int found);
 struct TierBytes tiers_bytes(const struct Session *s); /* zeros unless tiered */
+int tiers_check(const struct Session *s);              /* PC_ECONFIG: kv_host is too little */
 void tiers_note(struct Session *s);                    /* what the plan says of them */
 int tiers_open(struct Session *s);                     /* after kv_open */
 int tiers_count(struct Session *s);                    /* into the result */

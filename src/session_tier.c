@@ -2,10 +2,12 @@
  *
  * The survivors of every chunk go below as they come, so that near memory holds the prefix, the question, the answer and
  * as many copies as --kv-resident allows. The question reads the kept pages once from where they lie; from then on each
- * row reads copies of the pages that it selects.
+ * row reads copies of the pages that it selects. Below a device with memory of its own lies its host's, as much of it as
+ * --kv-host allows, and below that a file.
  */
 #include "session.h"
 
+#include <math.h>
 #include <stdio.h>
 
 enum { SHARE_MOST = 100 }; /* up to here kv_resident is per cent */
@@ -25,6 +27,11 @@ int tiers_plan(struct Session *s)
         not_with = "pages of several ranks are not kept below: run one process";
     else if (!s->e->be->tier_open)
         not_with = "this backend keeps all pages near: give --backend cpu";
+    else if (set->kv_host != AUTO && !s->limits.own_memory)
+        return err_set(PC_ECONFIG,
+                       "setting 'kv_host': the host's memory is what --kv-resident is "
+                       "about on backend %s: leave out --kv-host",
+                       s->e->be->name);
     if (not_with) return err_set(PC_ECONFIG, "setting 'kv_resident': %s", not_with);
     s->tier = (struct TierPlan){.n_heads = s->plan.heads_full + s->plan.heads_streaming,
                                 .streams = s->heads.streams,
@@ -43,6 +50,50 @@ static int slots_of(const struct Session *s, int found)
     return n > (size_t)found ? found : n > 0 ? (int)n : 1;
 }
 
+/* The most KV heads of a layer that have pages below. */
+static int heads_below(const struct Session *s)
+{
+    const struct ModelConfig *m = &s->e->model.cfg;
+    int most = 0;
+    for (int l = 0; l < m->n_layers; l++) {
+        int n = 0;
+        for (int h = 0; h < m->n_kv_heads; h++) n += !heads_stream(s, l, h);
+        if (n > most) most = n;
+    }
+    return most;
+}
+
+/* Bytes of the host's memory for pages of a device: less than all that is free leaves room for the file's own cache. */
+static size_t host_bytes(const struct Session *s)
+{
+    return s->set.kv_host != AUTO ? s->set.kv_host : mem_available() / 4 * 3;
+}
+
+/* What of the pages below has a home in the host's memory. If that is not all, a layer's pages must find room beside, since
+ * the question reads them at once; and a page that others are packed into. */
+static void split_host(struct Session *s, int found)
+{
+    struct TierPlan *t = &s->tier;
+    size_t room = host_bytes(s) / s->e->be->page_bytes(s->e->dev);
+    t->n_homes = s->limits.own_memory ? t->n_below : 0;
+    t->n_work = 0;
+    if (!s->limits.own_memory || room >= t->n_below) return;
+    size_t work = (size_t)heads_below(s) * (size_t)found + 1;
+    t->n_work = work < t->n_below ? (uint32_t)work : t->n_below;
+    t->n_homes = room > t->n_work ? (uint32_t)room - t->n_work : 0;
+}
+
+int tiers_check(const struct Session *s)
+{
+    double mib = 1 << 20, page = (double)s->e->be->page_bytes(s->e->dev);
+    if (!s->tiered || s->set.kv_host == AUTO || s->tier.n_work * page <= (double)s->set.kv_host)
+        return PC_OK;
+    return err_set(PC_ECONFIG,
+                   "setting 'kv_host': a layer of the kept text has to be in the host's memory at "
+                   "once; give %.0fM or more, or lower --keep or --kv-cap",
+                   ceil(s->tier.n_work * page / mib));
+}
+
 void tiers_split(struct Session *s, size_t below, int found)
 {
     if (!s->tiered) return;
@@ -50,6 +101,7 @@ void tiers_split(struct Session *s, size_t below, int found)
     s->tier.slots = slots_of(s, found);
     s->tier.n_below = (uint32_t)s->n_below;
     s->tier.max_refs = merged_pages(s);
+    split_host(s, found);
     s->n_pages += kv_tier_slots(&s->tier);
     s->n_pages -= s->n_below;
 }
@@ -70,6 +122,8 @@ void tiers_note(struct Session *s)
     s->plan.tier_below = s->limits.below;
     s->plan.tier_near_bytes = kv_tier_slots(&s->tier) * page;
     s->plan.tier_below_bytes = s->n_below * page;
+    s->plan.tier_host_bytes = ((size_t)s->tier.n_homes + s->tier.n_work) * page;
+    s->plan.tier_file_bytes = tiers_bytes(s).disk;
 }
 
 int tiers_open(struct Session *s)
@@ -79,7 +133,7 @@ int tiers_open(struct Session *s)
     if (s->limits.own_memory && wanted > there)
         return err_set(PC_ENOMEM,
                        "pages below need %.2f GiB of the host's memory, of which %.2f are free; "
-                       "lower --keep or --kv-cap, or give --kv-type q8 or q4",
+                       "lower --kv-host, --keep or --kv-cap, or give --kv-type q8 or q4",
                        (double)wanted / (1 << 30), (double)there / (1 << 30));
     return kv_tier_open(&s->kv, &s->tier, s->n_below);
 }

@@ -17,7 +17,7 @@ layers=(
     "model model_* geometry geometry_*"
     "tokenizer tokenizer_* text_* pretokenize added strmap bpe spm parts chat chat_* prompt"
     "kernels kernels_*"
-    "backend cpu cpu_*"
+    "backend cpu cpu_* page_frames"
     "chunk_plan kv_cache kv_* pages peers store store_*"
     "transformer"
     "pcomp sampler"
@@ -34,6 +34,7 @@ only=(
     "kernels_* : base quant config model kernels kernels_*"
     "cpu : base quant model kernels kernels_* backend cpu_*"
     "cpu_* : base quant page_store model kernels kernels_* backend cpu cpu_* eviction/page_select eviction/residency"
+    "page_frames : base page_store eviction/residency"
     "main : base config pcomp provenance cli cli_* cmd_*"
 )
 # Outside headers, and the modules that may know them.

@@ -1,5 +1,5 @@
-/* test_place_pages.cu - cuda_place_pages against eviction/residency.c, choice after choice over the same slots, and the copies
- * that it asks for.
+/* test_place_pages.cu - cuda_place_pages against eviction/residency.c, choice after choice over the same slots, the copies that
+ * it asks for, and the pages that it asks the host for.
  */
 #include "tests/cuda/support.cuh"
 
@@ -118,6 +118,53 @@ static vector<struct CudaPageRef> table_of(const World &w, int h, const vector<i
     return out;
 }
 
+/* In the host's memory, as the device leaves it. */
+struct Asks {
+    struct CudaAsks a;
+    Asks(int heads, size_t lines)
+    {
+        check_cuda(cudaMallocHost(&a.n, heads * sizeof *a.n), "asks");
+        check_cuda(cudaMallocHost(&a.n_asked, heads * sizeof *a.n_asked), "asks");
+        check_cuda(cudaMallocHost(&a.page, lines * sizeof *a.page), "asks");
+        check_cuda(cudaMallocHost(&a.score, lines * sizeof *a.score), "asks");
+        check_cuda(cudaMallocHost(&a.asked, lines * sizeof *a.asked), "asks");
+    }
+    ~Asks()
+    {
+        cudaFreeHost(a.n), cudaFreeHost(a.n_asked), cudaFreeHost(a.page);
+        cudaFreeHost(a.score), cudaFreeHost(a.asked);
+    }
+};
+
+/* What a head's row asks for: pages that have just been given a slot, and those that it reads without one. */
+static vector<struct CudaAsk> asks_of(const World &w, int h, const vector<int> &before, bool again)
+{
+    const Twin &t = w.heads[h];
+    vector<struct CudaAsk> out;
+    for (int i : t.idx) {
+        if (w.refs[(size_t)h * w.stride + i].page < w.n_near) continue;
+        bool stays = t.slot_of[i] < 0;
+        if (stays ? !w.c.late : !again && before[i] < 0) out.push_back({i, stays});
+    }
+    return out;
+}
+
+static bool asks_right(const World &w, int h, const vector<int> &before, bool again,
+                       const struct CudaAsks &got)
+{
+    vector<struct CudaAsk> want = asks_of(w, h, before, again);
+    size_t first = (size_t)h * w.stride;
+    bool right = got.n[h] == w.n_refs[h] && got.n_asked[h] == (int)want.size() &&
+                 !memcmp(want.data(), got.asked + first, want.size() * sizeof want[0]);
+    for (int i = 0; right && i < w.n_refs[h]; i++) {
+        uint32_t page = w.refs[first + i].page;
+        float score = i < n_scored(w, h) && !again ? w.score[first + i] : INFINITY;
+        right = got.page[first + i] == (page < w.n_near ? UINT32_MAX : page - w.n_near) &&
+                !memcmp(&got.score[first + i], &score, sizeof score);
+    }
+    return right;
+}
+
 static void test(const Case &c)
 {
     const size_t page_bytes = 64 * 2 * 8 * 2;
@@ -137,6 +184,7 @@ static void test(const Case &c)
     Memory<unsigned long long> counts(vector<unsigned long long>(2, 0)),
         tiers(vector<unsigned long long>(CUDA_TIER_COUNTS, 0));
     Memory<uint8_t> near(w.n_near * page_bytes);
+    Asks asks(c.n_kv_heads, lines);
     uint8_t *below = NULL;
     check_cuda(cudaMallocHost(&below, n_below * page_bytes), "cudaMallocHost");
     for (size_t i = 0; i < n_below * page_bytes; i++) below[i] = (uint8_t)(i / page_bytes * 7 + i);
@@ -144,8 +192,8 @@ static void test(const Case &c)
     a.refs = refs.p, a.n_refs = n_refs.p, a.ref_stride = w.stride, a.n_kv_heads = c.n_kv_heads;
     a.score = score.p, a.idx = idx.p, a.kept = kept.p, a.out = out.p, a.n_out = n_out.p;
     a.n_tokens = n_tokens.p, a.counts = counts.p;
-    a.tier = {slot_of.p, page_at.p, first.p, share.p, copies.p, n_copies.p, take.p,
-              give.p,    held.p,    tiers.p, c.slots, w.stride, w.n_near,   c.late};
+    a.tier = {slot_of.p, page_at.p, first.p, share.p,  copies.p, n_copies.p, take.p, give.p,
+              held.p,    tiers.p,   c.slots, w.stride, w.n_near, c.late,     asks.a};
     struct CudaCopies copy = {copies.p,
                               n_copies.p,
                               c.slots,
@@ -158,7 +206,7 @@ static void test(const Case &c)
     snprintf(name, sizeof name, "heads %d pages %d slots %d chosen %d late %d", c.n_kv_heads,
              c.pages, c.slots, c.chosen, c.late);
     int wanted = 0, missed = 0, fetched = 0, late = 0, through = 0, read = 0, there = 0;
-    bool tables = true, slots = true, copied = true, lists = true;
+    bool tables = true, slots = true, copied = true, lists = true, asked = true;
     for (int round = 0; round < 24; round++) {
         a.again = round % 3 == 2;
         vector<int> flat(lines, -1);
@@ -196,6 +244,7 @@ static void test(const Case &c)
             vector<struct PageFetch> f;
             if (!a.again) f = fetches(w, h, &wanted, &missed);
             fetched += (int)f.size();
+            asked &= asks_right(w, h, before, a.again, asks.a);
             vector<struct CudaPageRef> want =
                 table_of(w, h, c.late ? before : t.slot_of, &late, &through);
             int sum = 0;
@@ -226,6 +275,7 @@ static void test(const Case &c)
     report(name, slots, "what the slots hold");
     report(name, lists, "the list of copies");
     report(name, copied, "the copies");
+    report(name, asked, "what the host is asked for");
     report(name, sums[0] == (unsigned)read && sums[1] == (unsigned)there, "pages read");
     report(name,
            n[CUDA_TIER_WANTED] == (unsigned)wanted && n[CUDA_TIER_MISSED] == (unsigned)missed &&

@@ -242,6 +242,7 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     ask --json --keep all --kv-cap off --select mean --select-pages 2 --backend cpu --kv-resident 25% --kv-dir .
     [ "$(jq -c '[.text, .logits_hash]' <<< "$output")" = "$near" ]
     jq -e '.plan.tier_below == "disk" and .plan.tier_below_bytes > .plan.tier_near_bytes' <<< "$output"
+    jq -e '.plan.tier_host_bytes == 0 and .plan.tier_file_bytes == .plan.tier_below_bytes and .tiers.from_file > 0' <<< "$output"
     jq -e '.config.kv_resident == "25%" and .tiers.fetched > 0 and .tiers.late_pages == 0 and .tiers.bytes > 0' <<< "$output"
     ask --json --keep all --kv-cap off --select mean --select-pages 2 --backend cpu --kv-resident 25% --tier-wait late
     jq -e '.tiers.late_share >= 0' <<< "$output"
@@ -249,6 +250,8 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     is 2 'give --select mean or bound'
     run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -q x --select mean --kv-resident 25% --backend cpu --kv-dir nowhere
     is 3 '--kv-dir'
+    run --separate-stderr "$PCOMP" plan -m "$TINY" -f text.txt -q x --select mean --kv-resident 25% --kv-host 1M --backend cpu
+    is 2 'leave out --kv-host'
     run --separate-stderr "$PCOMP" plan -m none -f text.txt --select mean --kv-resident 200%
     is 2 '1% to 100%'
 }

@@ -731,6 +731,90 @@ static void test_failures(void **state)
     assert_int_equal(mem_in_use(), before);
 }
 
+/* ==== The plan of a device with a host ==== */
+
+static struct DeviceLimits limits_there;
+
+static void limits_apart(const struct Device *d, struct DeviceLimits *out)
+{
+    (void)d;
+    *out = limits_there;
+}
+
+/* The same engine on a device with memory of its own, for plans alone. */
+static const struct Backend *apart(struct Engine *e, struct Backend *table)
+{
+    const struct Backend *real = e->be;
+    real->limits(e->dev, &limits_there);
+    limits_there.own_memory = true;
+    limits_there.below = "host memory";
+    *table = *real;
+    table->limits = limits_apart;
+    e->be = table;
+    return real;
+}
+
+static int plan_long(struct Engine *e, struct PlanInfo *plan)
+{
+    static char text[6000];
+    memset(text, 'a', sizeof text);
+    struct Request req = {.context = text, .context_len = sizeof text, .question = "Which?"};
+    return session_plan(e, &req, plan);
+}
+
+static struct PlanInfo plan_of(struct Engine *e, size_t host)
+{
+    struct PlanInfo plan;
+    e->settings.kv_host = host;
+    must(plan_long(e, &plan));
+    return plan;
+}
+
+static void refuse_long(struct Engine *e, const char *text)
+{
+    struct PlanInfo plan;
+    expect(plan_long(e, &plan), PC_ECONFIG, text);
+}
+
+/* Bytes of a layer's pages below, and of the one that others are packed into. */
+static size_t layer_bytes(struct Engine *e, const struct PlanInfo *plan)
+{
+    const struct ModelConfig *m = &e->model.cfg;
+    int found = plan->keep * ((plan->kv_cap + PAGE_TOKENS - 1) / PAGE_TOKENS);
+    return ((size_t)m->n_kv_heads * (size_t)found + 1) * e->be->page_bytes(e->dev);
+}
+
+/* What kv_host cannot hold goes to a file, which has room for all, while the host holds just that much. */
+static void test_plan_by_tier(void **state)
+{
+    (void)state;
+    struct Engine *e = open_engine("llama", PRECISION_F32, 1);
+    struct Backend table;
+    size_t page = e->be->page_bytes(e->dev);
+    few_pages(e);
+    e->settings.kv_resident = 10;
+    const struct Backend *real = apart(e, &table);
+    struct PlanInfo all = plan_of(e, AUTO);
+    assert_true(all.tier_below_bytes > 50 * page);
+    assert_int_equal(all.tier_host_bytes, all.tier_below_bytes);
+    size_t least = layer_bytes(e, &all);
+    for (size_t host = least; host < all.tier_below_bytes; host += 7 * page / 2) {
+        struct PlanInfo p = plan_of(e, host);
+        assert_int_equal(p.tier_below_bytes, all.tier_below_bytes);
+        assert_int_equal(p.tier_near_bytes, all.tier_near_bytes);
+        assert_int_equal(p.tier_host_bytes, host / page * page);
+        assert_int_equal(p.tier_file_bytes, p.tier_below_bytes);
+    }
+    e->settings.kv_host = least - 1;
+    refuse_long(e, "a layer of the kept text has to be in the host's memory at once; give ");
+    assert_int_equal(plan_of(e, all.tier_below_bytes).tier_host_bytes, all.tier_below_bytes);
+    e->be = real;
+    refuse_long(e, "leave out --kv-host");
+    e->settings.kv_host = AUTO;
+    assert_int_equal(plan_of(e, AUTO).tier_host_bytes, 0);
+    engine_close(e);
+}
+
 /* ==== Settings ==== */
 
 static void refuse(struct Engine *e, const char *text)
@@ -790,7 +874,7 @@ int main(void)
         cmocka_unit_test(test_exact_codes),  cmocka_unit_test(test_thinned),
         cmocka_unit_test(test_memory),       cmocka_unit_test(test_late),
         cmocka_unit_test(test_late_settles), cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_settings),
+        cmocka_unit_test(test_plan_by_tier), cmocka_unit_test(test_settings),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
