@@ -308,6 +308,7 @@ struct CudaCopies {
     uint8_t *near;
     struct CudaBelow below;
     size_t page_bytes;
+    bool apart; /* on another stream than what queued the copies: begins when that has ended */
 };
 cudaError_t cuda_copy_pages(const struct CudaCopies *a, cudaStream_t s);
 

@@ -3,6 +3,7 @@
  * A block takes a KV head. What its choice lacks is given slots, whose contents a kernel that follows copies from the host's
  * memory; the host itself has no part in it. Pages for which there is no slot are read where they lie, or are late.
  */
+#include "dependent.cuh"
 #include "kernels.h"
 #include "threshold.cuh"
 
@@ -287,6 +288,8 @@ __device__ void write_table(const struct CudaPagePlace &a, const Head &h)
 __global__
 __launch_bounds__(THREADS) void place_pages_kernel(const __grid_constant__ struct CudaPagePlace a)
 {
+    let_next_begin();
+    wait_for_inputs();
     Head h = head_of(a, blockIdx.x);
     bool tiered = a.tier.slot_of && !a.again;
     int seen = h.whole ? 0 : a.kept[h.head].seen;
@@ -305,14 +308,15 @@ __launch_bounds__(THREADS) void place_pages_kernel(const __grid_constant__ struc
 cudaError_t cuda_place_pages(const struct CudaPagePlace *a, cudaStream_t s)
 {
     if (a->n_kv_heads < 1 || a->n_kv_heads > CUDA_HEADS) return cudaErrorInvalidValue;
-    place_pages_kernel<<<(unsigned)a->n_kv_heads, THREADS, 0, s>>>(*a);
-    return cudaGetLastError();
+    return launch_dependent<place_pages_kernel>((unsigned)a->n_kv_heads, THREADS, 0, s, *a);
 }
 
 /* ==== Copies ==== */
 
 __global__ void copy_pages_kernel(const __grid_constant__ struct CudaCopies a)
 {
+    let_next_begin();
+    wait_for_inputs();
     int head = blockIdx.y, n = a.n_copies[head], per = (int)(a.page_bytes / sizeof(uint4));
     for (int c = blockIdx.x; c < n; c += gridDim.x) {
         struct CudaPageCopy copy = a.copies[(int64_t)head * a.slots + c];
@@ -327,6 +331,7 @@ cudaError_t cuda_copy_pages(const struct CudaCopies *a, cudaStream_t s)
 {
     if (a->page_bytes % sizeof(uint4)) return cudaErrorInvalidValue;
     dim3 grid((unsigned)a->n_blocks, (unsigned)a->n_kv_heads);
+    if (!a->apart) return launch_dependent<copy_pages_kernel>(grid, 256, 0, s, *a);
     copy_pages_kernel<<<grid, 256, 0, s>>>(*a);
     return cudaGetLastError();
 }

@@ -97,6 +97,7 @@ static int queue_copies(struct Device *d, const struct PagePool *pool, int layer
     struct CudaCopies c = {s.copies, s.n_copies, s.slots,          d->model->cfg.n_kv_heads,
                            0,        t->near,    tier_below(pool), t->page_bytes};
     c.n_blocks = copy_blocks(d);
+    c.apart = on != d->stream;
     CUDA_TRY(cuda_copy_pages(&c, on));
     return PC_OK;
 }
