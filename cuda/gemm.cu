@@ -3,6 +3,8 @@
  * Row-major out = act W^T is column-major out^T = W act^T: A is W (transposed), B the activations, so m counts output
  * channels and n rows. The algorithm is the heuristic's first that runs, never one chosen by timing, and it may split
  * sums only through the workspace, so the same input gives the same bytes.
+ * Row counts of questions are alike but seldom the same, and an algorithm's first run loads its code, for milliseconds: so
+ * neighbouring counts share one.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -13,11 +15,12 @@ enum {
     PLAN_SHAPES = 256, /* shapes remembered; a ragged prompt brings new row counts all the time */
     CANDIDATES = 8,
     ALIGNMENT = 16,
+    SHARED_ROWS = 1024,  /* up to here row counts share algorithms */
     BIAS_ROOM = 1 << 20, /* end of the workspace: a bias as bf16 */
     BIAS_THREADS = 256,
 };
 
-/* Whole words only, so that keys compare as bytes. */
+/* Whole words only, so that keys compare as bytes. n_rows as step_up() has it. */
 struct ShapeKey {
     int n_rows, rows, cols;
     int fp8, bias, out_f32, add;
@@ -155,9 +158,19 @@ static int candidates(struct GemmPlan *p, struct Product *d, cublasLtMatmulHeuri
     return st == CUBLAS_STATUS_SUCCESS ? n : 0;
 }
 
+/* Few rows go by steps of an eighth to a quarter of their number; many are counted, since there tiles that do not fill cost more
+ * than code to load. */
+static int step_up(int n_rows)
+{
+    int step = 8;
+    if (n_rows > SHARED_ROWS) return n_rows;
+    while (step * 8 < n_rows) step *= 2;
+    return (n_rows + step - 1) / step * step;
+}
+
 static struct ShapeKey key_of(const struct CudaGemm *g)
 {
-    return {g->n_rows, g->rows, g->cols, g->fp8, g->bias != NULL, g->out_f32, g->add};
+    return {step_up(g->n_rows), g->rows, g->cols, g->fp8, g->bias != NULL, g->out_f32, g->add};
 }
 
 static struct Shape *find_shape(struct GemmPlan *p, const struct ShapeKey *key)
@@ -176,11 +189,15 @@ static void remember(struct GemmPlan *p, const struct ShapeKey *key,
 }
 
 static cudaError_t run_first(struct GemmPlan *p, struct Product *d, const struct CudaGemm *g,
-                             cudaStream_t s)
+                             const void *bias, cudaStream_t s)
 {
     cublasLtMatmulHeuristicResult_t found[CANDIDATES];
     struct ShapeKey key = key_of(g);
-    int n = candidates(p, d, found);
+    struct CudaGemm most = *g;
+    struct Product all;
+    most.n_rows = key.n_rows;
+    if (!describe(&all, &most, bias)) return cudaErrorInvalidValue;
+    int n = candidates(p, &all, found);
     for (int i = 0; i < n; i++) {
         if (found[i].state != CUBLAS_STATUS_SUCCESS) continue;
         if (run_product(p, d, g, &found[i].algo, s) != CUBLAS_STATUS_SUCCESS) continue;
@@ -224,7 +241,7 @@ cudaError_t cuda_gemm(struct GemmPlan *p, const struct CudaGemm *g, cudaStream_t
     if (!describe(&d, g, bias)) return cudaErrorInvalidValue;
     struct ShapeKey key = key_of(g);
     struct Shape *known = find_shape(p, &key);
-    if (!known) return run_first(p, &d, g, s);
+    if (!known) return run_first(p, &d, g, bias, s);
     return run_product(p, &d, g, &known->algo, s) == CUBLAS_STATUS_SUCCESS ? cudaSuccess
                                                                            : cudaErrorUnknown;
 }
