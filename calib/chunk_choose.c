@@ -7,6 +7,9 @@
 
 #define WINNER_WEIGHT 0.25 /* of the loss for the final winner, beside the answer's */
 #define GAIN_LEAST    1e-3 /* of the loss, for one more feature */
+#define BLEND_GAIN    0.05
+#define BLEND_FIRST   (1.0 / 256) /* nats */
+#define BLEND_LAST    4.0
 
 static size_t cell(const struct ChunkSamples *s, int sample, int chunk)
 {
@@ -153,6 +156,12 @@ static double score_of(const struct ChunkSamples *s, int sample, int chunk,
     return sum;
 }
 
+static double blended(const struct ChunkSamples *s, int sample, int chunk,
+                      const struct ChunkScorer *scorer, double nats)
+{
+    return s->final[cell(s, sample, chunk)] - nats * score_of(s, sample, chunk, scorer);
+}
+
 int chunks_ahead(const struct ChunkSamples *s, int sample, const struct ChunkScorer *scorer)
 {
     double right = -INFINITY;
@@ -176,6 +185,40 @@ int finals_ahead(const struct ChunkSamples *s, int sample)
     for (int c = 0; c < s->chunks[sample]; c++)
         n += !s->right[cell(s, sample, c)] && score[c] <= right;
     return n;
+}
+
+int blended_ahead(const struct ChunkSamples *s, int sample, const struct ChunkScorer *scorer,
+                  double nats)
+{
+    double right = INFINITY;
+    int n = 0;
+    if (!has_right(s, sample)) return -1;
+    for (int c = 0; c < s->chunks[sample]; c++)
+        if (s->right[cell(s, sample, c)]) right = fmin(right, blended(s, sample, c, scorer, nats));
+    for (int c = 0; c < s->chunks[sample]; c++)
+        n += !s->right[cell(s, sample, c)] && blended(s, sample, c, scorer, nats) <= right;
+    return n;
+}
+
+static double blend_loss(const struct ChunkSamples *s, const struct ChunkScorer *scorer,
+                         double nats)
+{
+    double loss = 0;
+    for (int i = 0; i < s->n; i++) {
+        int ahead = blended_ahead(s, i, scorer, nats);
+        if (ahead > 0) loss += log1p(ahead);
+    }
+    return loss;
+}
+
+double chunk_blend(const struct ChunkSamples *s, const struct ChunkScorer *scorer)
+{
+    double least = blend_loss(s, scorer, 0) * (1 - BLEND_GAIN), best = 0;
+    for (double nats = BLEND_FIRST; nats <= BLEND_LAST; nats *= 2) {
+        double loss = blend_loss(s, scorer, nats);
+        if (loss < least) least = loss, best = nats;
+    }
+    return best;
 }
 
 int winner_ahead(const struct ChunkSamples *s, int sample, const struct ChunkScorer *scorer)

@@ -32,5 +32,11 @@ int chunks_ahead(const struct ChunkSamples *s, int sample, const struct ChunkSco
 int finals_ahead(const struct ChunkSamples *s, int sample);
 /* Chunks ahead of the one with the best final score. */
 int winner_ahead(const struct ChunkSamples *s, int sample, const struct ChunkScorer *scorer);
+/* finals_ahead() where the scorer's sum, times nats, is taken off the final score. */
+int blended_ahead(const struct ChunkSamples *s, int sample, const struct ChunkScorer *scorer,
+                  double nats);
+/* Of a row of values, each twice the one before, those nats with fewest wrong chunks ahead (the mean of log(1 + ahead));
+ * 0 where none has a twentieth fewer than the final score alone. */
+double chunk_blend(const struct ChunkSamples *s, const struct ChunkScorer *scorer);
 
 #endif

@@ -493,29 +493,69 @@ static void note_ends(const struct ChunkStudy *st, struct ChunkReport *r)
     }
 }
 
+static int scorer_open(struct ChunkScorer *out, int room)
+{
+    *out = (struct ChunkScorer){.room = room};
+    out->feature = mem_alloc((size_t)room, sizeof *out->feature);
+    out->weight = mem_alloc((size_t)room, sizeof *out->weight);
+    return out->feature && out->weight ? PC_OK : PC_ENOMEM;
+}
+
+static void scorer_close(struct ChunkScorer *s)
+{
+    mem_free(s->feature);
+    mem_free(s->weight);
+}
+
+/* The heads of all layers whose attention counts beside the final score, and how much, by the half that chooses. */
+static int choose_last(const struct ChunkStudy *st, struct ChunkProfile *p, struct ChunkReport *r)
+{
+    const struct ChunkSamples *all = &st->half[HALF_CHOOSES], *told = reporting(st);
+    struct ChunkScorer scorer;
+    uint8_t *allowed = mem_alloc((size_t)all->n_features, 1);
+    int status = scorer_open(&scorer, PROFILE_HEADS);
+    if (!allowed) status = PC_ENOMEM;
+    if (status == PC_OK) {
+        memset(allowed, 1, (size_t)words_feature(all));
+        status = chunk_choose(all, allowed, &scorer);
+    }
+    if (status == PC_OK) {
+        p->nats = (float)chunk_blend(all, &scorer);
+        p->last.layer = st->e->model.cfg.n_layers;
+        set_heads(st, &scorer, &p->last);
+        for (int i = 0; i < told->n; i++)
+            r->blended[i] = blended_ahead(told, i, &scorer, (double)p->nats);
+    }
+    scorer_close(&scorer);
+    mem_free(allowed);
+    return status;
+}
+
 int chunk_study_choose(struct ChunkStudy *st, struct ChunkProfile *profile,
                        struct ChunkReport *report)
 {
     const struct ChunkSamples *told = reporting(st);
     const struct ModelConfig *m = &st->e->model.cfg;
-    *report = (struct ChunkReport){.n_samples = told->n};
+    *report = (struct ChunkReport){.n_samples = told->n, .n_made = st->n_made[told - st->half]};
     for (int i = 0; i < N_LENGTHS; i++)
         report->n_chunks[i] = LENGTHS[i] / st->chunk < 4 ? 4 : LENGTHS[i] / st->chunk;
     report->finals = mem_alloc((size_t)told->n, sizeof *report->finals);
     report->words = mem_alloc((size_t)told->n, sizeof *report->words);
-    if (!report->finals || !report->words) return PC_ENOMEM;
+    report->blended = mem_alloc((size_t)told->n, sizeof *report->blended);
+    if (!report->finals || !report->words || !report->blended) return PC_ENOMEM;
     note_ends(st, report);
     TRY(try_layers(st, report));
     choose_layers(st, report);
     if (report->list[0].stop.n_ahead == 0)
         return err_set(PC_ERANGE, "this model finds none of the facts even with all layers: there "
                                   "is nothing that chunks could be told apart by");
-    *profile = (struct ChunkProfile){st->e->model.hash, m->n_layers, m->n_kv_heads, {{0}}, 0};
+    *profile = (struct ChunkProfile){
+        .model_hash = st->e->model.hash, .n_layers = m->n_layers, .n_kv_heads = m->n_kv_heads};
     for (int i = 0; i < report->n; i++) {
         const struct ChunkCandidate *c = &report->list[i];
         if (c->chosen) profile->stops[profile->n_stops++] = c->stop;
     }
-    return PC_OK;
+    return choose_last(st, profile, report);
 }
 
 void chunk_report_free(struct ChunkReport *r)
@@ -526,5 +566,6 @@ void chunk_report_free(struct ChunkReport *r)
     }
     mem_free(r->finals);
     mem_free(r->words);
+    mem_free(r->blended);
     *r = (struct ChunkReport){0};
 }

@@ -72,11 +72,13 @@ struct ChunkCandidate {
 
 struct ChunkReport {
     struct ChunkCandidate list[CANDIDATES_MAX];
-    int n, n_samples;        /* layers looked at; samples of the half that reports */
+    int n, n_samples,
+        n_made; /* layers looked at; samples of the half that reports, the first of made-up texts */
     int n_chunks[N_LENGTHS]; /* of as many tokens */
     double share[N_LENGTHS]; /* of the arithmetic, with the decisions chosen for that length */
-    int *finals; /* [n_samples] chunks ahead of the right one in the end; -1: none; owned */
-    int *words;  /* [n_samples] the same by words alone; -1 also of made-up texts; owned */
+    int *finals;  /* [n_samples] chunks ahead of the right one in the end; -1: none; owned */
+    int *blended; /* [n_samples] the same where the profile's last heads count, too; owned */
+    int *words;   /* [n_samples] the same by words alone; -1 also of made-up texts; owned */
 };
 
 /* text is what stands between the facts, UTF-8. chunk_study_close also takes a study that failed to open. Errors: PC_ERANGE

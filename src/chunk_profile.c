@@ -89,6 +89,29 @@ static int read_ahead(const char *file, const cJSON *list, struct ChunkStop *sto
     return PC_OK;
 }
 
+static int read_heads(const char *file, const cJSON *list, int least, const struct ChunkProfile *p,
+                      struct ChunkStop *stop)
+{
+    if (!cJSON_IsArray(list) || cJSON_GetArraySize(list) < least ||
+        cJSON_GetArraySize(list) > STOP_HEADS_MAX)
+        return refuse(file, "heads", "a list of 1 to 64 heads, none where words count");
+    for (const cJSON *item = list->child; item; item = item->next)
+        TRY(read_head(file, item, p, stop));
+    return PC_OK;
+}
+
+/* Files of before attention counted in the end have none. */
+static int read_last(const char *file, const cJSON *object, struct ChunkProfile *p)
+{
+    const cJSON *nats = member(object, "nats");
+    if (!object) return PC_OK;
+    if (!cJSON_IsNumber(nats) || !(nats->valuedouble > 0 && nats->valuedouble <= 1e6))
+        return refuse(file, "nats", "a number above 0, 1e6 at most");
+    p->nats = (float)nats->valuedouble;
+    p->last.layer = p->n_layers;
+    return read_heads(file, member(object, "heads"), 1, p, &p->last);
+}
+
 static int read_stop(const char *file, const cJSON *object, struct ChunkProfile *p)
 {
     struct ChunkStop *stop = &p->stops[p->n_stops];
@@ -96,11 +119,7 @@ static int read_stop(const char *file, const cJSON *object, struct ChunkProfile 
     const int layers[2] = {p->n_stops ? stop[-1].layer + 1 : 1, p->n_layers - 1};
     TRY(whole(file, "layer", member(object, "layer"), layers, &stop->layer));
     TRY(read_words(file, member(object, "words"), stop));
-    if (!cJSON_IsArray(heads) || cJSON_GetArraySize(heads) < (stop->words > 0 ? 0 : 1) ||
-        cJSON_GetArraySize(heads) > STOP_HEADS_MAX)
-        return refuse(file, "heads", "a list of 1 to 64 heads, none where words count");
-    for (const cJSON *item = heads->child; item; item = item->next)
-        TRY(read_head(file, item, p, stop));
+    TRY(read_heads(file, heads, stop->words > 0 ? 0 : 1, p, stop));
     p->n_stops++;
     return read_ahead(file, member(object, "ahead"), stop);
 }
@@ -129,7 +148,7 @@ static int read_object(const char *file, const cJSON *root, struct ChunkProfile 
         cJSON_GetArraySize(stops) > STOPS_MAX)
         return refuse(file, "stops", "a list of 1 to 4 decisions");
     for (const cJSON *item = stops->child; item; item = item->next) TRY(read_stop(file, item, out));
-    return PC_OK;
+    return read_last(file, member(root, "last"), out);
 }
 
 static int read_any(const char *path, struct ChunkProfile *out)
@@ -194,17 +213,32 @@ int chunk_profile_find(uint64_t model_hash, char *path, size_t room)
 
 /* ==== JSON out ==== */
 
-static int stop_text(const struct ChunkStop *stop, bool last, struct Str *out)
+/* "heads": a head a line */
+static int heads_text(const struct ChunkStop *stop, const char *indent, struct Str *out)
 {
-    TRY(str_appendf(out, "    {\n      \"layer\": %d,\n      \"heads\": [\n", stop->layer));
+    TRY(str_appendf(out, "%s\"heads\": [\n", indent));
     for (int i = 0; i < stop->n_heads; i++) {
         const struct StopHead *h = &stop->heads[i];
-        TRY(str_appendf(out, "        [%d, %d, \"%s\", %d, %.9g]%s\n", h->layer, h->head,
+        TRY(str_appendf(out, "%s  [%d, %d, \"%s\", %d, %.9g]%s\n", indent, h->layer, h->head,
                         MEASURES[h->measure], h->rows, (double)h->weight,
                         i + 1 < stop->n_heads ? "," : ""));
     }
-    TRY(str_appendf(out, "      ],\n      \"words\": %.9g,\n      \"ahead\": [",
-                    (double)stop->words));
+    return str_appendf(out, "%s]", indent);
+}
+
+static int last_text(const struct ChunkProfile *p, struct Str *out)
+{
+    if (p->nats == 0) return PC_OK;
+    TRY(str_appendf(out, ",\n  \"last\": {\n    \"nats\": %.9g,\n", (double)p->nats));
+    TRY(heads_text(&p->last, "    ", out));
+    return str_appendf(out, "\n  }");
+}
+
+static int stop_text(const struct ChunkStop *stop, bool last, struct Str *out)
+{
+    TRY(str_appendf(out, "    {\n      \"layer\": %d,\n", stop->layer));
+    TRY(heads_text(stop, "      ", out));
+    TRY(str_appendf(out, ",\n      \"words\": %.9g,\n      \"ahead\": [", (double)stop->words));
     for (int i = 0; i < stop->n_ahead; i++)
         TRY(str_appendf(out, "%s%.4g", i ? ", " : "", (double)stop->ahead[i]));
     return str_appendf(out, "]\n    }%s\n", last ? "" : ",");
@@ -219,7 +253,9 @@ static int profile_text(const struct ChunkProfile *p, const char *facts, struct 
     if (facts) TRY(str_appendf(out, "  \"facts\": %s,\n", facts));
     TRY(str_appendf(out, "  \"stops\": [\n"));
     for (int i = 0; i < p->n_stops; i++) TRY(stop_text(&p->stops[i], i + 1 == p->n_stops, out));
-    return str_appendf(out, "  ]\n}\n");
+    TRY(str_appendf(out, "  ]"));
+    TRY(last_text(p, out));
+    return str_appendf(out, "\n}\n");
 }
 
 int chunk_profile_write(const struct ChunkProfile *p, const char *facts, const char *path)

@@ -34,6 +34,9 @@ struct ChunkProfile {
     int n_layers, n_kv_heads;
     struct ChunkStop stops[STOPS_MAX]; /* layers ascend */
     int n_stops;                       /* 0: no profile */
+    struct ChunkStop
+        last;   /* heads of all layers whose sum counts in the end; neither words nor samples */
+    float nats; /* that a unit of that sum takes off a chunk's score; 0: it does not count */
 };
 
 /* PC_EFORMAT tells what is wrong with the file; PC_ECONFIG: it is for another shape of model. */

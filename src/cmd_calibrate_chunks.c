@@ -159,6 +159,18 @@ static int row_text(const struct ChunksRun *run, const struct ChunkCandidate *c,
     return str_appendf(out, " %6.3g\n", (double)c->stop.words);
 }
 
+/* The score behind all layers, alone and with heads, of samples from `first` on. */
+static int ends_text(const struct ChunksRun *run, const char *name, int first, struct Str *out)
+{
+    const struct ChunkReport *r = &run->report;
+    TRY(str_appendf(out, " %5s %5s ", name, "-"));
+    for (int m = 1; m <= 4; m *= 2) TRY(hits_text(r->finals + first, r->n_samples - first, m, out));
+    TRY(str_appendf(out, "\n %5s %5d ", "+", run->profile.last.n_heads));
+    for (int m = 1; m <= 4; m *= 2)
+        TRY(hits_text(r->blended + first, r->n_samples - first, m, out));
+    return str_appendf(out, "  with heads, %.3g nats a unit\n", (double)run->profile.nats);
+}
+
 static int table_make(const struct ChunksRun *run, struct Str *out)
 {
     const struct ChunkReport *r = &run->report;
@@ -176,16 +188,16 @@ static int table_make(const struct ChunksRun *run, struct Str *out)
     TRY(str_appendf(out, "%6s %5s  %15s %15s %15s %15s %9s %6s %9s %6s %6s\n", "layers", "heads",
                     "1", "2", "4", "winner in 4", "survivors", "share", "at 1M", "share", "words"));
     for (int i = 0; i < r->n; i++) TRY(row_text(run, &r->list[i], out));
-    TRY(str_appendf(out, " %5s %5s ", "all", "-"));
-    for (int m = 1; m <= 4; m *= 2) TRY(hits_text(r->finals, r->n_samples, m, out));
+    TRY(ends_text(run, "all", 0, out));
     if (run->n_taken > 1) {
-        TRY(str_appendf(out, "\n %5s %5s ", "words", "-"));
+        TRY(ends_text(run, "rows", r->n_made, out));
+        TRY(str_appendf(out, " %5s %5s ", "words", "-"));
         for (int m = 1; m <= 4; m *= 2) TRY(hits_text(r->words, r->n_samples, m, out));
-        TRY(str_appendf(out, "  of the rows, no layers"));
+        TRY(str_appendf(out, "  of the rows, no layers\n"));
     }
     return str_appendf(
         out,
-        "\n\nsurvivors: of %d chunks (128K tokens) and of %d (1M), at a risk of %.3g; share: of the "
+        "\nsurvivors: of %d chunks (128K tokens) and of %d (1M), at a risk of %.3g; share: of the "
         "arithmetic, with this decision alone; words: what they weigh; *: in the profile, by which "
         "the share is %.2f at 128K and %.2f at 1M\n",
         r->n_chunks[0], r->n_chunks[1], (double)engine_settings(run->engine)->early_risk,

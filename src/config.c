@@ -28,7 +28,7 @@ static const char *const WORDS_METHOD[] = {"parallelcomp",  "full",   "truncate"
                                            "headwise",      NULL};
 static const char *const WORDS_SCALING[] = {"auto", "ntk", "yarn", NULL};
 static const char *const WORDS_SCORE[] = {"auto", "question", "published", "random",
-                                          "bm25", "fusion",   NULL};
+                                          "bm25", "fusion",   "attention", NULL};
 static const char *const WORDS_EARLY[] = {"off", "auto", "profile", NULL};
 static const char *const WORDS_OFF[] = {"off=0", NULL};
 static const char *const WORDS_SELECT[] = {"off", "mean", "bound", NULL};
@@ -70,7 +70,7 @@ const struct Setting SETTINGS[] = {
     {"chunk_score", SET_ENUM, ENUM_AT(chunk_score), WORDS_SCORE, "auto", "method",
      "what ranks the chunks: surprise of the question's own words, or of all that follows the chunk; "
      "without the model: chance, or words shared with the question; fusion: the first and the last of these; "
-     "auto: fusion, or question where only token ids of the text are known"},
+     "attention: as auto would, and what the heads of chunk_profile find in the chunk; auto: fusion, or question where only token ids of the text are known"},
     {"chunk_bias", SET_FLOAT, AT(chunk_bias), 0, 0, 100, NULL, "0", "method",
      "logits of a kept chunk's tokens fall by so much for each nat that its score is worse than the best one's; for scores of the model only"},
     {"prefilter", SET_INT, AT(prefilter), 0, 1, 1 << 24, WORDS_OFF, "off", "method",

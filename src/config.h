@@ -27,7 +27,8 @@ enum ChunkScore {
     SCORE_PUBLISHED,
     SCORE_RANDOM,
     SCORE_BM25,
-    SCORE_FUSION
+    SCORE_FUSION,
+    SCORE_ATTENTION
 };
 /* Whether chunks leave before the last layer: never, where the model has a profile, or as its profile says. */
 enum Early { EARLY_OFF, EARLY_AUTO, EARLY_PROFILE };

@@ -27,7 +27,12 @@ static int open_heads(struct Engine *e)
     return PC_OK;
 }
 
-/* The profile that early goes by, where it is on. */
+static bool wants_chunks(const struct Settings *set)
+{
+    return set->early != EARLY_OFF || set->chunk_score == SCORE_ATTENTION;
+}
+
+/* The profile that early and the score by attention go by, where one of them is on. */
 static int open_chunks(struct Engine *e)
 {
     const struct ModelConfig *m = &e->model.cfg;
@@ -35,10 +40,9 @@ static int open_chunks(struct Engine *e)
     struct ChunkProfile profile = {0};
     char found[1024] = "";
     const char *path = set->chunk_profile;
-    if (set->early != EARLY_OFF && !*path)
-        TRY(chunk_profile_find(e->model.hash, found, sizeof found));
+    if (wants_chunks(set) && !*path) TRY(chunk_profile_find(e->model.hash, found, sizeof found));
     if (!*path) path = found;
-    if (set->early != EARLY_OFF && *path)
+    if (wants_chunks(set) && *path)
         TRY(chunk_profile_read(path, m->n_layers, m->n_kv_heads, &profile));
     e->chunks = profile;
     if (profile.n_stops && profile.model_hash != e->model.hash)
@@ -180,7 +184,8 @@ int engine_configure(struct Engine *e, const struct Settings *settings)
     e->settings.threads = old.threads;
     int status = open_chat(e);
     if (status == PC_OK && strcmp(old.heads, n->heads)) status = open_heads(e);
-    if (status == PC_OK && (old.early != n->early || strcmp(old.chunk_profile, n->chunk_profile)))
+    if (status == PC_OK &&
+        (wants_chunks(&old) != wants_chunks(n) || strcmp(old.chunk_profile, n->chunk_profile)))
         status = open_chunks(e);
     if (status < 0) e->settings = old;
     return status;

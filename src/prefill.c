@@ -300,7 +300,8 @@ int wave_score(struct Session *s, const struct Wave *w)
     for (int i = 0; i < w->n; i++) {
         double *score = &s->out->chunks[w->chunk[i]].score;
         *score = self_information(s->nll + i * (end - begin), end - begin, 0, end - begin);
-        if (s->set.chunk_score == SCORE_FUSION) *score -= FUSION_NATS * s->shared[w->chunk[i]];
+        if (counts_words(s)) *score -= FUSION_NATS * s->shared[w->chunk[i]];
+        *score -= early_last(s, w->chunk[i]);
     }
     return PC_OK;
 }
@@ -345,7 +346,7 @@ int wave_layers(struct Session *s, struct Wave *w)
         TRY(session_stop(s));
         TRY(tf_attend(&s->tf, &w->batch, l, last ? per : 0, &args));
         if (s->observer) TRY(s->observer->attended(s->observer, s, &args, w->chunk));
-        if (s->early.n) TRY(early_look(s, w, &args));
+        if (s->early.n_looks) TRY(early_look(s, w, &args));
         TRY(keep_tokens(s, w, l, &args));
         if (last && !scored) break; /* nothing reads these rows any more */
         if (last) TRY(compact_tail(s, w));

@@ -186,7 +186,7 @@ static int alloc_ranks(struct Session *s)
 {
     if (s->set.method != METHOD_PARALLELCOMP) return PC_OK;
     TRY(chunk_queue_open(&s->queue, s->plan.keep ? s->plan.keep : 1, s->plan.n_chunks));
-    if (s->set.chunk_score != SCORE_FUSION && !early_words(s)) return PC_OK;
+    if (!counts_words(s) && !early_words(s)) return PC_OK;
     s->shared = mem_alloc((size_t)s->plan.n_chunks, sizeof *s->shared);
     return s->shared ? PC_OK : PC_ENOMEM;
 }

@@ -95,10 +95,11 @@ struct RankParts {
 
 /* Chunks that leave before the last layer, at decisions 0 .. n - 1 (session_early.c). */
 struct EarlyRun {
-    struct ChunkStop *stop;             /* [n] owned */
+    struct ChunkStop *stop;             /* [n_looks] owned */
     struct ChunkQueue queue[STOPS_MAX]; /* survivors of each */
     int n, n_held;
-    double *score; /* [n, n_chunks] what decisions go by; higher stays */
+    int n_looks;   /* n, and one more where the heads of all layers count in the end */
+    double *score; /* [n_looks, n_chunks] what decisions go by; higher stays */
     double *told;  /* [n_chunks] the same of all ranks, at one decision */
     int *list;     /* [n_chunks] survivors that this rank reads on, in document order */
     float *mass;   /* [wave, n_kv_heads, wave_shape.mass_keys] */
@@ -268,6 +269,8 @@ int prefilter_words(struct Session *s);
 /* A scored chunk enters the queue; *loser as in chunk_queue_push. */
 void offer_chunk(struct Session *s, int chunk, int *loser);
 /* Once all are read: the lowest score of the n kept chunks; INFINITY when scores are not the model's. */
+/* Whether chunk_score counts the words that chunk and question share, beside what the model says. */
+bool counts_words(const struct Session *s);
 double best_score(const struct Session *s, const int *kept, int n);
 float chunk_bias(const struct Session *s, int chunk, double best); /* on its tokens' logits */
 
@@ -325,15 +328,17 @@ bool session_has_text(const struct Session *s);
 /* session_early.c: chunks that leave before the last layer. */
 /* Fills early.stop and the plan's decisions. PC_ECONFIG names what they do not go with. */
 int early_plan(struct Session *s);
-bool early_words(const struct Session *s);        /* whether a decision counts words */
-int early_slots(const struct Session *s);         /* chunks that have pages at once, at most */
-size_t early_pages(const struct Session *s);      /* of these, in full heads and all layers */
-void early_shapes(struct Session *s);             /* behind those of waves */
+bool early_words(const struct Session *s); /* whether a decision counts words */
+double early_last(const struct Session *s,
+                  int chunk);                /* nats that attention takes off the chunk's score */
+int early_slots(const struct Session *s);    /* chunks that have pages at once, at most */
+size_t early_pages(const struct Session *s); /* of these, in full heads and all layers */
+void early_shapes(struct Session *s);        /* behind those of waves */
 size_t early_rows_bytes(const struct Session *s); /* of device memory, */
 size_t early_bytes(const struct Session *s);      /* and of the host's */
 int early_open(struct Session *s);
 void early_close(struct Session *s);
-/* What the layer's attention says of the wave's chunks, for decisions that ask. */
+/* What the layer's attention says of the wave's chunks, for decisions and scores that ask. */
 int early_look(struct Session *s, const struct Wave *w, const struct AttnArgs *args);
 /* All waves of this rank's chunks, survivors in waves of their own from where they stopped. */
 int early_chunks(struct Session *s);

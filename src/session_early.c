@@ -6,6 +6,8 @@
  * which are put aside, and its pages, which it has anyway. A queue of the best so far runs along with the first waves, so
  * that a loser's pages and rows are free at once: memory is (survivors + wave) chunks, however long the text is.
  *
+ * Where chunk_score is attention, heads of all layers count once more in the end, whether chunks leave early or not.
+ *
  * A score depends on its chunk alone, so the survivors depend neither on the order of chunks nor on waves. Of several ranks
  * each has the best of its own; then they tell each other all scores, and go on with the best of all.
  */
@@ -169,18 +171,31 @@ static int applies(const struct Session *s, bool *out)
     return PC_OK;
 }
 
+/* The heads that count in the end come behind those of the decisions. */
+static int last_heads(struct Session *s)
+{
+    const struct ChunkProfile *p = &s->e->chunks;
+    if (p->nats == 0)
+        return err_set(PC_ECONFIG,
+                       "setting 'chunk_score': %s has no profile whose heads count in the end; "
+                       "`pcomp calibrate chunks` makes one, for --chunk-profile FILE",
+                       s->e->model.cfg.name);
+    s->early.stop[s->early.n_looks++] = p->last;
+    return PC_OK;
+}
+
 int early_plan(struct Session *s)
 {
-    bool wanted;
+    bool wanted, attends = s->set.chunk_score == SCORE_ATTENTION;
     TRY(applies(s, &wanted));
-    if (wanted) {
-        s->early.stop = mem_alloc(STOPS_MAX, sizeof *s->early.stop);
+    if (wanted || attends) {
+        s->early.stop = mem_alloc(STOPS_MAX + 1, sizeof *s->early.stop);
         if (!s->early.stop) return PC_ENOMEM;
-        if (*s->set.early_at)
-            TRY(given_stops(s));
-        else
-            profile_stops(s);
     }
+    if (wanted && *s->set.early_at) TRY(given_stops(s));
+    if (wanted && !*s->set.early_at) profile_stops(s);
+    s->early.n_looks = s->early.n;
+    if (attends) TRY(last_heads(s));
     s->plan.n_early = s->early.n;
     s->plan.read_share = read_share(s);
     return PC_OK;
@@ -245,11 +260,11 @@ size_t early_bytes(const struct Session *s)
 {
     const struct EarlyRun *e = &s->early;
     size_t chunks = (size_t)s->plan.n_chunks, queues = 0;
-    if (!e->n) return 0;
+    if (!e->n_looks) return 0;
     for (int i = 0; i < e->n; i++)
         queues += (size_t)s->plan.early[i].survivors * sizeof(struct ChunkEntry);
-    return sizeof(float) * mass_floats(s) + sizeof *e->stop * STOPS_MAX + queues +
-           chunks * ((size_t)(e->n + 1) * sizeof(double) + sizeof(int)) +
+    return sizeof(float) * mass_floats(s) + sizeof *e->stop * (STOPS_MAX + 1) + queues +
+           chunks * ((size_t)(e->n_looks + 1) * sizeof(double) + sizeof(int)) +
            sizeof *e->holds * (size_t)e->n_held;
 }
 
@@ -264,9 +279,9 @@ int early_open(struct Session *s)
 {
     struct EarlyRun *e = &s->early;
     size_t chunks = (size_t)s->plan.n_chunks;
-    if (!e->n) return PC_OK;
+    if (!e->n_looks) return PC_OK;
     TRY(open_queues(s));
-    e->score = mem_alloc((size_t)e->n * chunks, sizeof *e->score);
+    e->score = mem_alloc((size_t)e->n_looks * chunks, sizeof *e->score);
     e->told = mem_alloc(chunks, sizeof *e->told);
     e->list = mem_alloc(chunks, sizeof *e->list);
     e->mass = mem_alloc(mass_floats(s), sizeof *e->mass);
@@ -296,6 +311,14 @@ bool early_words(const struct Session *s)
     return false;
 }
 
+double early_last(const struct Session *s, int chunk)
+{
+    const struct EarlyRun *e = &s->early;
+    if (e->n_looks == e->n) return 0;
+    size_t at = (size_t)e->n * (size_t)s->plan.n_chunks + (size_t)chunk;
+    return (double)s->e->chunks.nats * e->score[at];
+}
+
 /* What is known of a chunk before any layer reads it. */
 static void begin_scores(struct Session *s)
 {
@@ -310,7 +333,7 @@ static void begin_scores(struct Session *s)
 static int rows_looked_at(const struct EarlyRun *e, int layer, int below)
 {
     int rows = 0;
-    for (int d = 0; d < e->n; d++)
+    for (int d = 0; d < e->n_looks; d++)
         for (int i = 0; i < e->stop[d].n_heads; i++) {
             const struct StopHead *h = &e->stop[d].heads[i];
             if (h->layer == layer && h->rows < below && h->rows > rows) rows = h->rows;
@@ -339,7 +362,7 @@ int early_look(struct Session *s, const struct Wave *w, const struct AttnArgs *a
     for (int n = EARLY_ROWS + 1; (n = rows_looked_at(e, args->layer, n)) > 0;) {
         int rows = min_int(n, s->prompt.tail.n);
         TRY(s->tf.be->attn_mass(s->tf.dev, args, rows, e->mass, s->wave_shape.mass_keys));
-        for (int d = 0; d < e->n; d++)
+        for (int d = 0; d < e->n_looks; d++)
             for (int i = 0; i < e->stop[d].n_heads; i++)
                 if (e->stop[d].heads[i].layer == args->layer && e->stop[d].heads[i].rows == n)
                     add_head(s, w, &e->stop[d].heads[i], rows,

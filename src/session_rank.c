@@ -28,6 +28,12 @@ float chunk_bias(const struct Session *s, int chunk, double best)
     return behind > 0 ? (float)(-s->set.chunk_bias * behind) : 0;
 }
 
+bool counts_words(const struct Session *s)
+{
+    enum ChunkScore score = s->set.chunk_score;
+    return score == SCORE_FUSION || (score == SCORE_ATTENTION && session_has_text(s));
+}
+
 bool ranks_ahead(const struct Settings *set)
 {
     return set->method == METHOD_PARALLELCOMP &&

@@ -467,6 +467,7 @@ int recall_wave(struct Session *s, int first, int n)
         struct AttnArgs args;
         TRY(session_stop(s));
         TRY(tf_attend(&s->tf, &w.batch, l, 0, &args));
+        if (s->early.n_looks) TRY(early_look(s, &w, &args));
         if (s->mass) TRY(wave_choose(s, &w, l, &args));
         TRY(tf_ffn(&s->tf, l, s->seq_begin[n]));
     }

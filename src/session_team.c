@@ -62,7 +62,8 @@ static int run_digest(const struct Session *s, uint64_t *out)
     key = hash64(s->e->be->name, strlen(s->e->be->name), key);
     key = hash64(facts, sizeof facts, key);
     key = hash64(s->plan.early, sizeof s->plan.early, key);
-    if (s->early.n) key = hash64(s->early.stop, sizeof *s->early.stop * (size_t)s->early.n, key);
+    if (s->early.n_looks)
+        key = hash64(s->early.stop, sizeof *s->early.stop * (size_t)s->early.n_looks, key);
     for (int i = 0; i < 3; i++)
         if (parts[i]->ids) key = hash64(parts[i]->ids, sizeof(int) * (size_t)parts[i]->n, key);
     *out = hash64(&text, sizeof text, key);

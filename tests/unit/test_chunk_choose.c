@@ -144,6 +144,35 @@ static void test_ranks(void **state)
     }
 }
 
+/* Against counting; where the final score tells all, nothing is added; where it tells nothing, the feature is. */
+static void test_blend(void **state)
+{
+    (void)state;
+    int f = 3;
+    float one = 1;
+    struct ChunkScorer scorer = {&f, &one, 1, 1};
+    for (uint64_t seed = 1; seed < 30; seed++) {
+        struct ChunkSamples s = samples(seed, f);
+        for (double nats = 0; nats < 3; nats += 0.5)
+            for (int i = 0; i < SAMPLES; i++) {
+                double best = INFINITY;
+                int ahead = i == 4 ? -1 : 0;
+                for (int turn = 0; turn < 2; turn++)
+                    for (int c = 0; c < chunks[i]; c++) {
+                        int cell = i * CHUNKS + c;
+                        double v = final[cell] - nats * (double)feature[cell * FEATURES + f];
+                        if (right[cell] && !turn) best = fmin(best, v);
+                        if (i != 4 && !right[cell] && turn) ahead += v <= best;
+                    }
+                assert_int_equal(blended_ahead(&s, i, &scorer, nats), ahead);
+                if (nats == 0) assert_int_equal(ahead, finals_ahead(&s, i));
+            }
+        assert_true(chunk_blend(&s, &scorer) > 0); /* the final score is drawn by chance */
+        for (int c = 0; c < CELLS; c++) final[c] = right[c] ? -1 : 1;
+        assert_true(chunk_blend(&s, &scorer) == 0);
+    }
+}
+
 static void test_faults(void **state)
 {
     (void)state;
@@ -192,8 +221,8 @@ static void test_facts(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_first),  cmocka_unit_test(test_more),  cmocka_unit_test(test_ranks),
-        cmocka_unit_test(test_faults), cmocka_unit_test(test_facts),
+        cmocka_unit_test(test_first), cmocka_unit_test(test_more),   cmocka_unit_test(test_ranks),
+        cmocka_unit_test(test_blend), cmocka_unit_test(test_faults), cmocka_unit_test(test_facts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

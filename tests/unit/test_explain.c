@@ -95,7 +95,7 @@ static void test_scores(void **state)
     static const char *const words[] = {NULL,     "surprise", "surprise",
                                         "chance", "BM25",     "less for words they share"};
     make_sample(8);
-    for (int i = SCORE_QUESTION; i <= SCORE_FUSION; i++) {
+    for (int i = SCORE_QUESTION; i <= SCORE_ATTENTION; i++) {
         sample.result.plan.chunk_score = (enum ChunkScore)i;
         assert_non_null(strstr(render(), words[i]));
         assert_non_null(strstr(render(), "lowest bars win</b>."));

@@ -260,6 +260,78 @@ static void test_words(void **state)
     engine_close(e);
 }
 
+/* ==== Attention in the end ==== */
+
+/* All heads of the last layer. */
+static void set_last(struct ChunkProfile *p, float nats)
+{
+    *p = (struct ChunkProfile){.n_layers = LAYERS, .n_kv_heads = 2, .nats = nats};
+    p->last = (struct ChunkStop){.layer = LAYERS, .n_heads = 2};
+    for (int h = 0; h < 2; h++)
+        p->last.heads[h] = (struct StopHead){LAYERS - 1, h, MEASURE_SUM, EARLY_ROWS, 1};
+}
+
+/* The score by attention is that of the question less what the heads find, whether chunks leave early or not. */
+static void test_attention(void **state)
+{
+    (void)state;
+    for (int a = 0; a < N_ARCHS; a++) {
+        struct Engine *e = open_early(archs[a], PRECISION_F32, "");
+        struct Outcome plain = outcome(e, input);
+        struct Run run;
+        struct Prompt prompt = make_prompt(input);
+        double score[64];
+        e->settings.chunk_score = SCORE_ATTENTION;
+        memset(&run, 0, sizeof run);
+        assert_int_equal(session_open(&run.s, e, &no_request, &prompt, &run.r), PC_ECONFIG);
+        assert_non_null(strstr(err_text(), "calibrate chunks"));
+        session_close(&run.s);
+        set_last(&e->chunks, 0.75f);
+        run_open(&run, e, input);
+        brute_scores(&run, LAYERS, score);
+        run_close(&run);
+        struct Outcome off = outcome(e, input);
+        for (int c = 0; c < off.n_chunks; c++)
+            assert_true(fabs(off.score[c] - (plain.score[c] - 0.75 * score[c])) < 1e-3);
+        for (int wave = 0; wave < 4; wave++) {
+            e->settings.wave = wave;
+            set_early(e, wave % 2 ? "1:99" : "1:99,2:99");
+            struct Outcome on = outcome(e, input);
+            same_bits(&off, &on);
+        }
+        engine_close(e);
+    }
+}
+
+/* Words count beside it as in fusion. */
+static void test_attention_words(void **state)
+{
+    (void)state;
+    struct Engine *e = open_early("llama", PRECISION_F32, "");
+    char text[BYTES + 1] = "";
+    double score[4][64];
+    bool gone[64];
+    uint64_t seed = 7;
+    int n = 0;
+    for (int i = 0; i < BYTES; i++)
+        text[i] = i % 4 == 3 ? ' ' : (char)('a' + next_number(&seed) % 26);
+    memcpy(text + 700, " XYZZY ", 7);
+    for (int i = 0; i < 4; i++) {
+        set_last(&e->chunks, i == 3 ? 1 : 1e-6f);
+        e->settings.chunk_score =
+            (enum ChunkScore[]){SCORE_QUESTION, SCORE_FUSION, SCORE_ATTENTION, SCORE_ATTENTION}[i];
+        n = text_scores(e, text, score[i], gone);
+    }
+    bool words = false, heads = false;
+    for (int c = 0; c < n; c++) {
+        assert_true(fabs(score[1][c] - score[2][c]) < 1e-3);
+        words |= score[1][c] < score[0][c] - 0.1;
+        heads |= fabs(score[3][c] - score[2][c]) > 0.1;
+    }
+    assert_true(words && heads);
+    engine_close(e);
+}
+
 /* ==== Together with the rest ==== */
 
 static void check_team(struct Case c)
@@ -486,6 +558,8 @@ int main(void)
         cmocka_unit_test(test_survivors),
         cmocka_unit_test(test_profile),
         cmocka_unit_test(test_words),
+        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_attention_words),
         cmocka_unit_test(test_team),
         cmocka_unit_test(test_heads),
         cmocka_unit_test(test_order),

@@ -138,10 +138,22 @@ static void check_asked(struct Engine *e, const char *what)
     check_questions(e, q, q + 1, what);
 }
 
+/* Heads of two layers, for the score by attention. */
+static void set_last(struct Engine *e)
+{
+    const struct ModelConfig *m = &e->model.cfg;
+    struct ChunkProfile *p = &e->chunks;
+    *p = (struct ChunkProfile){.n_layers = m->n_layers, .n_kv_heads = m->n_kv_heads, .nats = 0.5f};
+    p->last = (struct ChunkStop){.layer = m->n_layers, .n_heads = 2};
+    p->last.heads[0] = (struct StopHead){0, 0, MEASURE_PEAK, 4, 1};
+    p->last.heads[1] = (struct StopHead){m->n_layers - 1, m->n_kv_heads - 1, MEASURE_SUM, 32, 2};
+}
+
 static void check_scores(struct Engine *e)
 {
     index_text(e);
-    for (int score = SCORE_AUTO; score <= SCORE_FUSION; score++)
+    set_last(e);
+    for (int score = SCORE_AUTO; score <= SCORE_ATTENTION; score++)
         for (int cap = 0; cap < 2; cap++) {
             e->settings.chunk_score = (enum ChunkScore)score;
             e->settings.kv_cap = cap ? 50 : CAP_OFF;
