@@ -70,7 +70,8 @@ const struct Setting SETTINGS[] = {
     {"chunk_score", SET_ENUM, ENUM_AT(chunk_score), WORDS_SCORE, "auto", "method",
      "what ranks the chunks: surprise of the question's own words, or of all that follows the chunk; "
      "without the model: chance, or words shared with the question; fusion: the first and the last of these; "
-     "attention: as auto would, and what the heads of chunk_profile find in the chunk; auto: fusion, or question where only token ids of the text are known"},
+     "attention: fusion, and what the heads that chunk_profile names find; auto: attention for a model with such a profile, else fusion; "
+     "where only token ids of the text are known, question"},
     {"chunk_bias", SET_FLOAT, AT(chunk_bias), 0, 0, 100, NULL, "0", "method",
      "logits of a kept chunk's tokens fall by so much for each nat that its score is worse than the best one's; for scores of the model only"},
     {"prefilter", SET_INT, AT(prefilter), 0, 1, 1 << 24, WORDS_OFF, "off", "method",
@@ -83,7 +84,7 @@ const struct Setting SETTINGS[] = {
     {"early_risk", SET_FLOAT, AT(early_risk), 0, 0, 1, NULL, "0.02", "method",
      "chance to lose at one decision a chunk with the answer that all layers would have kept, from which the survivors are counted, twice keep at least; where they would be more than 32 and fill more than 1 GiB, none leaves; early_at counts them itself"},
     {"chunk_profile", SET_TEXT, TEXT_AT(chunk_profile), NULL, "", "method",
-     "file of the profile that early goes by; empty: the one in configs/chunks that was made for this model"},
+     "file of the profile that early and the score by attention go by; empty: the one in configs/chunks that was made for this model"},
     {"prefix_copies", SET_INT, AT(prefix_copies), 0, 1, 1 << 16, NULL, "1", "method",
      "weight of the shared prefix in the merged cache, as that many copies"},
     {"calib", SET_CALIB, AT(calib), 0, 0, 0, NULL, "[]", "method",

@@ -29,7 +29,8 @@ static int open_heads(struct Engine *e)
 
 static bool wants_chunks(const struct Settings *set)
 {
-    return set->early != EARLY_OFF || set->chunk_score == SCORE_ATTENTION;
+    return set->early != EARLY_OFF || set->chunk_score == SCORE_ATTENTION ||
+           set->chunk_score == SCORE_AUTO;
 }
 
 /* The profile that early and the score by attention go by, where one of them is on. */

@@ -102,11 +102,16 @@ static int count_chunks(struct Session *s)
     return chunk_count(&s->cut, &s->plan.n_chunks);
 }
 
+static enum ChunkScore usual_score(const struct Session *s)
+{
+    if (!session_has_text(s)) return SCORE_QUESTION;
+    return s->e->chunks.nats > 0 ? SCORE_ATTENTION : SCORE_FUSION;
+}
+
 static int plan_chunks(struct Session *s)
 {
     TRY(s->store ? stored_chunks(s) : count_chunks(s));
-    if (s->set.chunk_score == SCORE_AUTO)
-        s->set.chunk_score = session_has_text(s) ? SCORE_FUSION : SCORE_QUESTION;
+    if (s->set.chunk_score == SCORE_AUTO) s->set.chunk_score = usual_score(s);
     s->plan.chunk_score = s->set.chunk_score;
     s->plan.keep =
         s->set.keep == KEEP_ALL ? s->plan.n_chunks : min_int(s->set.keep, s->plan.n_chunks);

@@ -175,12 +175,12 @@ static int applies(const struct Session *s, bool *out)
 static int last_heads(struct Session *s)
 {
     const struct ChunkProfile *p = &s->e->chunks;
-    if (p->nats == 0)
+    if (!p->n_stops)
         return err_set(PC_ECONFIG,
-                       "setting 'chunk_score': %s has no profile whose heads count in the end; "
-                       "`pcomp calibrate chunks` makes one, for --chunk-profile FILE",
+                       "setting 'chunk_score': %s has no profile to name heads; `pcomp calibrate "
+                       "chunks` makes one, for --chunk-profile FILE",
                        s->e->model.cfg.name);
-    s->early.stop[s->early.n_looks++] = p->last;
+    if (p->nats > 0) s->early.stop[s->early.n_looks++] = p->last;
     return PC_OK;
 }
 

@@ -265,7 +265,7 @@ static void test_words(void **state)
 /* All heads of the last layer. */
 static void set_last(struct ChunkProfile *p, float nats)
 {
-    *p = (struct ChunkProfile){.n_layers = LAYERS, .n_kv_heads = 2, .nats = nats};
+    *p = (struct ChunkProfile){.n_layers = LAYERS, .n_kv_heads = 2, .n_stops = 1, .nats = nats};
     p->last = (struct ChunkStop){.layer = LAYERS, .n_heads = 2};
     for (int h = 0; h < 2; h++)
         p->last.heads[h] = (struct StopHead){LAYERS - 1, h, MEASURE_SUM, EARLY_ROWS, 1};

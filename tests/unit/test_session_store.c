@@ -143,7 +143,8 @@ static void set_last(struct Engine *e)
 {
     const struct ModelConfig *m = &e->model.cfg;
     struct ChunkProfile *p = &e->chunks;
-    *p = (struct ChunkProfile){.n_layers = m->n_layers, .n_kv_heads = m->n_kv_heads, .nats = 0.5f};
+    *p = (struct ChunkProfile){
+        .n_layers = m->n_layers, .n_kv_heads = m->n_kv_heads, .n_stops = 1, .nats = 0.5f};
     p->last = (struct ChunkStop){.layer = m->n_layers, .n_heads = 2};
     p->last.heads[0] = (struct StopHead){0, 0, MEASURE_PEAK, 4, 1};
     p->last.heads[1] = (struct StopHead){m->n_layers - 1, m->n_kv_heads - 1, MEASURE_SUM, 32, 2};
