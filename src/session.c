@@ -301,7 +301,7 @@ int session_prompt(struct Engine *e, const struct Request *req, struct Prompt *o
         .chat = &e->chat,
         .frame = req->frame,
     };
-    stream_begin(req, &text);
+    stream_begin(e, req, &text);
     TRY(prompt_make(e->tok, &text, out));
     TRY(stream_prompt(req, set, out));
     if (out->context.n == 0)

@@ -306,7 +306,8 @@ size_t recall_choices(const struct Session *s); /* ints of all layers; 0 where t
 int recall_wave(struct Session *s, int first, int n); /* as prefill_wave */
 int recall_kept(struct Session *s);                   /* the kept chunks' tokens into their slots */
 /* session_stream.c: the text, wherever it is */
-void stream_begin(const struct Request *req, struct PromptText *text); /* before prompt_make */
+void stream_begin(const struct Engine *e, const struct Request *req,
+                  struct PromptText *text); /* before prompt_make */
 /* After it: what the method needs of a stream at once. */
 int stream_prompt(const struct Request *req, const struct Settings *set, struct Prompt *out);
 double stream_spent(const struct Request *req); /* seconds of scanning that no run has counted */
@@ -315,7 +316,8 @@ int stream_tokens(const struct Session *s);
 size_t text_bytes(const struct Session *s); /* of main memory that text, ids and chunks take */
 /* Both hold until the next call of either. */
 int chunk_ids(struct Session *s, const struct Chunk *c, const int **ids);
-int chunk_text(void *session, int chunk, struct LexText *out);
+int chunk_texts(void *session, int first, int n, struct LexText *out);
+int texts_at_once(const struct Session *s); /* the most that it is asked for */
 int hash_tokens(struct Session *s, uint64_t seed, uint64_t *out); /* hash64 of the context's ids */
 uint64_t hash_text(const struct Request *req);                    /* hash64 of its bytes, seed 0 */
 

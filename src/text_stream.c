@@ -86,38 +86,46 @@ static int place_room(struct TextStream *st, size_t n)
     return PC_OK;
 }
 
+struct Room {
+    size_t bytes;
+    int tokens;
+};
+
 /* The longest stretch of segments that n tokens in a row can lie in. */
-static void longest_stretch(const struct TextStream *st, int n, size_t *bytes, int *tokens)
+static struct Room longest_stretch(const struct TextStream *st, int n)
 {
     const struct TextSegment *s = st->segments;
-    *bytes = 0;
-    *tokens = 0;
+    struct Room most = {0, 0};
     for (int i = 0, end = 0; i < st->n_segments; i++) {
         if (s[i + 1].token == s[i].token) continue;
         /* they begin with this segment's last token */
         while (end < st->n_segments && s[end].token < (int64_t)s[i + 1].token - 1 + n) end++;
-        if (s[end].byte - s[i].byte > *bytes) *bytes = s[end].byte - s[i].byte;
-        if (s[end].token - s[i].token > *tokens) *tokens = s[end].token - s[i].token;
+        if (s[end].byte - s[i].byte > most.bytes) most.bytes = s[end].byte - s[i].byte;
+        most.tokens = max_int(most.tokens, s[end].token - s[i].token);
     }
+    return most;
 }
 
-size_t text_stream_room(const struct TextStream *st, int n)
+static struct Room most_room(const struct TextStream *st, int n, int n_text)
 {
-    size_t bytes;
-    int tokens;
-    longest_stretch(st, n, &bytes, &tokens);
-    return bytes + (size_t)tokens * (sizeof(int) + sizeof(size_t));
+    struct Room most = longest_stretch(st, n);
+    if (n_text > n) most.bytes = longest_stretch(st, n_text).bytes;
+    return most;
 }
 
-int text_stream_reserve(struct TextStream *st, int n)
+size_t text_stream_room(const struct TextStream *st, int n, int n_text)
 {
-    size_t bytes;
-    int tokens;
+    struct Room most = most_room(st, n, n_text);
+    return most.bytes + (size_t)most.tokens * (sizeof(int) + sizeof(size_t));
+}
+
+int text_stream_reserve(struct TextStream *st, int n, int n_text)
+{
+    struct Room most = most_room(st, n, n_text);
     st->segment_end = 0;
-    longest_stretch(st, n, &bytes, &tokens);
-    TRY(text_room(st, bytes));
-    TRY(ids_room(st, tokens));
-    return place_room(st, (size_t)tokens + 1);
+    TRY(text_room(st, most.bytes));
+    TRY(ids_room(st, most.tokens));
+    return place_room(st, (size_t)most.tokens + 1);
 }
 
 size_t text_stream_held(const struct TextStream *st)

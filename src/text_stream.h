@@ -77,9 +77,10 @@ int text_stream_bytes(struct TextStream *st, size_t begin, size_t end);
 /* Ids of all tokens, to ids [n_tokens]. */
 int text_stream_all(struct TextStream *st, int *ids);
 
-/* Memory: what loading any stretch of n tokens takes at most. Allocates it, so that later loads need not. */
-size_t text_stream_room(const struct TextStream *st, int n);
-int text_stream_reserve(struct TextStream *st, int n);
+/* Memory: what loading any stretch of n tokens takes at most, or the bytes of n_text. Allocates it, so that later loads
+ * need not. */
+size_t text_stream_room(const struct TextStream *st, int n, int n_text);
+int text_stream_reserve(struct TextStream *st, int n, int n_text);
 /* Held besides that. */
 size_t text_stream_held(const struct TextStream *st);
 

@@ -245,8 +245,8 @@ static void check_loads(struct TextStream *st, const struct Tokenizer *t, const 
     size_t *place = calloc((size_t)ids->n + 1, sizeof *place);
     token_places(t, ids->ids, ids->n, (struct Slice){text->data, text->len}, place);
     if (most > ids->n) most = ids->n;
-    fine(text_stream_reserve(st, most));
-    size_t room = text_stream_room(st, most), held = mem_in_use();
+    fine(text_stream_reserve(st, most, 0));
+    size_t room = text_stream_room(st, most, 0), held = mem_in_use();
     for (int i = 0; i < 40; i++) {
         int n = 1 + (int)below(&state, (uint32_t)most),
             begin = (int)below(&state, (uint32_t)(ids->n - n + 1));
@@ -545,7 +545,7 @@ static int open_and_load(const struct Tokenizer *t, const char *path)
     int status = text_stream_open(&st, &path, 1);
     if (status == PC_OK) status = source_hash(&st.source, 3, &hash);
     if (status == PC_OK) status = text_stream_scan(&st, t, true, NULL, NULL);
-    if (status == PC_OK) status = text_stream_reserve(&st, 50);
+    if (status == PC_OK) status = text_stream_reserve(&st, 50, 0);
     if (status == PC_OK) status = text_stream_load(&st, 100, 900);
     if (status == PC_OK) status = text_stream_places(&st);
     text_stream_close(&st);
