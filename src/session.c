@@ -199,6 +199,7 @@ static int session_alloc(struct Session *s)
     TRY(alloc_slots(s));
     TRY(alloc_policy(s));
     TRY(alloc_ranks(s));
+    TRY(ahead_open(s));
     TRY(early_open(s));
     TRY(tf_open(&s->tf, s->e->be, s->e->dev, &s->e->model, s->batch_rows));
     TRY(rope_open(s));
@@ -229,6 +230,7 @@ int session_open(struct Session *s, struct Engine *e, const struct Request *req,
 
 void session_close(struct Session *s)
 {
+    text_ahead_close(s->ahead);
     if (s->keep_dev) s->e->be->release(s->e->dev, s->keep_dev);
     far_close(s);
     heads_close(s);

@@ -154,9 +154,39 @@ int stream_cut(struct Session *s)
 
 /* ==== Chunks ==== */
 
+/* Chunks of a stream are read ahead where there is more than one wave of them. */
+static bool reads_ahead(const struct Session *s)
+{
+    return s->req->stream && s->set.method == METHOD_PARALLELCOMP && s->n_mine > s->plan.wave;
+}
+
+static struct AheadRoom ahead_room(const struct Session *s)
+{
+    return (struct AheadRoom){.ranges = s->plan.wave,
+                              .tokens = s->plan.wave * s->plan.chunk_tokens,
+                              .longest = s->plan.chunk_tokens};
+}
+
+int ahead_open(struct Session *s)
+{
+    return reads_ahead(s) ? text_ahead_open(s->req->stream, ahead_room(s), &s->ahead) : PC_OK;
+}
+
+void ahead_order(struct Session *s, const int *chunks, int n)
+{
+    struct TextRange range[WAVE_MAX];
+    if (!s->ahead) return;
+    for (int i = 0; i < n; i++)
+        range[i] = (struct TextRange){s->chunks[chunks[i]].begin, s->chunks[chunks[i]].end};
+    text_ahead_order(s->ahead, range, n);
+}
+
 int chunk_ids(struct Session *s, const struct Chunk *c, const int **ids)
 {
     struct TextStream *st = s->req->stream;
+    *ids = NULL;
+    if (s->ahead) TRY(text_ahead_take(s->ahead, (struct TextRange){c->begin, c->end}, ids));
+    if (*ids) return PC_OK;
     if (st) TRY(text_stream_load(st, c->begin, c->end));
     *ids = st ? text_stream_ids(st, c->begin) : s->prompt.context.ids + c->begin;
     return PC_OK;
@@ -164,7 +194,7 @@ int chunk_ids(struct Session *s, const struct Chunk *c, const int **ids)
 
 int texts_at_once(const struct Session *s)
 {
-    enum { TOKENS = 32768 }; /* enough for threads to share */
+    enum { TOKENS = 8192 }; /* enough for threads to share */
     int n = max_int(s->e->settings.threads, TOKENS / max_int(s->plan.chunk_tokens, 1));
     return min_int(n, s->plan.n_chunks);
 }
@@ -228,6 +258,7 @@ size_t text_bytes(const struct Session *s)
     if (!st) return s->req->context_len + ids + (size_t)s->plan.n_context * (sizeof(size_t) + 1);
     size_t chunk = sizeof *s->chunks + sizeof *s->out->chunks + 2 * sizeof *s->places +
                    2 * sizeof(int) + sizeof *s->shared;
+    size_t ahead = reads_ahead(s) ? text_ahead_bytes(st, ahead_room(s)) : 0;
     return text_stream_held(st) + text_stream_room(st, stream_tokens(s), stream_texts(s)) + ids +
-           chunk * chunks;
+           ahead + chunk * chunks;
 }
