@@ -116,7 +116,9 @@ static struct Room most_room(const struct TextStream *st, int n, int n_text)
 size_t text_stream_room(const struct TextStream *st, int n, int n_text)
 {
     struct Room most = most_room(st, n, n_text);
-    return most.bytes + (size_t)most.tokens * (sizeof(int) + sizeof(size_t));
+    size_t text = 64; /* as a Str grows */
+    while (text <= most.bytes) text *= 2;
+    return text + (size_t)most.tokens * (sizeof(int) + sizeof(size_t)) + sizeof(size_t);
 }
 
 int text_stream_reserve(struct TextStream *st, int n, int n_text)
