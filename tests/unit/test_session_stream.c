@@ -277,6 +277,37 @@ static void test_scores(void **state)
     engine_close(e);
 }
 
+/* Words are those of each chunk's own bytes, however many chunks are looked at together. */
+static void test_words(void **state)
+{
+    (void)state;
+    const char *question = "Where is the xyzzy and nought?";
+    for (int threads = 1; threads < 4; threads += 2) {
+        struct Engine *e = open_engine("llama", PRECISION_INT16, threads);
+        struct Text p = prose(30000, 3);
+        e->settings.chunk_score = SCORE_BM25;
+        e->settings.max_tokens = 1;
+        for (int way = 0; way < 4; way++) {
+            struct Request req = request_of(&p, way % 2, question);
+            struct Result r;
+            struct LexText text[400];
+            double score[400];
+            e->settings.overlap = way / 2 * 23;
+            must(session_run(e, &req, &r));
+            int n = r.plan.n_chunks;
+            assert_in_range(n, 100, 399); /* several times what is looked at together */
+            for (int c = 0; c < n; c++)
+                text[c] = (struct LexText){p.str.data + r.chunks[c].byte_begin,
+                                           r.chunks[c].byte_end - r.chunks[c].byte_begin};
+            must(bm25_scores((struct LexText){question, strlen(question)}, text, n, score));
+            for (int c = 0; c < n; c++) assert_true(r.chunks[c].score == -score[c]);
+            result_free(&r);
+        }
+        text_close(&p);
+        engine_close(e);
+    }
+}
+
 /* Methods that read one sequence, with and without room for all of it. */
 static void test_methods(void **state)
 {
@@ -693,14 +724,23 @@ static void test_early(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_early),      cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_long_runs),  cmocka_unit_test(test_far_stop),
-        cmocka_unit_test(test_runs),       cmocka_unit_test(test_scores),
-        cmocka_unit_test(test_methods),    cmocka_unit_test(test_no_tail),
-        cmocka_unit_test(test_scans_once), cmocka_unit_test(test_ahead),
-        cmocka_unit_test(test_progress),   cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_ranks),      cmocka_unit_test(test_changes),
-        cmocka_unit_test(test_stops),      cmocka_unit_test(test_failing_allocations),
+        cmocka_unit_test(test_early),
+        cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_long_runs),
+        cmocka_unit_test(test_far_stop),
+        cmocka_unit_test(test_runs),
+        cmocka_unit_test(test_scores),
+        cmocka_unit_test(test_methods),
+        cmocka_unit_test(test_no_tail),
+        cmocka_unit_test(test_scans_once),
+        cmocka_unit_test(test_ahead),
+        cmocka_unit_test(test_words),
+        cmocka_unit_test(test_progress),
+        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_ranks),
+        cmocka_unit_test(test_changes),
+        cmocka_unit_test(test_stops),
+        cmocka_unit_test(test_failing_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
