@@ -194,7 +194,7 @@ int chunk_ids(struct Session *s, const struct Chunk *c, const int **ids)
 
 int texts_at_once(const struct Session *s)
 {
-    enum { TOKENS = 8192 }; /* enough for threads to share */
+    enum { TOKENS = 65536 }; /* enough for threads to share */
     int n = max_int(s->e->settings.threads, TOKENS / max_int(s->plan.chunk_tokens, 1));
     return min_int(n, s->plan.n_chunks);
 }

@@ -13,7 +13,7 @@
 
 enum {
     LOOK_BYTES = 64,      /* seen behind a segment, for what decides whether its end is certain */
-    BATCH = 256,          /* segments between two calls of `seen` */
+    BATCH = 1024,         /* segments of a block: threads wait for each other once */
     HANDS_MAX = 16,       /* threads: reading feeds no more */
     HAND_BYTES = 1 << 16, /* of a text that repay another one */
 };
@@ -106,7 +106,7 @@ static void segment_count(struct Scan *scan, int i, struct ScanHand *hand)
 
 static int block_count(struct Scan *scan)
 {
-#pragma omp parallel for schedule(static) num_threads(scan->n_hands) if (scan->n > 1)
+#pragma omp parallel for schedule(dynamic, 8) num_threads(scan->n_hands) if (scan->n > 1)
     for (int i = 0; i < scan->n; i++) segment_count(scan, i, &scan->hands[omp_get_thread_num()]);
     return err_tell(&scan->failed);
 }

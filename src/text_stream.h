@@ -59,7 +59,7 @@ int text_stream_share(const struct TextStream *st, struct TextStream *reader);
 void text_stream_leave(struct TextStream *reader);
 
 /* Counts the tokens. begins: the text is the start of the model's input. The second scan of the same kind returns at once.
- * seen is called every few segments, by this thread, and may end the scan; it may be NULL. Counts do not depend on threads.
+ * seen is called every MiB or so, by this thread, and may end the scan; it may be NULL. Counts do not depend on threads.
  * Errors: those of source_read and source_check; PC_ERANGE (more tokens than can be counted). */
 int text_stream_scan(struct TextStream *st, const struct Tokenizer *t, bool begins,
                      int (*seen)(void *user, const struct TextScan *scan), void *user);

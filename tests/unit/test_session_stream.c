@@ -284,18 +284,18 @@ static void test_words(void **state)
     const char *question = "Where is the xyzzy and nought?";
     for (int threads = 1; threads < 4; threads += 2) {
         struct Engine *e = open_engine("llama", PRECISION_INT16, threads);
-        struct Text p = prose(30000, 3);
+        struct Text p = prose(300000, 3);
         e->settings.chunk_score = SCORE_BM25;
         e->settings.max_tokens = 1;
         for (int way = 0; way < 4; way++) {
             struct Request req = request_of(&p, way % 2, question);
             struct Result r;
-            struct LexText text[400];
-            double score[400];
+            static struct LexText text[4000];
+            static double score[4000];
             e->settings.overlap = way / 2 * 23;
             must(session_run(e, &req, &r));
             int n = r.plan.n_chunks;
-            assert_in_range(n, 100, 399); /* several times what is looked at together */
+            assert_in_range(n, 1500, 3999); /* several times what is looked at together */
             for (int c = 0; c < n; c++)
                 text[c] = (struct LexText){p.str.data + r.chunks[c].byte_begin,
                                            r.chunks[c].byte_end - r.chunks[c].byte_begin};
@@ -438,7 +438,7 @@ static void test_progress(void **state)
 {
     (void)state;
     struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
-    struct Text p = prose(600000, 1);
+    struct Text p = prose(4000000, 1);
     struct Seen seen = {0};
     struct Request req = request_of(&p, true, "Where?");
     struct PlanInfo plan;
@@ -451,7 +451,7 @@ static void test_progress(void **state)
     assert_true(llabs(seen.share - plan.n_context) < plan.n_context / 10); /* by the bytes */
     text_close(&p);
     for (int after = 1; after < 4; after++) {
-        struct Text q = prose(600000, 1);
+        struct Text q = prose(4000000, 1);
         req = request_of(&q, true, "Where?");
         req.stop = stop_seen;
         req.user = &seen;

@@ -354,7 +354,7 @@ static void test_threads(void **state)
     struct Str text = {0};
     struct TextStream one, st;
     temp_name(path);
-    hostile_text(&text, 700000, 5);
+    hostile_text(&text, 2300000, 5);
     write_text(path, text.data, text.len);
     fine(text_stream_open(&one, paths, 1));
     fine(text_stream_scan(&one, t, true, NULL, NULL));
@@ -415,7 +415,7 @@ static void test_blocks(void **state)
     char path[32];
     const char *paths[] = {path};
     struct Str text = {0};
-    for (int i = 0; text.len < 600000; i++) fine(str_appendf(&text, "the%d\n", i));
+    for (int i = 0; text.len < 2200000; i++) fine(str_appendf(&text, "the%d\n", i));
     temp_name(path);
     write_text(path, text.data, text.len);
     for (int kind = 1; kind < N_VOCABS; kind += 3) {
@@ -540,7 +540,7 @@ static void test_changes(void **state)
 
 static int shorten(void *user, const struct TextScan *scan)
 {
-    if (scan->bytes > 0) assert_int_equal(truncate(user, 300000), 0);
+    if (scan->bytes > 0) assert_int_equal(truncate(user, 1500000), 0);
     return PC_OK;
 }
 
@@ -557,7 +557,7 @@ static void test_scan_ends(void **state)
     struct Tokenizer *t = tiny_tokenizer(1, &v);
     char path[32];
     const char *paths[] = {path};
-    struct Str text = prose(600000);
+    struct Str text = prose(2500000);
     struct TextStream st;
     temp_name(path);
     write_text(path, text.data, text.len);
@@ -566,7 +566,7 @@ static void test_scan_ends(void **state)
     check_stream(&st, t, &text, true, 1); /* a stopped scan leaves nothing behind */
     text_stream_close(&st);
     fine(text_stream_open(&st, paths, 1));
-    refuses(text_stream_scan(&st, t, true, shorten, path), PC_EIO, path, "at byte 300000");
+    refuses(text_stream_scan(&st, t, true, shorten, path), PC_EIO, path, "at byte 1500000");
     text_stream_close(&st);
     unlink(path);
     str_free(&text);
