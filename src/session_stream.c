@@ -1,9 +1,13 @@
 /* session_stream.c - a run over a text that is not in memory (text_stream.h): what it takes from the stream, and when.
  *
  * Cuts, kept chunks and answer are those of the same text in memory. The text is gone through four times, a stretch at a
- * time: its tokens are counted; the tokens around each cut are read for the cut to find a boundary; the bytes of the chunks, for
- * the question's words (where BM25 is asked for: twice); and each chunk's tokens when its wave begins. Kept of the text are a few
- * bytes a segment and a chunk. Methods that read one sequence take all token ids, four bytes each.
+ * time: its tokens are counted, by all threads; the tokens around each cut are read for the cut to find a boundary; the bytes of
+ * the chunks, for the question's words, by all threads (where BM25 is asked for: twice); and each chunk's tokens, by a thread of
+ * their own while the device works on the wave before. Kept of the text are a few bytes a segment and a chunk. Methods that
+ * read one sequence take all token ids, four bytes each.
+ *
+ * A pipe is counted as it comes, but no chunk is read before its end: cuts are balanced over all of the text, and words are
+ * weighed against all chunks, so that the first chunk's end and its score depend on the last byte.
  */
 #include "session.h"
 
