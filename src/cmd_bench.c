@@ -195,7 +195,7 @@ static int bench_threads(struct Bench *b, struct TextStream *st, int threads)
     struct Request req = {
         .stream = st, .question = "What did the clerk carry?", .stop = signals_stop};
     struct BenchCase *cases[N_TEXT_WORK];
-    struct BenchText once;
+    struct BenchText once = {0};
     for (int i = 0; i < N_TEXT_WORK; i++) cases[i] = case_new(b, names[i], "", "tok/s");
     for (int r = 0; r <= b->cli->repeats; r++) {
         TRY(engine_bench_text(b->engine, &req, threads, &once));

@@ -63,7 +63,7 @@ void text_stream_leave(struct TextStream *reader);
  * Errors: those of source_read and source_check; PC_ERANGE (more tokens than can be counted). */
 int text_stream_scan(struct TextStream *st, const struct Tokenizer *t, bool begins,
                      int (*seen)(void *user, const struct TextScan *scan), void *user);
-void text_stream_forget(struct TextStream *st); /* the scan */
+void text_stream_forget(struct TextStream *st);  /* the scan */
 uint32_t text_sum(const char *text, size_t len); /* a segment's checksum */
 
 /* Loads the segments that hold tokens [begin, end), begin < end. */
