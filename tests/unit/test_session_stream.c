@@ -393,10 +393,10 @@ static void test_ahead(void **state)
     log_set(LOG_ERROR);
     for (int threads = 1; threads <= 4; threads *= 2) {
         struct Engine *e = open_engine("llama", PRECISION_INT16, threads);
-        struct Text p = prose(1800, 8);
+        struct Text p = prose(1600, 8);
         e->settings.keep = 2;
         e->settings.max_tokens = 2;
-        for (int way = 0; way < (threads == 1 ? 8 : 2); way++) {
+        for (int way = 0; way < (threads == 1 ? 6 : 2); way++) {
             e->settings.wave = 1 + way / 2;
             e->settings.early = way % 2 ? EARLY_AUTO : EARLY_OFF;
             e->settings.overlap = way == 4 ? 20 : 0;
