@@ -16,11 +16,14 @@ struct LexText {
  * chunk without any of them gets 0. Errors: PC_ENOMEM. */
 int bm25_scores(struct LexText question, const struct LexText *chunks, int n, double *score);
 
-/* The same of chunks that are not in memory together: text(user, c, &out) gives chunk c until the next call. All are
- * asked for twice, in order. Errors: those of text, PC_ENOMEM. */
+/* The same of chunks that are not in memory together: texts(user, first, n, out) gives chunks [first, first + n), which hold
+ * until the next call. All are asked for twice, in order. Their words are counted by all threads, with the same scores.
+ * Errors: those of texts, PC_ENOMEM. */
 struct LexReader {
-    int (*text)(void *user, int chunk, struct LexText *out);
+    int (*texts)(void *user, int first, int n, struct LexText *out);
     void *user;
+    int most; /* chunks of a call */
+    int threads;
 };
 int bm25_read(struct LexText question, const struct LexReader *chunks, int n, double *score);
 

@@ -23,8 +23,6 @@
 
 /* ==== Status ==== */
 
-enum { ERR_ROOM = 1024 };
-
 static _Thread_local char err_buffer[ERR_ROOM];
 
 int err_set(int code, const char *fmt, ...)
@@ -55,6 +53,18 @@ int err_prefix(int code, const char *fmt, ...)
 const char *err_text(void)
 {
     return err_buffer;
+}
+
+void err_keep(struct ErrKept *kept, int status)
+{
+    if (kept->status < 0) return;
+    kept->status = status;
+    snprintf(kept->text, sizeof kept->text, "%s", err_buffer);
+}
+
+int err_tell(const struct ErrKept *kept)
+{
+    return kept->status < 0 ? err_set(kept->status, "%s", kept->text) : PC_OK;
 }
 
 /* ==== Sizes ==== */

@@ -38,6 +38,16 @@ int err_set(int code, const char *fmt, ...) __attribute__((format(printf, 2, 3))
 int err_prefix(int code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 const char *err_text(void);
 
+enum { ERR_ROOM = 1024 }; /* of a text */
+/* What one thread has met, for another one to tell; all zero: nothing yet. */
+struct ErrKept {
+    int status;
+    char text[ERR_ROOM];
+};
+/* Keeps status and this thread's text, unless something is kept already. Callers see to it that one thread at a time does. */
+void err_keep(struct ErrKept *kept, int status);
+int err_tell(const struct ErrKept *kept); /* as err_set; PC_OK where nothing is kept */
+
 #define TRY(x)                                                                                     \
     do {                                                                                           \
         int try_status_ = (x);                                                                     \

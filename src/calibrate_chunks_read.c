@@ -201,8 +201,9 @@ struct WordReader {
     struct Str bytes;
 };
 
-static int chunk_bytes(void *user, int chunk, struct LexText *out)
+static int chunk_bytes(void *user, int chunk, int n, struct LexText *out)
 {
+    (void)n; /* one at a time */
     struct WordReader *w = user;
     const struct Chunk *c = &w->r->text->chunks[chunk];
     w->bytes.len = 0;
@@ -219,7 +220,7 @@ static int note_words(struct WordReader *w, int ask, int sample, double *score,
                       struct ChunkSamples *out)
 {
     const struct ChunkText *t = w->r->text;
-    const struct LexReader chunks = {chunk_bytes, w};
+    const struct LexReader chunks = {chunk_bytes, w, 1, 1};
     struct Str asked = {0};
     int status = prompt_words(w->r->e->tok, &t->asks[ask], &asked);
     if (status == PC_OK)

@@ -2,10 +2,11 @@
  *
  * Prefill and decode are timed on session_run(), the path that answers real questions, over a text of
  * exactly the stated number of tokens. Each case runs once unmeasured, so that page faults of the
- * model file are not counted, then `repeats` times.
+ * model file are not counted, then `repeats` times. What the host does with a text before that is timed by itself.
  */
 #include "cli.h"
 #include "provenance.h"
+#include "text_stream.h"
 #include "tokenizer.h"
 
 #include <math.h>
@@ -174,6 +175,50 @@ static int bench_paper(struct Bench *b)
     return paper_line(b, &set, n_tokens, "full attention");
 }
 
+/* ==== The host's part ==== */
+
+/* The text as a stream: files, or so many tokens of made prose. */
+static int stream_open(struct Bench *b, struct TextStream *out)
+{
+    if (b->cli->files.n) return cli_stream(b->cli, out);
+    size_t n = b->cli->tokens ? (size_t)b->cli->tokens : 1 << 20;
+    TRY(prose_make(&b->text, n * 4));
+    TRY(source_open_spool(&out->source));
+    TRY(source_put(&out->source, b->text.data, b->text.len));
+    out->source.whole = true;
+    return PC_OK;
+}
+
+static int bench_threads(struct Bench *b, struct TextStream *st, int threads)
+{
+    static const char *const names[] = {"text scan", "text cuts", "text words", "text loads"};
+    struct Request req = {
+        .stream = st, .question = "What did the clerk carry?", .stop = signals_stop};
+    struct BenchCase *cases[N_TEXT_WORK];
+    struct BenchText once = {0};
+    for (int i = 0; i < N_TEXT_WORK; i++) cases[i] = case_new(b, names[i], "", "tok/s");
+    for (int r = 0; r <= b->cli->repeats; r++) {
+        TRY(engine_bench_text(b->engine, &req, threads, &once));
+        for (int i = 0; i < N_TEXT_WORK && r > 0; i++)
+            case_add(cases[i], once.seconds[i], once.n_tokens);
+    }
+    for (int i = 0; i < N_TEXT_WORK; i++)
+        snprintf(cases[i]->shape, sizeof cases[i]->shape, "%d tokens, %d thread%s", once.n_tokens,
+                 threads, threads == 1 ? "" : "s");
+    return PC_OK;
+}
+
+/* By one thread and by all. */
+static int bench_text(struct Bench *b)
+{
+    struct TextStream st = {0};
+    int threads = engine_settings(b->engine)->threads, status = stream_open(b, &st);
+    if (status == PC_OK) status = bench_threads(b, &st, 1);
+    if (status == PC_OK && threads > 1) status = bench_threads(b, &st, threads);
+    text_stream_close(&st);
+    return status;
+}
+
 /* ==== Operations ==== */
 
 static int bench_ops(struct Bench *b)
@@ -266,14 +311,15 @@ static int table_json(const struct Bench *b, struct Str *out)
 
 int cmd_bench(struct Cli *cli)
 {
-    static const char *const parts[] = {"prefill", "decode", "ops", "paper", "all"};
+    static const char *const parts[] = {"prefill", "decode", "ops", "text", "paper", "all"};
     const char *part = cli->args.n ? cli->args.items[0] : "all",
                *format = cli->format ? cli->format : "md";
     bool known = false, json = strcmp(format, "json") == 0, md = strcmp(format, "md") == 0;
-    for (int i = 0; i < 5; i++) known |= strcmp(part, parts[i]) == 0;
+    for (int i = 0; i < 6; i++) known |= strcmp(part, parts[i]) == 0;
     if (!known || cli->args.n > 1)
         return err_set(PC_ECONFIG,
-                       "bench '%.32s' is not known; accepted: prefill, decode, ops, paper, all",
+                       "bench '%.32s' is not known; accepted: prefill, decode, ops, text, paper, "
+                       "all",
                        part);
     if (!json && !md && strcmp(format, "csv") != 0)
         return err_set(PC_ECONFIG, "flag '--format': '%.32s' is not known; accepted: md, csv, json",
@@ -290,6 +336,7 @@ int cmd_bench(struct Cli *cli)
     TRY_GOTO(cli_open(cli, &b->engine));
     if (prefill || decode) status = bench_sessions(b, prefill, decode);
     if (status == PC_OK && ops) status = bench_ops(b);
+    if (strcmp(part, "text") == 0) status = bench_text(b);
     if (strcmp(part, "paper") == 0) status = bench_paper(b);
     if (status < 0 && status != PC_EINTR) goto fail;
     if (status == PC_EINTR)

@@ -201,4 +201,13 @@ struct BenchRow {
 int engine_bench_op(struct Engine *e, int op, int n_tokens,
                     struct BenchRow *row); /* PC_ERANGE past the last op */
 
+/* What so many threads of the host do with a streamed text, without the model: see bench_text.c. */
+enum TextWork { TEXT_SCAN, TEXT_CUTS, TEXT_WORDS, TEXT_LOADS, N_TEXT_WORK };
+struct BenchText {
+    double seconds[N_TEXT_WORK];
+    int n_tokens;
+};
+int engine_bench_text(struct Engine *e, const struct Request *req, int threads,
+                      struct BenchText *out);
+
 #endif

@@ -122,6 +122,7 @@ int wave_begin(struct Session *s, struct Wave *w)
         row += n + q;
     }
     s->seq_begin[w->n] = row;
+    ahead_order(s, w->chunk + w->n, w->n_next);
     w->batch = (struct Batch){.tokens = s->tokens,
                               .pos = s->pos,
                               .seq_begin = s->seq_begin,
@@ -361,6 +362,7 @@ int prefill_wave(struct Session *s, int first, int n)
 {
     struct Wave w = {
         .chunk = s->todo + first, .n = n, .to = s->e->model.cfg.n_layers, .n_read = first};
+    w.n_next = min_int(s->plan.wave, s->n_mine - first - n);
     w.n_before = wave_tokens_before(s, first);
     w.n_tokens = wave_tokens_before(s, first + n) - w.n_before;
     TRY(wave_slots(s, &w));

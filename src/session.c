@@ -199,6 +199,7 @@ static int session_alloc(struct Session *s)
     TRY(alloc_slots(s));
     TRY(alloc_policy(s));
     TRY(alloc_ranks(s));
+    TRY(ahead_open(s));
     TRY(early_open(s));
     TRY(tf_open(&s->tf, s->e->be, s->e->dev, &s->e->model, s->batch_rows));
     TRY(rope_open(s));
@@ -229,6 +230,7 @@ int session_open(struct Session *s, struct Engine *e, const struct Request *req,
 
 void session_close(struct Session *s)
 {
+    text_ahead_close(s->ahead);
     if (s->keep_dev) s->e->be->release(s->e->dev, s->keep_dev);
     far_close(s);
     heads_close(s);
@@ -301,7 +303,7 @@ int session_prompt(struct Engine *e, const struct Request *req, struct Prompt *o
         .chat = &e->chat,
         .frame = req->frame,
     };
-    stream_begin(req, &text);
+    stream_begin(e, req, &text);
     TRY(prompt_make(e->tok, &text, out));
     TRY(stream_prompt(req, set, out));
     if (out->context.n == 0)

@@ -12,6 +12,7 @@
 #include "prompt.h"
 #include "store.h"
 #include "team.h"
+#include "text_ahead.h"
 #include "transformer.h"
 
 enum { WAVE_MAX = 256 }; /* chunks of one wave */
@@ -56,6 +57,7 @@ struct Slot {
 struct Wave {
     const int *chunk; /* [n] */
     int n;
+    int n_next; /* chunks [n, n + n_next) are those of the next wave, if that begins with their tokens */
     int from, to; /* layers [from, to) are run; from > 0: x is put in place by the caller */
     int n_read;   /* chunks done before it, for the progress, */
     int64_t n_before, n_tokens; /* and text tokens before it and in it */
@@ -138,6 +140,8 @@ struct Session {
     size_t *
         places; /* [n_chunks, 2] bytes of the text at which each chunk of a stream begins and ends */
     int *todo;  /* [n_chunks] chunks to prefill, plan.n_read of them, in document order */
+    struct TextAhead
+        *ahead;        /* loads the next wave's tokens of a stream; NULL: there is no next one */
     int n_mine;        /* of these, those of this rank: todo[0 .. n_mine) from share_chunks on */
     int n_tokens_todo; /* context tokens in them */
     int cap;           /* tokens kept a chunk and head, at most */
@@ -309,16 +313,21 @@ size_t recall_choices(const struct Session *s); /* ints of all layers; 0 where t
 int recall_wave(struct Session *s, int first, int n); /* as prefill_wave */
 int recall_kept(struct Session *s);                   /* the kept chunks' tokens into their slots */
 /* session_stream.c: the text, wherever it is */
-void stream_begin(const struct Request *req, struct PromptText *text); /* before prompt_make */
+void stream_begin(const struct Engine *e, const struct Request *req,
+                  struct PromptText *text); /* before prompt_make */
 /* After it: what the method needs of a stream at once. */
 int stream_prompt(const struct Request *req, const struct Settings *set, struct Prompt *out);
 double stream_spent(const struct Request *req); /* seconds of scanning that no run has counted */
 int stream_cut(struct Session *s);              /* fills chunks and places */
 int stream_tokens(const struct Session *s);
 size_t text_bytes(const struct Session *s); /* of main memory that text, ids and chunks take */
+int ahead_open(struct Session *s); /* reads the next wave's chunks while the device works */
+/* These chunks' tokens are what will be asked for next, in this order. */
+void ahead_order(struct Session *s, const int *chunks, int n);
 /* Both hold until the next call of either. */
 int chunk_ids(struct Session *s, const struct Chunk *c, const int **ids);
-int chunk_text(void *session, int chunk, struct LexText *out);
+int chunk_texts(void *session, int first, int n, struct LexText *out);
+int texts_at_once(const struct Session *s); /* the most that it is asked for */
 int hash_tokens(struct Session *s, uint64_t seed, uint64_t *out); /* hash64 of the context's ids */
 uint64_t hash_text(const struct Request *req);                    /* hash64 of its bytes, seed 0 */
 

@@ -501,6 +501,7 @@ int early_chunks(struct Session *s)
         for (int at = 0; at < n; at += s->plan.wave) {
             struct Wave w = {
                 .chunk = chunk + at, .n = min_int(n - at, s->plan.wave), .from = from, .to = to};
+            if (from == 0) w.n_next = min_int(n - at - w.n, s->plan.wave);
             TRY(early_wave(s, &w, d));
         }
         if (d == e->n) break;

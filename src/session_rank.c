@@ -60,7 +60,7 @@ static int score_words(struct Session *s, double *score)
                        s->set.prefilter ? "with prefilter, chunk_score" : "chunk_score",
                        setting_word("chunk_score", (int)s->set.chunk_score));
     struct Str asked = {0};
-    struct LexReader chunks = {chunk_text, s};
+    struct LexReader chunks = {chunk_texts, s, texts_at_once(s), s->e->settings.threads};
     int status = prompt_words(s->e->tok, &s->prompt, &asked);
     if (status == PC_OK)
         status = bm25_read((struct LexText){asked.data, asked.len}, &chunks, n, score);

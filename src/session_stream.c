@@ -1,9 +1,13 @@
 /* session_stream.c - a run over a text that is not in memory (text_stream.h): what it takes from the stream, and when.
  *
  * Cuts, kept chunks and answer are those of the same text in memory. The text is gone through four times, a stretch at a
- * time: its tokens are counted; the tokens around each cut are read for the cut to find a boundary; the bytes of the chunks, for
- * the question's words (where BM25 is asked for: twice); and each chunk's tokens when its wave begins. Kept of the text are a few
- * bytes a segment and a chunk. Methods that read one sequence take all token ids, four bytes each.
+ * time: its tokens are counted, by all threads; the tokens around each cut are read for the cut to find a boundary; the bytes of
+ * the chunks, for the question's words, by all threads (where BM25 is asked for: twice); and each chunk's tokens, by a thread of
+ * their own while the device works on the wave before. Kept of the text are a few bytes a segment and a chunk. Methods that
+ * read one sequence take all token ids, four bytes each.
+ *
+ * A pipe is counted as it comes, but no chunk is read before its end: cuts are balanced over all of the text, and words are
+ * weighed against all chunks, so that the first chunk's end and its score depend on the last byte.
  */
 #include "session.h"
 
@@ -24,9 +28,10 @@ static int scan_seen(void *user, const struct TextScan *scan)
     return PC_OK;
 }
 
-void stream_begin(const struct Request *req, struct PromptText *text)
+void stream_begin(const struct Engine *e, const struct Request *req, struct PromptText *text)
 {
     if (!req->stream) return;
+    req->stream->threads = e->settings.threads;
     req->stream->source.stop = req->stop;
     req->stream->source.user = req->user;
     text->stream = req->stream;
@@ -116,6 +121,13 @@ static int near_cut(void *user, int lo, int hi, uint8_t *boundary)
     return PC_OK;
 }
 
+/* Tokens whose bytes are loaded at once, at most, for their words. */
+static int stream_texts(const struct Session *s)
+{
+    int64_t n = (int64_t)texts_at_once(s) * s->plan.chunk_tokens;
+    return n < s->plan.n_context ? (int)n : s->plan.n_context;
+}
+
 /* Where token i begins; behind the last one, where the text ends. */
 static int place_of(struct TextStream *st, int i, size_t *place)
 {
@@ -136,7 +148,7 @@ int stream_cut(struct Session *s)
     if (p->n_chunks == 0) return PC_OK;
     s->places = mem_alloc(2 * (size_t)p->n_chunks, sizeof *s->places);
     if (!s->places) return PC_ENOMEM;
-    TRY(text_stream_reserve(st, stream_tokens(s)));
+    TRY(text_stream_reserve(st, stream_tokens(s), stream_texts(s)));
     if (s->set.method == METHOD_PARALLELCOMP)
         TRY(chunk_plan_read(&s->cut, p->n_chunks, s->chunks, &reader));
     place_cut(&search);
@@ -146,22 +158,62 @@ int stream_cut(struct Session *s)
 
 /* ==== Chunks ==== */
 
+/* Chunks of a stream are read ahead where there is more than one wave of them. */
+static bool reads_ahead(const struct Session *s)
+{
+    return s->req->stream && s->set.method == METHOD_PARALLELCOMP && s->n_mine > s->plan.wave;
+}
+
+static struct AheadRoom ahead_room(const struct Session *s)
+{
+    return (struct AheadRoom){.ranges = s->plan.wave,
+                              .tokens = s->plan.wave * s->plan.chunk_tokens,
+                              .longest = s->plan.chunk_tokens};
+}
+
+int ahead_open(struct Session *s)
+{
+    return reads_ahead(s) ? text_ahead_open(s->req->stream, ahead_room(s), &s->ahead) : PC_OK;
+}
+
+void ahead_order(struct Session *s, const int *chunks, int n)
+{
+    struct TextRange range[WAVE_MAX];
+    if (!s->ahead) return;
+    for (int i = 0; i < n; i++)
+        range[i] = (struct TextRange){s->chunks[chunks[i]].begin, s->chunks[chunks[i]].end};
+    text_ahead_order(s->ahead, range, n);
+}
+
 int chunk_ids(struct Session *s, const struct Chunk *c, const int **ids)
 {
     struct TextStream *st = s->req->stream;
+    *ids = NULL;
+    if (s->ahead) TRY(text_ahead_take(s->ahead, (struct TextRange){c->begin, c->end}, ids));
+    if (*ids) return PC_OK;
     if (st) TRY(text_stream_load(st, c->begin, c->end));
     *ids = st ? text_stream_ids(st, c->begin) : s->prompt.context.ids + c->begin;
     return PC_OK;
 }
 
-int chunk_text(void *session, int chunk, struct LexText *out)
+int texts_at_once(const struct Session *s)
+{
+    enum { TOKENS = 65536 }; /* enough for threads to share */
+    int n = max_int(s->e->settings.threads, TOKENS / max_int(s->plan.chunk_tokens, 1));
+    return min_int(n, s->plan.n_chunks);
+}
+
+int chunk_texts(void *session, int first, int n, struct LexText *out)
 {
     struct Session *s = session;
     struct TextStream *st = s->req->stream;
-    const struct ChunkInfo *info = &s->out->chunks[chunk];
-    if (st) TRY(text_stream_bytes(st, info->byte_begin, info->byte_end));
-    out->data = st ? st->text.data : s->req->context + info->byte_begin;
-    out->len = info->byte_end - info->byte_begin;
+    const struct ChunkInfo *info = &s->out->chunks[first];
+    size_t begin = info[0].byte_begin;
+    if (st) TRY(text_stream_bytes(st, begin, info[n - 1].byte_end));
+    const char *text = st ? st->text.data : s->req->context + begin;
+    for (int i = 0; i < n; i++)
+        out[i] = (struct LexText){text + (info[i].byte_begin - begin),
+                                  info[i].byte_end - info[i].byte_begin};
     return PC_OK;
 }
 
@@ -210,5 +262,7 @@ size_t text_bytes(const struct Session *s)
     if (!st) return s->req->context_len + ids + (size_t)s->plan.n_context * (sizeof(size_t) + 1);
     size_t chunk = sizeof *s->chunks + sizeof *s->out->chunks + 2 * sizeof *s->places +
                    2 * sizeof(int) + sizeof *s->shared;
-    return text_stream_held(st) + text_stream_room(st, stream_tokens(s)) + ids + chunk * chunks;
+    size_t ahead = reads_ahead(s) ? text_ahead_bytes(st, ahead_room(s)) : 0;
+    return text_stream_held(st) + text_stream_room(st, stream_tokens(s), stream_texts(s)) + ids +
+           ahead + chunk * chunks;
 }

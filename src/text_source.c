@@ -172,6 +172,19 @@ void source_close(struct TextSource *s)
     *s = (struct TextSource){0};
 }
 
+void source_share(const struct TextSource *s, struct TextSource *reader)
+{
+    *reader = *s;
+    reader->is_open = false;
+    reader->stop = NULL;
+}
+
+void source_leave(struct TextSource *reader)
+{
+    part_close(reader);
+    *reader = (struct TextSource){0};
+}
+
 /* ==== The spool ==== */
 
 static int spool_error(const char *folder)

@@ -40,6 +40,10 @@ int source_open(struct TextSource *s, const char *const *paths, int n);
 int source_open_spool(struct TextSource *s);
 int source_put(struct TextSource *s, const char *data, size_t len);
 void source_close(struct TextSource *s);
+/* A second reader of a text that is whole, for another thread: it opens files itself and borrows all else. source_leave
+ * closes it, before the first one is closed. */
+void source_share(const struct TextSource *s, struct TextSource *reader);
+void source_leave(struct TextSource *reader);
 
 /* Reads bytes [at, at + len); *got is less than len at the text's end only. A pipe is read as far as that takes.
  * Errors: PC_EIO (cannot be read, shorter than it was), PC_EFORMAT (an empty file), PC_EINTR. */

@@ -3,13 +3,7 @@
 
 #include "tokenizer_places.h"
 
-#include <limits.h>
 #include <string.h>
-
-enum {
-    LOOK_BYTES = 64,    /* read behind a segment, for what decides whether its end is certain */
-    SEEN_SEGMENTS = 64, /* between two calls of `seen` */
-};
 
 int text_stream_open(struct TextStream *st, const char *const *paths, int n)
 {
@@ -17,7 +11,7 @@ int text_stream_open(struct TextStream *st, const char *const *paths, int n)
     return source_open(&st->source, paths, n);
 }
 
-static void scan_forget(struct TextStream *st)
+void text_stream_forget(struct TextStream *st)
 {
     encoder_close(st->encoder);
     mem_free(st->segments);
@@ -29,14 +23,38 @@ static void scan_forget(struct TextStream *st)
     str_clear(&st->text);
 }
 
-void text_stream_close(struct TextStream *st)
+/* What was loaded. */
+static void stretch_free(struct TextStream *st)
 {
-    scan_forget(st);
-    source_close(&st->source);
     str_free(&st->text);
     tokens_free(&st->ids);
     mem_free(st->place);
     *st = (struct TextStream){0};
+}
+
+void text_stream_close(struct TextStream *st)
+{
+    text_stream_forget(st);
+    source_close(&st->source);
+    stretch_free(st);
+}
+
+int text_stream_share(const struct TextStream *st, struct TextStream *reader)
+{
+    *reader = (struct TextStream){.tok = st->tok,
+                                  .begins = st->begins,
+                                  .segments = st->segments,
+                                  .n_segments = st->n_segments,
+                                  .n_tokens = st->n_tokens};
+    source_share(&st->source, &reader->source);
+    return encoder_open(st->tok, LONG_TEXT, &reader->encoder);
+}
+
+void text_stream_leave(struct TextStream *reader)
+{
+    source_leave(&reader->source);
+    encoder_close(reader->encoder);
+    stretch_free(reader);
 }
 
 /* ==== Room ==== */
@@ -68,147 +86,54 @@ static int place_room(struct TextStream *st, size_t n)
     return PC_OK;
 }
 
+struct Room {
+    size_t bytes;
+    int tokens;
+};
+
 /* The longest stretch of segments that n tokens in a row can lie in. */
-static void longest_stretch(const struct TextStream *st, int n, size_t *bytes, int *tokens)
+static struct Room longest_stretch(const struct TextStream *st, int n)
 {
     const struct TextSegment *s = st->segments;
-    *bytes = 0;
-    *tokens = 0;
+    struct Room most = {0, 0};
     for (int i = 0, end = 0; i < st->n_segments; i++) {
         if (s[i + 1].token == s[i].token) continue;
         /* they begin with this segment's last token */
         while (end < st->n_segments && s[end].token < (int64_t)s[i + 1].token - 1 + n) end++;
-        if (s[end].byte - s[i].byte > *bytes) *bytes = s[end].byte - s[i].byte;
-        if (s[end].token - s[i].token > *tokens) *tokens = s[end].token - s[i].token;
+        if (s[end].byte - s[i].byte > most.bytes) most.bytes = s[end].byte - s[i].byte;
+        most.tokens = max_int(most.tokens, s[end].token - s[i].token);
     }
+    return most;
 }
 
-size_t text_stream_room(const struct TextStream *st, int n)
+static struct Room most_room(const struct TextStream *st, int n, int n_text)
 {
-    size_t bytes;
-    int tokens;
-    longest_stretch(st, n, &bytes, &tokens);
-    return bytes + (size_t)tokens * (sizeof(int) + sizeof(size_t));
+    struct Room most = longest_stretch(st, n);
+    if (n_text > n) most.bytes = longest_stretch(st, n_text).bytes;
+    return most;
 }
 
-int text_stream_reserve(struct TextStream *st, int n)
+size_t text_stream_room(const struct TextStream *st, int n, int n_text)
 {
-    size_t bytes;
-    int tokens;
+    struct Room most = most_room(st, n, n_text);
+    size_t text = 64; /* as a Str grows */
+    while (text <= most.bytes) text *= 2;
+    return text + (size_t)most.tokens * (sizeof(int) + sizeof(size_t)) + sizeof(size_t);
+}
+
+int text_stream_reserve(struct TextStream *st, int n, int n_text)
+{
+    struct Room most = most_room(st, n, n_text);
     st->segment_end = 0;
-    longest_stretch(st, n, &bytes, &tokens);
-    TRY(text_room(st, bytes));
-    TRY(ids_room(st, tokens));
-    return place_room(st, (size_t)tokens + 1);
+    TRY(text_room(st, most.bytes));
+    TRY(ids_room(st, most.tokens));
+    return place_room(st, (size_t)most.tokens + 1);
 }
 
 size_t text_stream_held(const struct TextStream *st)
 {
     return (size_t)st->cap * sizeof *st->segments + (st->encoder ? encoder_bytes(st->encoder) : 0) +
            st->source.held.cap;
-}
-
-/* ==== Scan ==== */
-
-static uint32_t sum_of(const char *text, size_t len)
-{
-    return (uint32_t)hash64(text, len, 0);
-}
-
-static int segment_push(struct TextStream *st, size_t byte, uint32_t sum)
-{
-    if (st->n_segments + 1 >= st->cap) {
-        int cap = st->cap ? st->cap + st->cap / 2 : 64;
-        struct TextSegment *segments =
-            mem_grow(st->segments, (size_t)st->cap, (size_t)cap, sizeof *segments);
-        if (!segments) return PC_ENOMEM;
-        st->segments = segments;
-        st->cap = cap;
-    }
-    st->segments[st->n_segments++] = (struct TextSegment){byte, st->n_tokens, sum};
-    return PC_OK;
-}
-
-/* Reads a segment at byte `at` into st->text; its length is 0 behind the end. */
-static int segment_read(struct TextStream *st, size_t at)
-{
-    struct TextSource *s = &st->source;
-    for (size_t wanted = SEGMENT_BYTES;; wanted *= 2) {
-        size_t got, cut;
-        TRY(text_room(st, wanted + LOOK_BYTES));
-        TRY(source_read(s, at, wanted + LOOK_BYTES, st->text.data, &got));
-        bool ends = got < wanted + LOOK_BYTES;
-        TRY(source_check(s, at, st->text.data, got, ends));
-        if (got >= INT_MAX)
-            return err_set(PC_ERANGE, "%zu bytes without a place to cut; the limit is 2 GiB", got);
-        cut = ends && got <= wanted ? got : tokenizer_cut(st->tok, st->text.data, got, ends);
-        if (cut == 0 && ends) cut = got;
-        st->text.len = cut;
-        if (cut || ends) return PC_OK;
-    }
-}
-
-static int segment_encode(struct TextStream *st, int segment, const char *text, size_t len)
-{
-    return encoder_add(st->encoder, text, len, st->begins && segment == 0, &st->ids);
-}
-
-static int segment_take(struct TextStream *st, size_t at)
-{
-    const struct Str *text = &st->text;
-    st->ids.n = 0;
-    TRY(segment_encode(st, st->n_segments, text->data, text->len));
-    TRY(segment_push(st, at, sum_of(text->data, text->len)));
-    if (st->ids.n > INT_MAX - 1 - st->n_tokens)
-        return err_set(PC_ERANGE, "the text has more than %d tokens; cut it in several", INT_MAX);
-    st->n_tokens += st->ids.n;
-    return PC_OK;
-}
-
-struct Scan {
-    struct Hash64 *hash;
-    double begun;
-    int (*seen)(void *user, const struct TextScan *scan);
-    void *user;
-};
-
-static int scan_seen(const struct TextStream *st, const struct Scan *scan, size_t at)
-{
-    struct TextScan info = {at, st->source.whole ? st->source.size : 0, st->n_tokens,
-                            clock_seconds() - scan->begun};
-    return scan->seen ? scan->seen(scan->user, &info) : PC_OK;
-}
-
-static int scan_segments(struct TextStream *st, struct Scan *scan)
-{
-    for (size_t at = 0;; at += st->text.len) {
-        if (st->n_segments % SEEN_SEGMENTS == 0) TRY(scan_seen(st, scan, at));
-        TRY(segment_read(st, at));
-        if (st->text.len == 0) break;
-        hash64_add(scan->hash, st->text.data, st->text.len);
-        TRY(segment_take(st, at));
-    }
-    TRY(segment_push(st, st->source.size, 0));
-    st->n_segments--;
-    return PC_OK;
-}
-
-int text_stream_scan(struct TextStream *st, const struct Tokenizer *t, bool begins,
-                     int (*seen)(void *user, const struct TextScan *scan), void *user)
-{
-    enum { LONG_TEXT = 1 << 24 }; /* its words repay remembering */
-    if (st->tok == t && st->begins == begins) return PC_OK;
-    struct Scan scan = {.begun = clock_seconds(), .seen = seen, .user = user};
-    scan_forget(st);
-    st->tok = t;
-    st->begins = begins;
-    int status = encoder_open(t, LONG_TEXT, &st->encoder);
-    if (status == PC_OK) status = hash64_begin(0, &scan.hash);
-    if (status == PC_OK) status = scan_segments(st, &scan);
-    st->hash = hash64_end(scan.hash);
-    st->seconds += clock_seconds() - scan.begun;
-    if (status < 0) scan_forget(st);
-    return status;
 }
 
 /* ==== Loading ==== */
@@ -227,13 +152,18 @@ static int segment_of(const struct TextStream *st, int token)
     return lo;
 }
 
+uint32_t text_sum(const char *text, size_t len)
+{
+    return (uint32_t)hash64(text, len, 0);
+}
+
 /* Encodes a segment that lies at `text` again. */
 static int segment_again(struct TextStream *st, int segment, const char *text)
 {
     const struct TextSegment *s = &st->segments[segment];
     size_t len = s[1].byte - s->byte;
-    if (sum_of(text, len) != s->sum) return source_changed(&st->source, s->byte);
-    return segment_encode(st, segment, text, len);
+    if (text_sum(text, len) != s->sum) return source_changed(&st->source, s->byte);
+    return encoder_add(st->encoder, text, len, st->begins && segment == 0, &st->ids);
 }
 
 int text_stream_bytes(struct TextStream *st, size_t begin, size_t end)

@@ -536,6 +536,11 @@ tsv() {
     run --separate-stderr "$PCOMP" bench prefill -m "$TINY" -r 2 --tokens 256 -n 1 --format csv
     [ "$(wc -l <<< "$output")" -eq 2 ]
     [[ "${lines[0]}" == test,shape,repeats,* ]]
+    run --separate-stderr "$PCOMP" bench text -m "$TINY" -r 1 --tokens 5000 --threads 2 --format csv
+    [ "$(wc -l <<< "$output")" -eq 9 ] # four parts, by one thread and by two
+    [[ "${lines[1]}" == "text scan,"*"1 thread\""* && "${lines[8]}" == "text loads,"*"2 threads\""* ]]
+    run --separate-stderr "$PCOMP" bench text -m "$TINY" -r 1 -f text.txt --threads 1 --method full --format csv
+    [ "$(wc -l <<< "$output")" -eq 5 ]
     run --separate-stderr "$PCOMP" bench ops -m "$TINY" -r 2 --tokens 64 --format json
     [ "$status" -eq 0 ]
     jq -e '.schema == "pcomp.bench.v1" and (.rows | length) > 0 and .rows[0].repeats == 2' <<< "$output"

@@ -54,6 +54,22 @@ static void test_error_text(void **state)
     free(filler);
 }
 
+/* What another thread has met is told with its text, the first of several; and as it was, whatever happens meanwhile. */
+static void test_error_kept(void **state)
+{
+    (void)state;
+    struct ErrKept kept = {0};
+    err_set(PC_EIO, "of this thread");
+    assert_int_equal(err_tell(&kept), PC_OK);
+    assert_string_equal(err_text(), "of this thread");
+#pragma omp parallel for num_threads(2)
+    for (int i = 0; i < 2; i++)
+        if (i == 1) err_keep(&kept, err_set(PC_ENOMEM, "of another"));
+    err_keep(&kept, err_set(PC_EFORMAT, "later"));
+    assert_int_equal(err_tell(&kept), PC_ENOMEM);
+    assert_string_equal(err_text(), "of another");
+}
+
 static int relay(int code)
 {
     TRY(code);
@@ -451,6 +467,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_error_text),
+        cmocka_unit_test(test_error_kept),
         cmocka_unit_test(test_try),
         cmocka_unit_test(test_sizes),
         cmocka_unit_test(test_alloc_zeroed_aligned_counted),

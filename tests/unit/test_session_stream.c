@@ -2,8 +2,26 @@
  * scores to the bit, answers and hashes; memory that does not grow; ranks; files that change on the way.
  */
 #include "stream_support.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+
 #include "team_support.h"
 #include "tests/unit/session_support.h"
+
+/* ==== Threads ==== */
+
+static bool no_threads;
+
+/* Stands before the C library's own: none can be started. */
+int pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*run)(void *), void *user)
+{
+    int (*real)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+    void *found = dlsym(RTLD_NEXT, "pthread_create");
+    memcpy(&real, &found, sizeof real);
+    return no_threads ? EAGAIN : real(thread, attr, run, user);
+}
 
 /* ==== Both ways ==== */
 
@@ -259,6 +277,37 @@ static void test_scores(void **state)
     engine_close(e);
 }
 
+/* Words are those of each chunk's own bytes, however many chunks are looked at together. */
+static void test_words(void **state)
+{
+    (void)state;
+    const char *question = "Where is the xyzzy and nought?";
+    for (int threads = 1; threads < 4; threads += 2) {
+        struct Engine *e = open_engine("llama", PRECISION_INT16, threads);
+        struct Text p = prose(300000, 3);
+        e->settings.chunk_score = SCORE_BM25;
+        e->settings.max_tokens = 1;
+        for (int way = 0; way < 4; way++) {
+            struct Request req = request_of(&p, way % 2, question);
+            struct Result r;
+            static struct LexText text[4000];
+            static double score[4000];
+            e->settings.overlap = way / 2 * 23;
+            must(session_run(e, &req, &r));
+            int n = r.plan.n_chunks;
+            assert_in_range(n, 1500, 3999); /* several times what is looked at together */
+            for (int c = 0; c < n; c++)
+                text[c] = (struct LexText){p.str.data + r.chunks[c].byte_begin,
+                                           r.chunks[c].byte_end - r.chunks[c].byte_begin};
+            must(bm25_scores((struct LexText){question, strlen(question)}, text, n, score));
+            for (int c = 0; c < n; c++) assert_true(r.chunks[c].score == -score[c]);
+            result_free(&r);
+        }
+        text_close(&p);
+        engine_close(e);
+    }
+}
+
 /* Methods that read one sequence, with and without room for all of it. */
 static void test_methods(void **state)
 {
@@ -321,6 +370,47 @@ static void test_scans_once(void **state)
     engine_close(e);
 }
 
+/* ==== Reading ahead ==== */
+
+/* The stream's own reader has loaded the first wave, and the thread all others; or all, where there is no thread. */
+static void check_ahead(struct Engine *e, const struct Text *t, bool early)
+{
+    struct Result r;
+    struct Request req = request_of(t, true, "Where is the xyzzy?");
+    both_ways(e, t, "Where is the xyzzy?");
+    must(session_run(e, &req, &r));
+    int n = r.plan.n_chunks, wave = r.plan.wave, last = no_threads ? n - 1 : wave - 1;
+    assert_true(n > 3 * wave && (r.plan.n_early > 0) == early);
+    const struct TextStream *st = &t->stream;
+    assert_true(st->first <= r.chunks[last].begin && st->first + st->ids.n >= r.chunks[last].end);
+    if (!no_threads) assert_true(st->first + st->ids.n < r.chunks[n - 1].begin);
+    result_free(&r);
+}
+
+static void test_ahead(void **state)
+{
+    (void)state;
+    log_set(LOG_ERROR);
+    for (int threads = 1; threads <= 4; threads *= 2) {
+        struct Engine *e = open_engine("llama", PRECISION_INT16, threads);
+        struct Text p = prose(1600, 8);
+        e->settings.keep = 2;
+        e->settings.max_tokens = 2;
+        for (int way = 0; way < (threads == 1 ? 6 : 2); way++) {
+            e->settings.wave = 1 + way / 2;
+            e->settings.early = way % 2 ? EARLY_AUTO : EARLY_OFF;
+            e->settings.overlap = way == 4 ? 20 : 0;
+            snprintf(e->settings.early_at, sizeof e->settings.early_at, way % 2 ? "1:6" : "");
+            check_ahead(e, &p, way % 2);
+            no_threads = threads == 1; /* others belong to the backend */
+            check_ahead(e, &p, way % 2);
+            no_threads = false;
+        }
+        text_close(&p);
+        engine_close(e);
+    }
+}
+
 /* ==== Progress and stopping ==== */
 
 struct Seen {
@@ -348,7 +438,7 @@ static void test_progress(void **state)
 {
     (void)state;
     struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
-    struct Text p = prose(600000, 1);
+    struct Text p = prose(4000000, 1);
     struct Seen seen = {0};
     struct Request req = request_of(&p, true, "Where?");
     struct PlanInfo plan;
@@ -361,7 +451,7 @@ static void test_progress(void **state)
     assert_true(llabs(seen.share - plan.n_context) < plan.n_context / 10); /* by the bytes */
     text_close(&p);
     for (int after = 1; after < 4; after++) {
-        struct Text q = prose(600000, 1);
+        struct Text q = prose(4000000, 1);
         req = request_of(&q, true, "Where?");
         req.stop = stop_seen;
         req.user = &seen;
@@ -547,6 +637,41 @@ static void test_changes(void **state)
     engine_close(e);
 }
 
+static bool stop_late(void *user)
+{
+    return --*(int *)user == 0;
+}
+
+/* Stopped at any moment of the waves: the thread is gone, and what it had. */
+static void test_stops(void **state)
+{
+    (void)state;
+    const struct BatchShape least = {.rows = 1, .seqs = 1, .keys = 1, .head_rows = 1};
+    struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
+    struct Text p = prose(1000, 2);
+    e->settings.wave = 2;
+    e->settings.max_tokens = 1;
+    int status = PC_EINTR, n_stopped = 0;
+    for (int after = 1; status != PC_OK; after++) {
+        struct Request req = request_of(&p, true, "Where?");
+        struct Result r;
+        int left = after;
+        req.stop = stop_late;
+        req.user = &left;
+        must(e->be->reserve(e->dev, &least));
+        size_t before = mem_in_use();
+        status = session_run(e, &req, &r);
+        result_free(&r);
+        must(e->be->reserve(e->dev, &least));
+        if (after > 2) assert_int_equal(mem_in_use(), before);
+        if (status < 0) assert_int_equal(status, PC_EINTR);
+        n_stopped += status < 0;
+    }
+    assert_true(n_stopped > 12);
+    text_close(&p);
+    engine_close(e);
+}
+
 static void test_failing_allocations(void **state)
 {
     (void)state;
@@ -599,13 +724,23 @@ static void test_early(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_early),      cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_long_runs),  cmocka_unit_test(test_far_stop),
-        cmocka_unit_test(test_runs),       cmocka_unit_test(test_scores),
-        cmocka_unit_test(test_methods),    cmocka_unit_test(test_no_tail),
-        cmocka_unit_test(test_scans_once), cmocka_unit_test(test_progress),
-        cmocka_unit_test(test_memory),     cmocka_unit_test(test_ranks),
-        cmocka_unit_test(test_changes),    cmocka_unit_test(test_failing_allocations),
+        cmocka_unit_test(test_early),
+        cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_long_runs),
+        cmocka_unit_test(test_far_stop),
+        cmocka_unit_test(test_runs),
+        cmocka_unit_test(test_scores),
+        cmocka_unit_test(test_methods),
+        cmocka_unit_test(test_no_tail),
+        cmocka_unit_test(test_scans_once),
+        cmocka_unit_test(test_ahead),
+        cmocka_unit_test(test_words),
+        cmocka_unit_test(test_progress),
+        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_ranks),
+        cmocka_unit_test(test_changes),
+        cmocka_unit_test(test_stops),
+        cmocka_unit_test(test_failing_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -245,8 +245,8 @@ static void check_loads(struct TextStream *st, const struct Tokenizer *t, const 
     size_t *place = calloc((size_t)ids->n + 1, sizeof *place);
     token_places(t, ids->ids, ids->n, (struct Slice){text->data, text->len}, place);
     if (most > ids->n) most = ids->n;
-    fine(text_stream_reserve(st, most));
-    size_t room = text_stream_room(st, most), held = mem_in_use();
+    fine(text_stream_reserve(st, most, 0));
+    size_t room = text_stream_room(st, most, 0), held = mem_in_use();
     for (int i = 0; i < 40; i++) {
         int n = 1 + (int)below(&state, (uint32_t)most),
             begin = (int)below(&state, (uint32_t)(ids->n - n + 1));
@@ -266,10 +266,28 @@ static void check_loads(struct TextStream *st, const struct Tokenizer *t, const 
     free(place);
 }
 
+/* A second reader, in turns with the first one. */
+static void check_share(struct TextStream *st, const struct Tokens *ids, uint64_t seed)
+{
+    struct TextStream reader;
+    uint64_t state = seed;
+    fine(text_stream_share(st, &reader));
+    for (int i = 0; i < 10; i++) {
+        int n = 1 + (int)below(&state, ids->n < 300 ? (uint32_t)ids->n : 300),
+            begin = (int)below(&state, (uint32_t)(ids->n - n + 1));
+        const struct Tokens want = {ids->ids + begin, n, n};
+        struct TextStream *by = i % 3 ? &reader : st;
+        fine(text_stream_load(by, begin, begin + n));
+        same_ids(&want, text_stream_ids(by, begin), n, "a second reader");
+    }
+    text_stream_leave(&reader);
+}
+
 static void check_stream(struct TextStream *st, const struct Tokenizer *t, const struct Str *text,
                          bool begins, uint64_t seed)
 {
     struct Tokens ids = whole_ids(t, text->data, text->len, begins);
+    st->threads = 1 << seed % 3;
     fine(text_stream_scan(st, t, begins, NULL, NULL));
     assert_int_equal(st->n_tokens, ids.n);
     assert_int_equal(st->source.size, text->len);
@@ -278,6 +296,7 @@ static void check_stream(struct TextStream *st, const struct Tokenizer *t, const
     fine(text_stream_all(st, all));
     same_ids(&ids, all, st->n_tokens, "all");
     if (ids.n) check_loads(st, t, &ids, text, seed);
+    if (ids.n) check_share(st, &ids, seed);
     free(all);
     tokens_free(&ids);
 }
@@ -313,14 +332,50 @@ static void test_streams(void **state)
 {
     (void)state;
     static struct TinyVocab v;
-    static const size_t sizes[] = {1,    2,    100,   4095,  4096,   4097,
-                                   4160, 8192, 12000, 65536, 150000, 1300000};
+    static const size_t sizes[] = {1,    2,    100,   1023,  1024,  1025,   1088,
+                                   1089, 8192, 12000, 65536, 65537, 150000, 1300000};
     for (int kind = 0; kind < N_VOCABS; kind++) {
         struct Tokenizer *t = tiny_tokenizer(kind, &v);
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-            if (sizes[i] < 1000000 || kind == 1) check_file(t, sizes[i], 10 * i + (uint64_t)kind);
+            if (sizes[i] < 600000 || kind == 1 || kind == SPM_PLAIN)
+                check_file(t, sizes[i], 10 * i + (uint64_t)kind);
         tokenizer_close(t);
     }
+}
+
+/* Any number of threads finds the same segments, in a file and in a pipe. */
+static void test_threads(void **state)
+{
+    (void)state;
+    static struct TinyVocab v;
+    struct Tokenizer *t = tiny_tokenizer(3, &v);
+    char path[32];
+    const char *paths[] = {path};
+    struct Str text = {0};
+    struct TextStream one, st;
+    temp_name(path);
+    hostile_text(&text, 2300000, 5);
+    write_text(path, text.data, text.len);
+    fine(text_stream_open(&one, paths, 1));
+    fine(text_stream_scan(&one, t, true, NULL, NULL));
+    for (int i = 0; i < 8; i++) {
+        pid_t child = i % 2 ? pipe_begin(path, text.data, text.len, 3) : 0;
+        if (!child) unlink(path);
+        if (!child) write_text(path, text.data, text.len);
+        fine(text_stream_open(&st, paths, 1));
+        st.threads = (int[]){0, 2, 4, 40}[i / 2];
+        fine(text_stream_scan(&st, t, true, NULL, NULL));
+        assert_int_equal(st.n_segments, one.n_segments);
+        assert_memory_equal(st.segments, one.segments,
+                            sizeof *st.segments * (size_t)(st.n_segments + 1));
+        assert_true(st.hash == one.hash && st.n_tokens == one.n_tokens);
+        text_stream_close(&st);
+        if (child) pipe_end(child);
+    }
+    text_stream_close(&one);
+    unlink(path);
+    str_free(&text);
+    tokenizer_close(t);
 }
 
 /* Nothing certain for long: segments grow as they must. */
@@ -350,6 +405,29 @@ static void test_long_words(void **state)
             tokenizer_close(t);
         }
     unlink(path);
+}
+
+/* Lines without blanks over several blocks of a scan: only the first one stands at the text's beginning. */
+static void test_blocks(void **state)
+{
+    (void)state;
+    static struct TinyVocab v;
+    char path[32];
+    const char *paths[] = {path};
+    struct Str text = {0};
+    for (int i = 0; text.len < 2200000; i++) fine(str_appendf(&text, "the%d\n", i));
+    temp_name(path);
+    write_text(path, text.data, text.len);
+    for (int kind = 1; kind < N_VOCABS; kind += 3) {
+        struct Tokenizer *t = tiny_tokenizer(kind, &v);
+        struct TextStream st;
+        fine(text_stream_open(&st, paths, 1));
+        check_stream(&st, t, &text, true, (uint64_t)kind);
+        text_stream_close(&st);
+        tokenizer_close(t);
+    }
+    unlink(path);
+    str_free(&text);
 }
 
 /* Files one after the other are the text that they make with blank lines between. */
@@ -462,7 +540,7 @@ static void test_changes(void **state)
 
 static int shorten(void *user, const struct TextScan *scan)
 {
-    if (scan->bytes > 0) assert_int_equal(truncate(user, 300000), 0);
+    if (scan->bytes > 0) assert_int_equal(truncate(user, 1500000), 0);
     return PC_OK;
 }
 
@@ -479,7 +557,7 @@ static void test_scan_ends(void **state)
     struct Tokenizer *t = tiny_tokenizer(1, &v);
     char path[32];
     const char *paths[] = {path};
-    struct Str text = prose(600000);
+    struct Str text = prose(2500000);
     struct TextStream st;
     temp_name(path);
     write_text(path, text.data, text.len);
@@ -488,7 +566,7 @@ static void test_scan_ends(void **state)
     check_stream(&st, t, &text, true, 1); /* a stopped scan leaves nothing behind */
     text_stream_close(&st);
     fine(text_stream_open(&st, paths, 1));
-    refuses(text_stream_scan(&st, t, true, shorten, path), PC_EIO, path, "at byte 300000");
+    refuses(text_stream_scan(&st, t, true, shorten, path), PC_EIO, path, "at byte 1500000");
     text_stream_close(&st);
     unlink(path);
     str_free(&text);
@@ -524,6 +602,7 @@ static void test_bad_text(void **state)
         snprintf(place, sizeof place, i % 6 ? "byte %zu (0x" : "NUL at byte %zu:", at);
         for (int n = 1; n <= 2; n++) {
             fine(text_stream_open(&st, paths + 2 - n, n));
+            st.threads = 3;
             refuses(text_stream_scan(&st, t, true, NULL, NULL), PC_EFORMAT, path[1], place);
             refuses(source_hash(&st.source, 0, &hash), PC_EFORMAT, path[1], place);
             text_stream_close(&st);
@@ -538,18 +617,42 @@ static void test_bad_text(void **state)
 
 /* ==== Failing allocations ==== */
 
-static int open_and_load(const struct Tokenizer *t, const char *path)
+static int open_and_load(const struct Tokenizer *t, const char *path, int threads)
 {
     struct TextStream st;
     uint64_t hash;
     int status = text_stream_open(&st, &path, 1);
     if (status == PC_OK) status = source_hash(&st.source, 3, &hash);
+    st.threads = threads;
     if (status == PC_OK) status = text_stream_scan(&st, t, true, NULL, NULL);
-    if (status == PC_OK) status = text_stream_reserve(&st, 50);
+    if (status == PC_OK) status = text_stream_reserve(&st, 50, 0);
     if (status == PC_OK) status = text_stream_load(&st, 100, 900);
     if (status == PC_OK) status = text_stream_places(&st);
     text_stream_close(&st);
     return status;
+}
+
+/* Threads meet failures, too; of how many of their allocations is theirs to say. */
+static void fail_each(const struct Tokenizer *t, size_t bytes, int threads)
+{
+    char path[32];
+    struct Str text = {0};
+    temp_name(path);
+    hostile_text(&text, bytes, 2);
+    write_text(path, text.data, text.len);
+    size_t before = mem_in_use();
+    int status = PC_ENOMEM, n = 0;
+    while (status != PC_OK && n < 2000) {
+        mem_fail_after(++n);
+        status = open_and_load(t, path, threads);
+        mem_fail_after(0);
+        assert_true(status == PC_OK || status == PC_ENOMEM);
+        if (status < 0) assert_non_null(strstr(err_text(), "injected"));
+        assert_int_equal(mem_in_use(), before);
+    }
+    assert_in_range(n, 8, 1999);
+    unlink(path);
+    str_free(&text);
 }
 
 static void test_failing_allocations(void **state)
@@ -558,23 +661,8 @@ static void test_failing_allocations(void **state)
     static struct TinyVocab v;
     for (int kind = 0; kind < N_VOCABS; kind += 3) {
         struct Tokenizer *t = tiny_tokenizer(kind, &v);
-        char path[32];
-        struct Str text = {0};
-        temp_name(path);
-        hostile_text(&text, 30000, 2);
-        write_text(path, text.data, text.len);
-        size_t before = mem_in_use();
-        int status = PC_ENOMEM, n = 0;
-        while (status != PC_OK && n < 2000) {
-            mem_fail_after(++n);
-            status = open_and_load(t, path);
-            mem_fail_after(0);
-            assert_true(status == PC_OK || status == PC_ENOMEM);
-            assert_int_equal(mem_in_use(), before);
-        }
-        assert_in_range(n, 8, 1999);
-        unlink(path);
-        str_free(&text);
+        fail_each(t, 30000, 1);
+        if (kind == 0) fail_each(t, 200000, 3);
         tokenizer_close(t);
     }
 }
@@ -584,7 +672,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_words),       cmocka_unit_test(test_cuts),
         cmocka_unit_test(test_cuts_golden), cmocka_unit_test(test_where),
-        cmocka_unit_test(test_streams),     cmocka_unit_test(test_long_words),
+        cmocka_unit_test(test_streams),     cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_long_words),  cmocka_unit_test(test_blocks),
         cmocka_unit_test(test_files),       cmocka_unit_test(test_models),
         cmocka_unit_test(test_changes),     cmocka_unit_test(test_scan_ends),
         cmocka_unit_test(test_bad_text),    cmocka_unit_test(test_failing_allocations),

@@ -1,0 +1,209 @@
+/* text_scan.c - text_stream_scan(): goes through a text once and counts its tokens, with all threads.
+ *
+ * One thread reads a block, checks it and finds the places where it is certain to cut; that is quick. What lies between two
+ * of them is a segment whose ids depend on no other's, so all threads encode segments, each with an encoder of its own,
+ * and counts and checksums are written down in the text's order. Memory is a block and an encoder a thread, given back at
+ * the end; only one encoder stays, for loading.
+ */
+#include "text_stream.h"
+
+#include <limits.h>
+#include <omp.h>
+#include <string.h>
+
+enum {
+    LOOK_BYTES = 64,      /* seen behind a segment, for what decides whether its end is certain */
+    BATCH = 1024,         /* segments of a block: threads wait for each other once */
+    HANDS_MAX = 16,       /* threads: reading feeds no more */
+    HAND_BYTES = 1 << 16, /* of a text that repay another one */
+};
+
+/* What one thread encodes with, on a cache line of its own. */
+struct ScanHand {
+    _Alignas(64) struct Encoder *encoder;
+    struct Tokens ids; /* of the segment at hand */
+};
+
+struct Scan {
+    struct TextStream *st;
+    struct Str block; /* bytes of the text from `at` on */
+    size_t at;
+    bool ends;             /* the text ends with the last segment */
+    int n;                 /* segments in it: */
+    size_t cut[BATCH + 1]; /* where they begin in the block, and the last one's end */
+    int tokens[BATCH];
+    uint32_t sum[BATCH];
+    struct ScanHand *hands; /* [n_hands] */
+    int n_hands;
+    struct ErrKept failed;
+    struct Hash64 *hash;
+    double begun;
+    int (*seen)(void *user, const struct TextScan *scan);
+    void *user;
+};
+
+/* ==== Cutting ==== */
+
+/* Length of the segment that begins here; 0 when more of the text is needed to tell. ends: nothing follows. */
+static size_t segment_len(const struct Tokenizer *t, const char *text, size_t len, bool ends)
+{
+    size_t wanted = SEGMENT_BYTES, cut;
+    for (; wanted + LOOK_BYTES <= len; wanted *= 2) {
+        cut = tokenizer_cut(t, text, wanted + LOOK_BYTES, false);
+        if (cut) return cut;
+    }
+    if (!ends) return 0;
+    cut = len <= wanted ? len : tokenizer_cut(t, text, len, true);
+    return cut ? cut : len;
+}
+
+static void block_cut(struct Scan *scan, size_t len, bool ends)
+{
+    for (size_t at = 0; at < len && scan->n < BATCH;) {
+        size_t cut = segment_len(scan->st->tok, scan->block.data + at, len - at, ends);
+        if (cut == 0) return;
+        at += cut;
+        scan->cut[++scan->n] = at;
+    }
+}
+
+/* The segments that follow; none behind the text's end. A block is as long as it must be to hold one. */
+static int block_read(struct Scan *scan)
+{
+    struct TextSource *s = &scan->st->source;
+    scan->n = 0;
+    for (size_t wanted = (size_t)BATCH * SEGMENT_BYTES;; wanted *= 2) {
+        size_t got;
+        str_clear(&scan->block);
+        TRY(str_reserve(&scan->block, wanted));
+        TRY(source_read(s, scan->at, wanted, scan->block.data, &got));
+        bool ends = got < wanted;
+        TRY(source_check(s, scan->at, scan->block.data, got, ends));
+        if (got >= INT_MAX)
+            return err_set(PC_ERANGE, "%zu bytes without a place to cut; the limit is 2 GiB", got);
+        block_cut(scan, got, ends);
+        scan->ends = ends && scan->cut[scan->n] == got;
+        if (scan->n || ends) return PC_OK;
+    }
+}
+
+/* ==== Counting ==== */
+
+static void segment_count(struct Scan *scan, int i, struct ScanHand *hand)
+{
+    const struct TextStream *st = scan->st;
+    const char *text = scan->block.data + scan->cut[i];
+    size_t len = scan->cut[i + 1] - scan->cut[i];
+    bool begins = st->begins && st->n_segments + i == 0;
+    hand->ids.n = 0;
+    int status = encoder_add(hand->encoder, text, len, begins, &hand->ids);
+    scan->tokens[i] = hand->ids.n;
+    scan->sum[i] = text_sum(text, len);
+    if (status == PC_OK) return;
+#pragma omp critical(scan_failure)
+    err_keep(&scan->failed, status);
+}
+
+static int block_count(struct Scan *scan)
+{
+#pragma omp parallel for schedule(dynamic, 8) num_threads(scan->n_hands) if (scan->n > 1)
+    for (int i = 0; i < scan->n; i++) segment_count(scan, i, &scan->hands[omp_get_thread_num()]);
+    return err_tell(&scan->failed);
+}
+
+static int segment_push(struct TextStream *st, size_t byte, uint32_t sum)
+{
+    if (st->n_segments + 1 >= st->cap) {
+        int cap = st->cap ? st->cap + st->cap / 2 : 64;
+        struct TextSegment *segments =
+            mem_grow(st->segments, (size_t)st->cap, (size_t)cap, sizeof *segments);
+        if (!segments) return PC_ENOMEM;
+        st->segments = segments;
+        st->cap = cap;
+    }
+    st->segments[st->n_segments++] = (struct TextSegment){byte, st->n_tokens, sum};
+    return PC_OK;
+}
+
+static int block_push(struct Scan *scan)
+{
+    struct TextStream *st = scan->st;
+    for (int i = 0; i < scan->n; i++) {
+        TRY(segment_push(st, scan->at + scan->cut[i], scan->sum[i]));
+        if (scan->tokens[i] > INT_MAX - 1 - st->n_tokens)
+            return err_set(PC_ERANGE, "the text has more than %d tokens; cut it in several",
+                           INT_MAX);
+        st->n_tokens += scan->tokens[i];
+    }
+    return PC_OK;
+}
+
+/* ==== Scan ==== */
+
+static int scan_seen(const struct Scan *scan)
+{
+    const struct TextStream *st = scan->st;
+    struct TextScan info = {scan->at, st->source.whole ? st->source.size : 0, st->n_tokens,
+                            clock_seconds() - scan->begun};
+    return scan->seen ? scan->seen(scan->user, &info) : PC_OK;
+}
+
+static int scan_blocks(struct Scan *scan)
+{
+    struct TextStream *st = scan->st;
+    for (; !scan->ends; scan->at += scan->cut[scan->n]) {
+        TRY(scan_seen(scan));
+        TRY(block_read(scan));
+        hash64_add(scan->hash, scan->block.data, scan->cut[scan->n]);
+        TRY(block_count(scan));
+        TRY(block_push(scan));
+    }
+    TRY(segment_push(st, st->source.size, 0));
+    st->n_segments--;
+    return PC_OK;
+}
+
+static int scan_open(struct Scan *scan)
+{
+    const struct TextSource *s = &scan->st->source;
+    int wanted = min_int(max_int(scan->st->threads, 1), HANDS_MAX);
+    if (s->whole && s->size / HAND_BYTES < (size_t)wanted) wanted = 1 + (int)(s->size / HAND_BYTES);
+    scan->hands = mem_alloc((size_t)wanted, sizeof *scan->hands);
+    if (!scan->hands) return PC_ENOMEM;
+    scan->n_hands = wanted;
+    for (int i = 0; i < wanted; i++)
+        TRY(encoder_open(scan->st->tok, LONG_TEXT, &scan->hands[i].encoder));
+    return hash64_begin(0, &scan->hash);
+}
+
+/* The encoder that has met the longest word stays: no later load needs more than it has. */
+static void scan_close(struct Scan *scan)
+{
+    struct Encoder **kept = &scan->st->encoder;
+    for (int i = 0; i < scan->n_hands; i++) {
+        struct Encoder *mine = scan->hands[i].encoder, *other = *kept;
+        bool longer = mine && (!other || encoder_bytes(mine) > encoder_bytes(other));
+        *kept = longer ? mine : other;
+        encoder_close(longer ? other : mine);
+        tokens_free(&scan->hands[i].ids);
+    }
+    mem_free(scan->hands);
+    str_free(&scan->block);
+}
+
+int text_stream_scan(struct TextStream *st, const struct Tokenizer *t, bool begins,
+                     int (*seen)(void *user, const struct TextScan *scan), void *user)
+{
+    if (st->tok == t && st->begins == begins) return PC_OK;
+    struct Scan scan = {.st = st, .begun = clock_seconds(), .seen = seen, .user = user};
+    text_stream_forget(st);
+    st->tok = t;
+    st->begins = begins;
+    int status = scan_open(&scan);
+    if (status == PC_OK) status = scan_blocks(&scan);
+    st->hash = hash64_end(scan.hash);
+    scan_close(&scan);
+    st->seconds += clock_seconds() - scan.begun;
+    if (status < 0) text_stream_forget(st);
+    return status;
+}
