@@ -93,7 +93,10 @@ static int alloc_policy(struct Session *s)
     s->drop = mem_alloc((wave + 1) * heads * stride, 1);
     size_t keep = wave * heads * stride, chosen = recall_choices(s);
     s->keep_dev = s->e->be->alloc(s->e->dev, (keep > chosen ? keep : chosen) * sizeof *s->keep_dev);
-    return s->mass && s->keep && s->keep_dev && s->work && s->drop ? PC_OK : PC_ENOMEM;
+    if (s->indexes) s->chosen = mem_alloc(index_marks(s), 1);
+    return s->mass && s->keep && s->keep_dev && s->work && s->drop && (s->chosen || !s->indexes)
+               ? PC_OK
+               : PC_ENOMEM;
 }
 
 static int alloc_rows(struct Session *s)
@@ -249,7 +252,7 @@ void session_close(struct Session *s)
     parts_close(s);
     void *blocks[] = {s->slots,   s->boundary, s->chunks,    s->todo,   s->tokens, s->pos,  s->rows,
                       s->targets, s->mass,     s->seq_begin, s->budget, s->nll,    s->work, s->keep,
-                      s->drop,    s->logits,   s->shared,    s->places, s->place};
+                      s->drop,    s->chosen,   s->logits,    s->shared, s->places, s->place};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     prompt_free(&s->prompt);
     memset(s, 0, sizeof *s);

@@ -756,6 +756,28 @@ kept() {
     grep -q 'letter 7' page.html
 }
 
+@test "index --kv-cap keeps a part of each chunk, and ask takes the store as it is" {
+    need_model
+    "$PCOMP" index -m "$TINY" text.txt -o s.pcstore --chunk 200 --quiet
+    run --separate-stderr "$PCOMP" plan -m "$TINY" -f text.txt -q x --chunk 200 --store-cap 64
+    [[ $output == *"in a store, of at most 64 tokens for each chunk, layer and head"* ]]
+    run --separate-stderr "$PCOMP" index -m "$TINY" text.txt -o c.pcstore --chunk 200 --kv-cap 64
+    [ "$status" -eq 0 ]
+    [[ $stderr == *"(a head keeps 64 of each)"* ]]
+    [ "$(stat -c %s c.pcstore)" -lt "$(($(stat -c %s s.pcstore) / 2))" ]
+    run --separate-stderr "$PCOMP" ask -m "$TINY" c.pcstore -q 'To whom?' -n 4 --json --keep 3
+    [ "$status" -eq 0 ]
+    jq -e '.config.store_cap == 64 and .plan.store_cap == 64 and (.kv_kept.by_layer_head | flatten | max) == 192' <<< "$output"
+    run --separate-stderr "$PCOMP" ask -m "$TINY" c.pcstore -q x --store-cap 32
+    is 2 'made with setting {"store_cap":64}, and this is {"store_cap":32}'
+    run --separate-stderr "$PCOMP" ask -m "$TINY" s.pcstore -q x --store-cap 32
+    is 2 'made with setting {"store_cap":"off"}'
+    run --separate-stderr "$PCOMP" index -m "$TINY" text.txt -o c.pcstore --chunk 200
+    is 2 "another text, model or settings"
+    run --separate-stderr "$PCOMP" index -m "$TINY" text.txt -o d.pcstore --kv-cap 64 --store-cap 64
+    is 2 "give one"
+}
+
 @test "a store is refused by name for another model, setting, file or damage" {
     need_model
     "$PCOMP" index -m "$TINY" text.txt -o s.pcstore --chunk 300 --quiet
