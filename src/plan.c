@@ -266,6 +266,7 @@ static size_t plan_bytes(const struct Session *s)
                s->together || team == 1 ? 0 : kv_parcel_bytes(&e->peers, e->be->page_bytes(e->dev)),
            sent = team > 1 ? (team + 1) * sizeof(double) * (size_t)s->plan.n_chunks : 0;
     *(e->peers.direct ? &device : &sent) += parcel;
+    sent += sizeof(struct KvGather) * (size_t)share_through(s);
     device += parts_bytes(s, true);
     size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text_bytes(s) +
                   sent + parts_bytes(s, false) + early_bytes(s) +

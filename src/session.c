@@ -143,8 +143,8 @@ static int alloc_cache(struct Session *s)
     int heads = m->n_kv_heads;
     TRY(s->store || s->indexes ? stage_cache(s)
                                : kv_open(&s->kv, s->e->be, s->e->dev, m, s->n_pages));
+    if (s->store || s->indexes) TRY(stage_open(s)); /* first: what stays finds its place again */
     TRY(tiers_open(s));
-    if (s->store || s->indexes) TRY(stage_open(s));
     if (s->select.index) TRY(kv_index_open(&s->kv, s->select.index));
     TRY(kv_table_open(&s->prefix, m, prefix_pages(s)));
     TRY(kv_table_open(&s->merged, m, merged_pages(s)));

@@ -376,6 +376,7 @@ int release_chunk(struct Session *s, int chunk); /* gives a loser's pages back *
 
 /* session_team.c */
 int share_count(const struct Session *s);   /* chunks that this rank reads */
+int share_through(const struct Session *s); /* near pages that those from below go through */
 int share_open(struct Session *s);          /* PC_ECONFIG when ranks do not plan the same run */
 void share_close(struct Session *s);
 void share_chunks(struct Session *s); /* leaves only this rank's in todo; fills place */

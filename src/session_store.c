@@ -198,6 +198,7 @@ static void recall_shapes(struct Session *s)
     s->n_pages = (size_t)p->heads_full * (size_t)(winners + before) +
                  (size_t)parts_heads(s) * (size_t)behind +
                  (size_t)p->heads_streaming * (size_t)(heads_ring(s) + before + behind);
+    tiers_split(s, (size_t)p->heads_full * (size_t)winners, p->keep * kv_pages(s->cap));
 }
 
 void stored_shapes(struct Session *s)

@@ -244,6 +244,16 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     jq -e '.plan.tier_below == "disk" and .plan.tier_below_bytes > .plan.tier_near_bytes' <<< "$output"
     jq -e '.plan.tier_host_bytes == 0 and .plan.tier_file_bytes == .plan.tier_below_bytes and .tiers.from_file > 0' <<< "$output"
     jq -e '.config.kv_resident == "25%" and .tiers.fetched > 0 and .tiers.late_pages == 0 and .tiers.bytes > 0' <<< "$output"
+    local how
+    for how in '--store kept' '--ranks 3'; do
+        # shellcheck disable=SC2086 # two words
+        ask --json --chunk 150 --keep all --kv-cap off --select mean --select-pages 2 --backend cpu $how
+        near=$(jq -c '[.text, .logits_hash]' <<< "$output")
+        # shellcheck disable=SC2086
+        ask --json --chunk 150 --keep all --kv-cap off --select mean --select-pages 2 --backend cpu --kv-resident 25% $how
+        [ "$(jq -c '[.text, .logits_hash]' <<< "$output")" = "$near" ]
+        jq -e '.tiers.fetched > 0' <<< "$output"
+    done
     ask --json --keep all --kv-cap off --select mean --select-pages 2 --backend cpu --kv-resident 25% --tier-wait late
     jq -e '.tiers.late_share >= 0' <<< "$output"
     run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -q x --kv-resident 25% --backend cpu
