@@ -452,11 +452,13 @@ int cuda_kv_gather(struct Device *d, const struct PagePool *pool, const struct K
     static_assert(sizeof(struct KvGather) == sizeof(struct DevGather), "a list as it is");
     struct PagesArgs p = pages_of(d, pool);
     struct DevGather *there = (struct DevGather *)d->s.writes;
-    const int run = (int)(WRITES * sizeof(struct DevWrite) / sizeof *there);
+    const int run = at_once(pool, 2, (int)(WRITES * sizeof(struct DevWrite) / sizeof *there));
     for (int at = 0; at < n; at += run) {
         int m = n - at < run ? n - at : run;
+        TRY(bring_gathered(d, pool, list + at, m));
         TRY(dev_upload(d, there, list + at, (size_t)m * sizeof *there));
         CUDA_TRY(pages_take(&p, there, m, d->stream));
+        TRY(keep_gathered(d, pool, list + at, m));
     }
     return PC_OK;
 }

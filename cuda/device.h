@@ -258,8 +258,11 @@ int bring_past(struct Device *d, const struct AttnArgs *a);
 int bring_written(struct Device *d, const struct PagePool *pool, const struct KvWrite *w, int n);
 int bring_slots(struct Device *d, const struct PagePool *pool, const uint32_t *from,
                 const uint32_t *to, int n);
+int bring_gathered(struct Device *d, const struct PagePool *pool, const struct KvGather *list,
+                   int n);
 int bring_refs(struct Device *d, const struct PagePool *pool, const struct PageRef *refs, int n);
 int keep_written(struct Device *d, const struct PagePool *pool, const struct KvWrite *w, int n);
+int keep_gathered(struct Device *d, const struct PagePool *pool, const struct KvGather *list, int n);
 int keep_slots(struct Device *d, const struct PagePool *pool, const uint32_t *to, int n);
 int at_once(const struct PagePool *pool, int pages_each, int most); /* items of so many pages */
 /* step.cu */

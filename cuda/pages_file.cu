@@ -88,6 +88,18 @@ int bring_slots(struct Device *d, const struct PagePool *pool, const uint32_t *f
     return run(&r);
 }
 
+int bring_gathered(struct Device *d, const struct PagePool *pool, const struct KvGather *list,
+                   int n)
+{
+    Round r = round_of(d, pool);
+    for (int i = 0; i < n; i++) {
+        const struct KvGather *g = &list[i];
+        TRY(need(&r, g->page));
+        if (!g->index) TRY(need(&r, (g->from + (uint32_t)g->first) / PAGE_TOKENS));
+    }
+    return run(&r);
+}
+
 int bring_refs(struct Device *d, const struct PagePool *pool, const struct PageRef *refs, int n)
 {
     Round r = round_of(d, pool);
@@ -99,6 +111,13 @@ int keep_written(struct Device *d, const struct PagePool *pool, const struct KvW
 {
     Round r = round_of(d, pool);
     for (int i = 0; i < n; i++) TRY(wrote(&r, w[i].page.page));
+    return flush(&r);
+}
+
+int keep_gathered(struct Device *d, const struct PagePool *pool, const struct KvGather *list, int n)
+{
+    Round r = round_of(d, pool);
+    for (int i = 0; i < n; i++) TRY(wrote(&r, list[i].page));
     return flush(&r);
 }
 

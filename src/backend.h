@@ -343,7 +343,7 @@ struct Backend {
      * only: no source is a slot that an earlier token went to. */
     int (*kv_pack)(struct Device *d, const struct PagePool *pool, const uint32_t *from,
                    const uint32_t *to, int n);
-    /* No page that one item writes is read by another. */
+    /* No page that one item writes is read by another; what an item takes is near, or one page without an index. */
     int (*kv_gather)(struct Device *d, const struct PagePool *pool, const struct KvGather *list,
                      int n);
     /* One token as f32, into host memory, its key as rope() left it. */

@@ -80,6 +80,17 @@ static int tiers_text(const struct PlanInfo *plan, struct Str *out)
                        plan->tier_wait == TIER_LATE ? "do without what is late" : "wait");
 }
 
+/* What `pcomp index` would write of keys and values. */
+static int store_text(const struct PlanInfo *plan, struct Str *out)
+{
+    char bytes[32];
+    if (plan->store_bytes == 0) return PC_OK;
+    TRY(str_appendf(out, "store    %s in a store", bytes_text(plan->store_bytes, bytes)));
+    if (plan->store_cap == CAP_OFF) return str_appendf(out, ", of all tokens\n");
+    return str_appendf(out, ", of at most %d tokens for each chunk, layer and head\n",
+                       plan->store_cap);
+}
+
 static int model_text(const struct Engine *engine, const struct PlanInfo *plan, struct Str *out)
 {
     const struct Model *m = engine_model(engine);
@@ -127,6 +138,7 @@ static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double 
     else
         TRY(str_appendf(out, "KV       all entries of the kept chunks: %s\n",
                         bytes_text(plan->kv_bytes, a)));
+    TRY(store_text(plan, out));
     TRY(heads_text(plan, out));
     if (plan->select)
         TRY(str_appendf(

@@ -52,16 +52,32 @@ static int report_json(const struct Cli *cli, const struct Engine *engine,
 
 static void report_text(const struct Cli *cli, const struct IndexInfo *made)
 {
-    char size[32], peak[32];
+    char size[32], peak[32], kept[48] = "";
     if (cli->quiet) return;
+    if (made->plan.store_cap != CAP_OFF)
+        snprintf(kept, sizeof kept, " (a head keeps %d of each)", made->plan.store_cap);
     if (made->n_before == made->plan.n_chunks)
         fprintf(stderr, "%s: holds this text already (%s)\n", cli->output,
                 bytes_text(made->bytes, size));
     else
-        fprintf(stderr, "%s: %d tokens in %d chunks%s, %s; %.1f s, %s at the peak\n", cli->output,
-                made->plan.n_context, made->plan.n_chunks,
+        fprintf(stderr, "%s: %d tokens in %d chunks%s%s, %s; %.1f s, %s at the peak\n", cli->output,
+                made->plan.n_context, made->plan.n_chunks, kept,
                 made->n_before ? ", some from before" : "", bytes_text(made->bytes, size),
                 made->seconds, bytes_text(made->peak_bytes, peak));
+}
+
+/* No question is asked here, so that --kv-cap can but mean what the store keeps. */
+static int name_cap(struct Cli *cli)
+{
+    const char *cap = NULL;
+    for (int i = 0; i < cli->assigned.n; i += 2)
+        if (strcmp(cli->assigned.items[i], "kv_cap") == 0) cap = cli->assigned.items[i + 1];
+    if (!cap || strcmp(cap, "auto") == 0) return PC_OK;
+    if (cli_assigned(cli, "store_cap"))
+        return err_set(PC_ECONFIG,
+                       "--kv-cap and --store-cap are the same to `pcomp index`; give one");
+    TRY(list_push(&cli->assigned, "store_cap"));
+    return list_push(&cli->assigned, cap);
 }
 
 int cmd_index(struct Cli *cli)
@@ -73,6 +89,7 @@ int cmd_index(struct Cli *cli)
     int status;
     if (!cli->output)
         return err_set(PC_ECONFIG, "no store named; say where to keep the text with -o STORE");
+    TRY(name_cap(cli));
     TRY(progress_open(&view, cli->progress, cli->quiet));
     TRY_GOTO(cli_open(cli, &engine));
     TRY_GOTO(cli_context(cli, &context));

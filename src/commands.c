@@ -145,7 +145,9 @@ static const struct Command COMMANDS[] = {
      "Keeps the text with the keys and values of all its tokens (for a model of 135M parameters 3 GB for\n"
      "128K tokens) in one file. A stopped command goes on when it is repeated. The settings that shape\n"
      "chunks (chunk, overlap, window, instruction ...) are the store's from then on; keep, kv_cap,\n"
-     "chunk_score and the others are chosen with each question.",
+     "chunk_score and the others are chosen with each question. --kv-cap N makes the store smaller: each\n"
+     "head has N tokens of a chunk, chosen without knowing any question; answers and the scores of chunks\n"
+     "then come from these alone.",
      "pcomp index book.txt -o book.pcstore", NULL, NULL},
     {"ask", ON_ASK, cmd_ask, "answer questions about a text that was indexed",
      "pcomp ask [-m MODEL] STORE -q QUESTION [-n TOKENS]",

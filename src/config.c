@@ -63,6 +63,8 @@ const struct Setting SETTINGS[] = {
     {"kv_cap", SET_INT, AT(kv_cap), 0, 1, 1 << 22, WORDS_CAP, "auto", "method",
      "context tokens kept for each chunk, layer and KV head; auto: half a chunk, 2048 at least, or all of a text read at once; off: all of them; "
      "snapkv, pyramidkv: prompt tokens kept for each layer and KV head, or on average over the layers"},
+    {"store_cap", SET_INT, AT(store_cap), 0, 1, 1 << 22, WORDS_CAP + 1, "off", "method",
+     "context tokens that a store (pcomp index, --store) keeps of each chunk, layer and KV head, chosen before there is a question; off: all of them"},
     {"obs_rows", SET_INT, AT(obs_rows), 0, 1, 4096, NULL, "8", "method",
      "last question rows whose attention votes for the tokens to keep; snapkv, pyramidkv keep these too"},
     {"pool", SET_INT, AT(pool), 0, 1, 255, NULL, "7", "method",

@@ -65,8 +65,9 @@ struct Settings {
     int overlap; /* tokens shared by neighbouring chunks */
     int keep;    /* k: chunks kept; AUTO: 2; KEEP_ALL */
     int kv_cap; /* context tokens kept a chunk, layer and KV head; AUTO: see plan_defaults; CAP_OFF */
-    int obs_rows; /* last question rows that vote for tokens */
-    int pool;     /* width of the max-pool over importance, odd */
+    int store_cap; /* the same of what a store keeps, before there is a question; CAP_OFF */
+    int obs_rows;  /* last question rows that vote for tokens */
+    int pool;      /* width of the max-pool over importance, odd */
     enum ChunkScore chunk_score;
     float chunk_bias; /* beta: logits of a kept chunk fall by this times its score above the best */
     int prefilter;    /* chunks read, those that share most words with the question; 0: all */

@@ -95,33 +95,61 @@ static int move_page(const struct PagePool *pool, uint32_t from, uint32_t to, st
     return PC_OK;
 }
 
+/* For two pages at a time: of a pool with a tier in its buffers. */
+static void holds(const struct PagePool *pool, struct Hold *src, struct Hold *dst)
+{
+    *src = *dst = (struct Hold){0};
+    if (!pool->tier) return;
+    src->buffer = tier_buffer(pool->tier, 0);
+    dst->buffer = tier_buffer(pool->tier, 1);
+}
+
+static int move_tokens(const struct Device *d, const struct PagePool *pool, const uint32_t *from,
+                       const uint32_t *to, int n, struct Hold *src, struct Hold *dst)
+{
+    for (int i = 0; i < n; i++) {
+        bool whole = n - i >= PAGE_TOKENS && whole_page(from + i, to + i);
+        TRY(whole ? move_page(pool, from[i] / PAGE_TOKENS, to[i] / PAGE_TOKENS, src, dst)
+                  : move_run(d, pool, from + i, to + i, src, dst));
+        if (whole) i += PAGE_TOKENS - 1;
+    }
+    return PC_OK;
+}
+
 int cpu_kv_pack(struct Device *d, const struct PagePool *pool, const uint32_t *from,
                 const uint32_t *to, int n)
 {
-    struct Hold src = {0}, dst = {0};
-    if (pool->tier)
-        src.buffer = tier_buffer(pool->tier, 0), dst.buffer = tier_buffer(pool->tier, 1);
-    for (int i = 0; i < n; i++) {
-        bool whole = n - i >= PAGE_TOKENS && whole_page(from + i, to + i);
-        TRY(whole ? move_page(pool, from[i] / PAGE_TOKENS, to[i] / PAGE_TOKENS, &src, &dst)
-                  : move_run(d, pool, from + i, to + i, &src, &dst));
-        if (whole) i += PAGE_TOKENS - 1;
-    }
+    struct Hold src, dst;
+    holds(pool, &src, &dst);
+    TRY(move_tokens(d, pool, from, to, n, &src, &dst));
     return release(pool, &dst);
+}
+
+/* A page that nothing has gone to yet need not be fetched, nor could it be. */
+static int hold_new(const struct PagePool *pool, struct Hold *h, uint32_t page)
+{
+    TRY(release(pool, h));
+    bool below = page_is_below(pool, page);
+    *h = (struct Hold){below ? h->buffer : pool->data + page * pool->page_bytes, h->buffer, page,
+                       true, true};
+    return PC_OK;
 }
 
 int cpu_kv_gather(struct Device *d, const struct PagePool *pool, const struct KvGather *list, int n)
 {
     uint32_t from[PAGE_TOKENS], to[PAGE_TOKENS];
+    struct Hold src, dst;
+    holds(pool, &src, &dst);
     for (int i = 0; i < n; i++) {
         const struct KvGather *g = &list[i];
         for (int t = 0; t < g->n; t++) {
             from[t] = g->from + (uint32_t)(g->index ? g->index[t] : g->first + t);
             to[t] = g->page * PAGE_TOKENS + (uint32_t)(g->at + t);
         }
-        TRY(cpu_kv_pack(d, pool, from, to, g->n));
+        if (g->at == 0) TRY(hold_new(pool, &dst, g->page));
+        TRY(move_tokens(d, pool, from, to, g->n, &src, &dst));
     }
-    return PC_OK;
+    return release(pool, &dst);
 }
 
 /* ==== What pages hold ==== */

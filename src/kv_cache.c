@@ -192,6 +192,16 @@ static int new_page(struct KvCache *kv, struct HeadTable *t, int head, bool belo
     return PC_OK;
 }
 
+int kv_adopt(struct KvCache *kv, struct HeadTable *t, int head, struct PageRef page)
+{
+    TRY(new_page(kv, t, head, grows_below(kv, t, head)));
+    struct PageRef *last = t->refs + (size_t)head * t->stride + t->n_refs[head] - 1;
+    last->len = page.len;
+    last->bias = page.bias;
+    t->n_tokens[head] += (int)page.len;
+    return PC_OK;
+}
+
 /* The page that takes a head's next token: the last one while it has room and no bias. */
 static int open_page(struct KvCache *kv, struct HeadTable *t, int head, struct PageRef **out)
 {

@@ -36,7 +36,7 @@ int kv_open_in(struct KvCache *kv, const struct Backend *be, struct Device *dev,
                const struct ModelConfig *m, size_t n_pages, void *data);
 void kv_close(struct KvCache *kv);
 /* Room for n_below pages below, and for copies of theirs in near pages, which it takes: after kv_open, and before any page is
- * given out. Fills what the plan leaves to it: n_below and cache. */
+ * given out but by kv_run. Fills what the plan leaves to it: n_below and cache. */
 int kv_tier_open(struct KvCache *kv, struct TierPlan *plan, size_t n_below);
 /* Near pages that hold the copies. */
 size_t kv_tier_slots(const struct TierPlan *plan);
@@ -75,6 +75,8 @@ int kv_append(struct KvCache *kv, struct HeadTable *t, int layer, int kv_head,
 int kv_append_all(struct KvCache *kv, struct HeadTable *t, int layer, const struct KvRows *rows,
                   struct KvWrites *w);
 int kv_flush(struct KvCache *kv, struct KvWrites *w);
+/* Gives a head of the table another page, for `len` tokens that come later. PC_EINTERNAL as in kv_append. */
+int kv_adopt(struct KvCache *kv, struct HeadTable *t, int head, struct PageRef page);
 /* Moves all pages of src behind those of dst; src is empty afterwards. */
 int kv_move(struct HeadTable *dst, struct HeadTable *src);
 /* All tokens that the table holds now get this bias on their logits, but those of heads that `but` marks, [n_heads] or NULL. */

@@ -4,7 +4,7 @@
 #include <string.h>
 
 /* In pieces of the host's memory that caches hold; between devices in pieces that keep their link busy. */
-static int parcel_pages(const struct Peers *peers, size_t page_bytes)
+int kv_parcel_pages(const struct Peers *peers, size_t page_bytes)
 {
     size_t most = (size_t)(peers->direct ? 64 : 4) << 20;
     return page_bytes < most ? (int)(most / page_bytes) : 1;
@@ -12,20 +12,27 @@ static int parcel_pages(const struct Peers *peers, size_t page_bytes)
 
 size_t kv_parcel_bytes(const struct Peers *peers, size_t page_bytes)
 {
-    return (size_t)parcel_pages(peers, page_bytes) * page_bytes;
+    return (size_t)kv_parcel_pages(peers, page_bytes) * page_bytes;
 }
 
 int kv_parcel_open(struct KvParcel *p, const struct Peers *peers, size_t page_bytes)
 {
     size_t bytes = kv_parcel_bytes(peers, page_bytes);
     p->peers = peers;
-    p->n_pages = parcel_pages(peers, page_bytes);
+    p->n_pages = kv_parcel_pages(peers, page_bytes);
     p->data = peers->direct ? peers->be->alloc(peers->dev, bytes) : mem_alloc(bytes, 1);
     return p->data ? PC_OK : PC_ENOMEM;
 }
 
+int kv_parcel_through(struct KvParcel *p, struct KvCache *kv)
+{
+    p->moves = mem_alloc((size_t)p->n_pages, sizeof *p->moves);
+    return p->moves ? kv_run(kv, (size_t)p->n_pages, &p->through) : PC_ENOMEM;
+}
+
 void kv_parcel_close(struct KvParcel *p)
 {
+    mem_free(p->moves);
     if (p->data && p->peers->direct)
         p->peers->be->release(p->peers->dev, p->data);
     else
@@ -63,8 +70,8 @@ static int copy_run(const struct KvCache *kv, const struct KvParcel *p, int at, 
 }
 
 /* The next n pages of the walk; neighbours in the pool go together. */
-static int copy_pages(const struct KvCache *kv, struct Walk *w, const struct KvParcel *p, int n,
-                      bool out)
+static int copy_near(const struct KvCache *kv, struct Walk *w, const struct KvParcel *p, int n,
+                     bool out)
 {
     uint32_t first = 0, page = 0;
     int run = 0, at = 0;
@@ -76,6 +83,27 @@ static int copy_pages(const struct KvCache *kv, struct Walk *w, const struct KvP
         first = page;
     }
     return run ? copy_run(kv, p, at, first, run, out) : PC_OK;
+}
+
+/* The same where some lie below, which only ops on pages reach. */
+static int copy_through(const struct KvCache *kv, struct Walk *w, const struct KvParcel *p, int n,
+                        bool out)
+{
+    uint32_t page = 0;
+    if (!out) TRY(copy_run(kv, p, 0, p->through, n, out));
+    for (int i = 0; i < n && walk_page(w, &page); i++) {
+        uint32_t near = p->through + (uint32_t)i;
+        p->moves[i] = (struct KvGather){
+            .from = (out ? page : near) * PAGE_TOKENS, .n = PAGE_TOKENS, .page = out ? near : page};
+    }
+    TRY(kv->be->kv_gather(kv->dev, &kv->pool, p->moves, n));
+    return out ? copy_run(kv, p, 0, p->through, n, out) : PC_OK;
+}
+
+static int copy_pages(const struct KvCache *kv, struct Walk *w, const struct KvParcel *p, int n,
+                      bool out)
+{
+    return p->moves ? copy_through(kv, w, p, n, out) : copy_near(kv, w, p, n, out);
 }
 
 static int64_t count_pages(const struct HeadTable *t)
@@ -131,16 +159,13 @@ int kv_send(const struct KvCache *kv, const struct HeadTable *t, int to, struct 
 /* Gives the refs of one head pages of this pool. */
 static int adopt_refs(struct KvCache *kv, struct HeadTable *t, int head, int n)
 {
-    struct PageRef *refs = t->refs + (size_t)head * t->stride;
+    const struct PageRef *refs = t->refs + (size_t)head * t->stride;
     for (int i = 0; i < n; i++) {
-        if (refs[i].len < 1 || refs[i].len > PAGE_TOKENS || kv->pool.n_free == 0)
-            return err_set(
-                PC_EINTERNAL,
-                "KV cache: page %d of head %d from another rank: %u tokens, %u free pages here", i,
-                head, refs[i].len, kv->pool.n_free);
-        refs[i].page = kv->pool.free[--kv->pool.n_free];
-        t->n_refs[head] = i + 1;
-        t->n_tokens[head] += (int)refs[i].len;
+        if (refs[i].len < 1 || refs[i].len > PAGE_TOKENS)
+            return err_set(PC_EINTERNAL,
+                           "KV cache: page %d of head %d from another rank: %u tokens", i, head,
+                           refs[i].len);
+        TRY(kv_adopt(kv, t, head, refs[i]));
     }
     return PC_OK;
 }

@@ -11,10 +11,16 @@ struct KvParcel {
     uint8_t *data; /* [n_pages, page_bytes] owned */
     int n_pages;
     const struct Peers *peers; /* borrowed */
+    struct KvGather *
+        moves; /* [n_pages] owned, of a cache with pages below; these go through as many near pages */
+    uint32_t through; /* the first of them */
 };
 
+int kv_parcel_pages(const struct Peers *peers, size_t page_bytes);
 size_t kv_parcel_bytes(const struct Peers *peers, size_t page_bytes);
 int kv_parcel_open(struct KvParcel *p, const struct Peers *peers, size_t page_bytes);
+/* For a cache with a tier, in any order with its kv_run: takes kv_parcel_pages() near pages of it. */
+int kv_parcel_through(struct KvParcel *p, struct KvCache *kv);
 void kv_parcel_close(struct KvParcel *p);
 
 /* Sends what a table holds; it stays as it is. */

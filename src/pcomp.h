@@ -126,10 +126,12 @@ struct PlanInfo {
     size_t tier_near_bytes, tier_below_bytes; /* of all heads' copies, and of the pages below */
     size_t tier_host_bytes, tier_file_bytes;  /* for these, memory of a device's host, and a file */
     size_t kv_bytes;                          /* pages of the kept chunks */
-    size_t index_bytes;     /* what pages are selected by, of all pages of the pool */
-    size_t peak_bytes;      /* all that the run allocates, model file excluded */
-    size_t made_bytes;      /* of these, a geometry's random weights; 0: none, or on a device */
-    size_t model_bytes;     /* weights as stored: mapped, or made */
+    int store_cap;      /* context tokens of a chunk that a head of a store has at most; CAP_OFF */
+    size_t store_bytes; /* pages of all chunks in a store; 0: the method has none */
+    size_t index_bytes; /* what pages are selected by, of all pages of the pool */
+    size_t peak_bytes;  /* all that the run allocates, model file excluded */
+    size_t made_bytes;  /* of these, a geometry's random weights; 0: none, or on a device */
+    size_t model_bytes; /* weights as stored: mapped, or made */
     size_t available_bytes; /* what the run may use */
     bool fits;
     char chat_template[32];

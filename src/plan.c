@@ -25,7 +25,7 @@ static bool is_plain(const struct Session *s)
 static bool needs_mass(const struct Session *s)
 {
     if (is_plain(s)) return s->budget;
-    return s->observer || s->set.n_calib > 0 || s->cap < s->plan.chunk_tokens;
+    return s->observer || s->set.n_calib > 0 || s->cap < stage_held(s, s->plan.chunk_tokens);
 }
 
 /* ==== Chunks and positions ==== */
@@ -271,6 +271,7 @@ static size_t plan_bytes(const struct Session *s)
                s->together || team == 1 ? 0 : kv_parcel_bytes(&e->peers, e->be->page_bytes(e->dev)),
            sent = team > 1 ? (team + 1) * sizeof(double) * (size_t)s->plan.n_chunks : 0;
     *(e->peers.direct ? &device : &sent) += parcel;
+    sent += sizeof(struct KvGather) * (size_t)share_through(s);
     device += parts_bytes(s, true);
     size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text_bytes(s) +
                   sent + parts_bytes(s, false) + early_bytes(s) +
@@ -369,6 +370,17 @@ static int kept_tokens(const struct Session *s)
     return s->set.method == METHOD_STREAMING ? min_int(all, p->window) : all;
 }
 
+/* What the chunks take in a store. */
+static void plan_store(struct Session *s)
+{
+    struct StoreInfo layout = stage_layout(s);
+    size_t pages = 0;
+    for (int i = 0; i < s->plan.n_chunks && !is_plain(s); i++)
+        pages += store_pages(&layout, s->chunks[i].end - s->chunks[i].begin);
+    s->plan.store_cap = s->set.store_cap;
+    s->plan.store_bytes = pages * s->e->be->page_bytes(s->e->dev);
+}
+
 int plan_make(struct Session *s)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
@@ -395,8 +407,8 @@ int plan_make(struct Session *s)
     s->n_mine = share_count(s);
     TRY(parts_plan(s));
     s->cap = s->set.kv_cap == CAP_OFF || is_plain(s)
-                 ? p->chunk_tokens
-                 : min_int(heads_share(s, s->set.kv_cap), p->chunk_tokens);
+                 ? stage_held(s, p->chunk_tokens)
+                 : min_int(heads_share(s, s->set.kv_cap), stage_held(s, p->chunk_tokens));
     TRY(plan_budget(s));
     p->kv_cap = s->budget ? s->set.kv_cap : s->cap;
     p->model_bytes = s->e->file_bytes;
@@ -413,6 +425,7 @@ int plan_make(struct Session *s)
                   s->e->be->page_bytes(s->e->dev);
     TRY(heads_formula(s, 1, &p->heads_bytes));
     TRY(cut_chunks(s));
+    plan_store(s);
     int longest = 0;
     for (int i = 0; i < p->n_chunks; i++)
         longest = max_int(longest, s->chunks[i].end - s->chunks[i].begin);

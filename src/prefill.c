@@ -141,6 +141,11 @@ static size_t mass_at(const struct Session *s, int seq, int kv_head)
     return ((size_t)seq * s->e->model.cfg.n_kv_heads + kv_head) * s->mass_stride;
 }
 
+static bool holds(const uint8_t *marks, int token)
+{
+    return !marks || store_marked(marks, token);
+}
+
 /* Adds to s->drop what one stage-1 rule removes; s->mass holds the sums over the rule's rows. */
 static void apply_rule(struct Session *s, const struct Wave *w, int layer,
                        const struct CalibRule *r)
@@ -156,10 +161,13 @@ static void apply_rule(struct Session *s, const struct Wave *w, int layer,
             int n = wave_len(s, w, i);
             const float *mass = s->mass + mass_at(s, i, h) + s->prompt.prefix.n;
             uint8_t *all = s->drop + mass_at(s, i, h);
-            for (int j = 0; j < n; j++) prob[j] = mass[j] * per_row;
+            const uint8_t *marks = stage_marks(s, i, layer * m->n_kv_heads + h, n);
+            for (int j = 0, held = 0; j < n; j++)
+                prob[j] = holds(marks, j) ? mass[held++] * per_row : 0;
             struct CalibAttention a = {.prob = prob, .n_heads = 1, .n_rows = 1, .n = n};
             calib_drop(r, 1, layer, 1, &a, mean, drop);
-            for (int j = 0; j < n; j++) all[j] |= drop[j];
+            for (int j = 0, held = 0; j < n; j++)
+                if (holds(marks, j)) all[held++] |= drop[j];
         }
 }
 
@@ -181,14 +189,15 @@ static int calibrate(struct Session *s, const struct Wave *w, int layer,
 /* The context tokens that one head keeps, ascending: calibration first, then the cap (method.md 4.2). */
 static int choose_tokens(struct Session *s, const struct Wave *w, int seq, int kv_head, int *keep)
 {
-    int n = wave_len(s, w, seq), alive = 0;
+    int n = stage_held(s, wave_len(s, w, seq)), most = stage_held(s, s->plan.chunk_tokens),
+        alive = 0;
     const float *mass = s->mass + mass_at(s, seq, kv_head) + s->prompt.prefix.n;
     const uint8_t *drop = s->drop + mass_at(s, seq, kv_head);
     float *left = s->work, *pooled = s->work + s->mass_stride;
     int *from = (int *)(s->work + 2 * (size_t)s->mass_stride);
     for (int j = 0; j < n; j++)
         if (!drop[j]) from[alive] = j, left[alive++] = mass[j];
-    struct KvEvict rule = {s->cap < s->plan.chunk_tokens ? s->cap : CAP_OFF, s->set.pool};
+    struct KvEvict rule = {s->cap < most ? s->cap : CAP_OFF, s->set.pool};
     int kept = kv_evict(&rule, left, alive, pooled, keep);
     for (int j = 0; j < kept; j++) keep[j] = from[keep[j]];
     return kept;
@@ -201,7 +210,7 @@ static int choose_on_host(struct Session *s, struct Wave *w, int layer, const st
     const struct ModelConfig *m = &s->e->model.cfg;
     int q = s->prompt.tail.n, rows = s->set.obs_rows < q ? s->set.obs_rows : q;
     TRY(calibrate(s, w, layer, args));
-    if (s->cap < s->plan.chunk_tokens)
+    if (s->cap < stage_held(s, s->plan.chunk_tokens))
         TRY(s->tf.be->attn_mass(s->tf.dev, args, rows, s->mass, s->mass_stride));
     for (int i = 0; i < w->n; i++)
         for (int h = 0; h < m->n_kv_heads; h++) {
@@ -220,7 +229,7 @@ static int choose_on_device(struct Session *s, struct Wave *w, int layer,
 {
     int heads = s->e->model.cfg.n_kv_heads, q = s->prompt.tail.n, len[WAVE_MAX];
     for (int i = 0; i < w->n; i++) {
-        len[i] = wave_len(s, w, i);
+        len[i] = stage_held(s, wave_len(s, w, i));
         for (int h = 0; h < heads; h++)
             w->slot[i]->kept[layer * heads + h] = len[i] < s->cap ? len[i] : s->cap;
     }

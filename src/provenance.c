@@ -125,6 +125,8 @@ static void add_plan(cJSON *root, const struct PlanInfo *plan)
     cJSON_AddNumberToObject(object, "tier_host_bytes", (double)plan->tier_host_bytes);
     cJSON_AddNumberToObject(object, "tier_file_bytes", (double)plan->tier_file_bytes);
     cJSON_AddNumberToObject(object, "kv_bytes", (double)plan->kv_bytes);
+    cJSON_AddNumberToObject(object, "store_cap", plan->store_cap);
+    cJSON_AddNumberToObject(object, "store_bytes", (double)plan->store_bytes);
     cJSON_AddNumberToObject(object, "index_bytes", (double)plan->index_bytes);
     cJSON_AddNumberToObject(object, "peak_bytes", (double)plan->peak_bytes);
     cJSON_AddNumberToObject(object, "made_bytes", (double)plan->made_bytes);

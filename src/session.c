@@ -93,7 +93,10 @@ static int alloc_policy(struct Session *s)
     s->drop = mem_alloc((wave + 1) * heads * stride, 1);
     size_t keep = wave * heads * stride, chosen = recall_choices(s);
     s->keep_dev = s->e->be->alloc(s->e->dev, (keep > chosen ? keep : chosen) * sizeof *s->keep_dev);
-    return s->mass && s->keep && s->keep_dev && s->work && s->drop ? PC_OK : PC_ENOMEM;
+    if (s->indexes) s->chosen = mem_alloc(index_marks(s), 1);
+    return s->mass && s->keep && s->keep_dev && s->work && s->drop && (s->chosen || !s->indexes)
+               ? PC_OK
+               : PC_ENOMEM;
 }
 
 static int alloc_rows(struct Session *s)
@@ -140,8 +143,8 @@ static int alloc_cache(struct Session *s)
     int heads = m->n_kv_heads;
     TRY(s->store || s->indexes ? stage_cache(s)
                                : kv_open(&s->kv, s->e->be, s->e->dev, m, s->n_pages));
+    if (s->store || s->indexes) TRY(stage_open(s)); /* first: what stays finds its place again */
     TRY(tiers_open(s));
-    if (s->store || s->indexes) TRY(stage_open(s));
     if (s->select.index) TRY(kv_index_open(&s->kv, s->select.index));
     TRY(kv_table_open(&s->prefix, m, prefix_pages(s)));
     TRY(kv_table_open(&s->merged, m, merged_pages(s)));
@@ -251,7 +254,7 @@ void session_close(struct Session *s)
     parts_close(s);
     void *blocks[] = {s->slots,   s->boundary, s->chunks,    s->todo,   s->tokens, s->pos,  s->rows,
                       s->targets, s->mass,     s->seq_begin, s->budget, s->nll,    s->work, s->keep,
-                      s->drop,    s->logits,   s->shared,    s->places, s->place};
+                      s->drop,    s->chosen,   s->logits,    s->shared, s->places, s->place};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
     prompt_free(&s->prompt);
     memset(s, 0, sizeof *s);

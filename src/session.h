@@ -161,6 +161,7 @@ struct Session {
     struct KvCache kv;
     struct HeadTable prefix, merged;
     struct HeadTable *staged; /* [wave] chunks from a store, behind the prefix, or to it; or NULL */
+    const uint8_t **marks;    /* [wave] of a store: what a staged chunk's heads have (store.h) */
     uint32_t stage_page;      /* pages of the first one; those of the others follow */
     size_t stage_pages;       /* of each */
     int n_staged;             /* chunks that have such pages: a wave's, or all of this rank */
@@ -186,6 +187,7 @@ struct Session {
     float *work;          /* [3, mass_stride] scratch of the policies */
     int *keep;            /* [wave, n_kv_heads, mass_stride] chosen tokens */
     int *keep_dev;        /* the same on the device */
+    uint8_t *chosen;      /* [wave, bytes] marks of chunks that go to a capped store (store.h) */
     uint8_t *drop;        /* [wave + 1, n_kv_heads, mass_stride] tokens that calibration removes */
     float *logits;        /* [vocab_size] */
     bool recorded;        /* the device has a record of some step of this run */
@@ -291,9 +293,19 @@ int question_room(const struct Session *s);
 /* The stored cuts take the place of the plan's. PC_ERANGE when question and answer have no room behind them. */
 int stored_chunks(struct Session *s);
 void stored_shapes(struct Session *s); /* of batches, slots and pages */
+/* session_index.c: reading the text's chunks into a store */
+int index_prompt(struct Engine *e, const struct Request *req, struct Prompt *out);
+void index_shapes(struct Session *s);
+size_t index_marks(const struct Session *s); /* bytes of a wave's marks */
+int index_stages(struct Session *s, struct StoreWriter *out);
 /* session_stage.c: stored chunks in pages that follow each other. */
 struct StoreInfo stage_layout(const struct Session *s); /* which tokens a head keeps */
 size_t stage_bytes(const struct Session *s);            /* of main memory */
+/* Whether a full head of a store has not all n tokens of a chunk; and how many it has, or would have without a store. */
+bool stage_capped(const struct Session *s, int n);
+int stage_held(const struct Session *s, int n);
+/* Which of n tokens of the chunk in table i a head has; NULL: all, or its ends. */
+const uint8_t *stage_marks(const struct Session *s, int i, int head, int n);
 /* Whether what is read of the store may stay for runs to come. */
 bool stage_may_stay(const struct Session *s);
 int stage_cache(struct Session *s); /* in place of kv_open */
@@ -377,8 +389,9 @@ int merge_kept(struct Session *s);
 int release_chunk(struct Session *s, int chunk); /* gives a loser's pages back */
 
 /* session_team.c */
-int share_count(const struct Session *s); /* chunks that this rank reads */
-int share_open(struct Session *s);        /* PC_ECONFIG when ranks do not plan the same run */
+int share_count(const struct Session *s);   /* chunks that this rank reads */
+int share_through(const struct Session *s); /* near pages that those from below go through */
+int share_open(struct Session *s);          /* PC_ECONFIG when ranks do not plan the same run */
 void share_close(struct Session *s);
 void share_chunks(struct Session *s); /* leaves only this rank's in todo; fills place */
 /* Numbers [n_chunks] of chunks from the ranks that read them, to all. */

@@ -17,7 +17,19 @@ struct StoreInfo stage_layout(const struct Session *s)
                               .streams = s->heads.streams,
                               .sinks = s->heads.streams ? s->heads.sinks : 0,
                               .recent = s->heads.streams ? s->heads.recent : 0,
+                              .cap = s->set.store_cap == CAP_OFF ? 0 : s->set.store_cap,
                               .n_prefix = s->plan.n_prefix};
+}
+
+bool stage_capped(const struct Session *s, int n)
+{
+    struct StoreInfo layout = stage_layout(s);
+    return (s->store || s->indexes) && layout.cap && layout.cap < n;
+}
+
+int stage_held(const struct Session *s, int n)
+{
+    return stage_capped(s, n) ? s->set.store_cap : n;
 }
 
 /* Pages of a head in a staged table. */
@@ -39,9 +51,17 @@ size_t stage_bytes(const struct Session *s)
            section =
                s->stage_pages * s->e->be->page_bytes(s->e->dev) + sizeof(float) * (size_t)m->dim,
            front = s->req->context_len + (size_t)s->plan.n_context * (sizeof(int) + sizeof(size_t));
-    if (s->indexes) return tables + section + front;
+    tables += sizeof *s->marks * (size_t)s->plan.wave;
+    if (s->indexes) return tables + section + front + index_marks(s);
     return tables + sizeof(struct KvGather) * (size_t)gathers_of(s) +
            (s->resident ? (size_t)s->n_staged : 0);
+}
+
+const uint8_t *stage_marks(const struct Session *s, int i, int head, int n)
+{
+    struct StoreInfo layout = stage_layout(s);
+    if (!s->store || !s->marks[i] || (layout.streams && layout.streams[head])) return NULL;
+    return s->marks[i] + (size_t)head * store_mark_bytes(&layout, n);
 }
 
 /* ==== What stays on the device ==== */
@@ -109,7 +129,8 @@ int stage_open(struct Session *s)
     int stride = staged_refs(s);
     TRY(kv_run(&s->kv, s->stage_pages * (size_t)s->n_staged, &s->stage_page));
     s->staged = mem_alloc((size_t)s->plan.wave, sizeof *s->staged);
-    if (!s->staged) return PC_ENOMEM;
+    s->marks = mem_alloc((size_t)s->plan.wave, sizeof *s->marks);
+    if (!s->staged || !s->marks) return PC_ENOMEM;
     for (int i = 0; i < s->plan.wave; i++) TRY(kv_table_open(&s->staged[i], m, stride));
     return s->store ? kv_gathers_open(&s->gathers, gathers_of(s)) : PC_OK;
 }
@@ -118,6 +139,7 @@ void stage_close(struct Session *s)
 {
     for (int i = 0; s->staged && i < s->plan.wave; i++) kv_table_close(&s->staged[i]);
     mem_free(s->staged);
+    mem_free(s->marks);
     s->staged = NULL;
     kv_gathers_close(&s->gathers);
 }
@@ -171,8 +193,9 @@ int stage_load(struct Session *s, int chunk, int i)
     const struct Chunk *cut = &s->chunks[chunk];
     int place = s->resident ? resident_place(s, chunk) : i;
     TRY(stage_lay(s, i, place, cut->end - cut->begin, &s->prefix));
-    if (stage_has(s, chunk)) return PC_OK;
     TRY(store_chunk(s->store, chunk, &c));
+    s->marks[i] = c.marks;
+    if (stage_has(s, chunk)) return PC_OK;
     if (c.n_pages != store_pages(&layout, cut->end - cut->begin) || c.n_pages > s->stage_pages)
         return err_set(PC_EFORMAT, "%s: chunk %d has other pages than its head map says",
                        s->store->path, chunk + 1);

@@ -1,13 +1,16 @@
 /* session_store.c - reading a text once (index) and answering from what was kept (ask).
  *
  * By causality a chunk's keys and values do not depend on the question behind it (method.md 9.3, item 2). So index runs
- * the chunks without any, all tokens of every chunk go to a store, and ask runs the question's rows alone: the prefix
+ * the chunks without any (session_index.c), all tokens of every chunk go to a store, and ask runs the question's rows alone: the prefix
  * and a stored chunk are their past. From there on all is as in a run: the same importance of the tokens, the same score
  * of the chunk, the same queue. Only chunks that stay are then loaded again and give their chosen tokens to the merged
  * cache. On the CPU the outcome is a run's to the bit, as its rows read keys and values as pages of f16 or f32 hold them, and
  * the question's share no scale with the text's (AttnArgs.tail_rows). What differs elsewhere is rounding: with pages of
  * codes the question sees codes where a run still has the numbers; keys that streaming heads left out stand in no block; and
  * a GPU sums in another order.
+ *
+ * Of a capped store a question sees what was kept, the chunk's score included: then tokens are counted as the store has them,
+ * until their places in the chunk are asked for.
  *
  * Where its pages are, and how they get there: session_stage.c.
  */
@@ -16,11 +19,20 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Settings that shape a chunk's keys and values. A head map is known by what it does, not by its file's name. */
-static const char *const SHAPING[] = {"heads",        "window",      "chunk",         "overlap",
-                                      "heads_ratio",  "head_sinks",  "head_recent",   "heads_by",
-                                      "rope_scaling", "rope_factor", "chat_template", "instruction",
-                                      "system",       NULL};
+/* Settings that shape a chunk's keys and values. A head map is known by what it does, not by its file's name. A store that
+ * has all tokens says nothing of store_cap. */
+static const char *const SHAPING[] = {
+    "heads",         "window",      "chunk",    "overlap",      "heads_ratio",
+    "head_sinks",    "head_recent", "heads_by", "rope_scaling", "rope_factor",
+    "chat_template", "instruction", "system",   "store_cap",    NULL};
+
+static int shaping_json(const struct Settings *set, struct Str *out)
+{
+    const char *names[sizeof SHAPING / sizeof *SHAPING];
+    memcpy(names, SHAPING, sizeof SHAPING);
+    if (set->store_cap == CAP_OFF) names[sizeof SHAPING / sizeof *SHAPING - 2] = NULL;
+    return settings_json_some(set, names, out);
+}
 
 /* ==== What fits a store ==== */
 
@@ -48,6 +60,7 @@ static int check_settings(const struct Store *store, const struct Settings *set)
 {
     struct Settings stored = *set;
     const struct Slice *json = &store->info.settings;
+    stored.store_cap = CAP_OFF;
     TRY(settings_parse(&stored, json->data, json->len, store->path));
     for (int i = 1; SHAPING[i]; i++) {
         const char *const one[] = {SHAPING[i], NULL};
@@ -80,6 +93,15 @@ static int check_method(const struct Engine *e)
     return err_set(PC_ECONFIG,
                    "a store holds chunks, which method %s has none of; use parallelcomp",
                    setting_word("method", (int)e->settings.method));
+}
+
+/* A query head's window counts its KV head's keys, from which a cap would take some. */
+static int check_cap(const struct Settings *set)
+{
+    if (set->store_cap == CAP_OFF || set->heads_by != HEADS_BY_QUERY) return PC_OK;
+    return err_set(PC_ECONFIG,
+                   "setting 'store_cap': windows of query heads see tokens that a capped "
+                   "store may not have; leave out --heads-by query");
 }
 
 static int check_engine(const struct Engine *e, const struct Store *store)
@@ -140,8 +162,9 @@ int stored_prompt(struct Engine *e, const struct Request *req, struct Prompt *ou
 int question_room(const struct Session *s)
 {
     enum { ROOM = 256 };
-    int window = s->set.window == AUTO ? s->e->model.cfg.train_len : s->set.window;
-    return window / 8 < ROOM ? window / 8 : ROOM;
+    int window = s->set.window == AUTO ? s->e->model.cfg.train_len : s->set.window,
+        room = min_int(window / 8, ROOM);
+    return s->set.store_cap == CAP_OFF ? room : max_int(room, s->prompt.tail.n);
 }
 
 int stored_chunks(struct Session *s)
@@ -163,20 +186,6 @@ int stored_chunks(struct Session *s)
     return PC_OK;
 }
 
-static void index_shapes(struct Session *s)
-{
-    struct PlanInfo *p = &s->plan;
-    int rows = p->wave * p->chunk_tokens;
-    s->batch_rows = max_int(rows, p->n_prefix);
-    s->wave_shape = s->answer_shape = (struct BatchShape){.rows = s->batch_rows,
-                                                          .seqs = p->wave,
-                                                          .keys = p->n_prefix + p->chunk_tokens,
-                                                          .head_rows = 1};
-    s->n_slots = 0;
-    s->mass_stride = 0;
-    s->n_pages = (size_t)(p->heads_full + p->heads_streaming) * kv_pages(p->n_prefix);
-}
-
 /* Question rows with stored chunks as their past; slots hold what was chosen, pages come once all chunks were scored. */
 static void recall_shapes(struct Session *s)
 {
@@ -189,6 +198,7 @@ static void recall_shapes(struct Session *s)
     s->n_pages = (size_t)p->heads_full * (size_t)(winners + before) +
                  (size_t)parts_heads(s) * (size_t)behind +
                  (size_t)p->heads_streaming * (size_t)(heads_ring(s) + before + behind);
+    tiers_split(s, (size_t)p->heads_full * (size_t)winners, p->keep * kv_pages(s->cap));
 }
 
 void stored_shapes(struct Session *s)
@@ -200,104 +210,14 @@ void stored_shapes(struct Session *s)
     s->n_pages += s->stage_pages * (size_t)s->n_staged;
 }
 
+int64_t stored_tokens_all(const struct Session *s)
+{
+    if (s->store) return s->store->info.n_all;
+    int question = s->indexes ? question_room(s) : s->prompt.tail.n;
+    return (int64_t)s->prompt.prefix.n + s->prompt.context.n + question + s->set.max_tokens;
+}
+
 /* ==== Index ==== */
-
-static int index_begin(struct Session *s, struct Wave *w)
-{
-    int row = 0;
-    for (int i = 0; i < w->n; i++) {
-        int n = wave_len(s, w, i);
-        TRY(stage_lay(s, i, i, n, NULL));
-        s->seq_begin[i] = row;
-        batch_rows_fill(s, s->prompt.context.ids + s->chunks[w->chunk[i]].begin, n, row,
-                        s->plan.n_prefix);
-        row += n;
-    }
-    s->seq_begin[w->n] = row;
-    w->batch = (struct Batch){.tokens = s->tokens,
-                              .pos = s->pos,
-                              .seq_begin = s->seq_begin,
-                              .n_seqs = w->n,
-                              .pool = &s->kv.pool,
-                              .past = &s->prefix,
-                              .masks = heads_reading(s)};
-    return tf_begin(&s->tf, &w->batch);
-}
-
-/* The layer's rows of all chunks to their places. */
-static int index_layer(struct Session *s, const struct Wave *w, int layer)
-{
-    struct StoreInfo layout = stage_layout(s);
-    int heads = s->e->model.cfg.n_kv_heads;
-    for (int i = 0; i < w->n; i++)
-        for (int h = 0; h < heads; h++) {
-            int n = wave_len(s, w, i), row = s->seq_begin[i];
-            struct HeadEnds keep = store_tokens(&layout, layer * heads + h, n);
-            struct KvRows first = {s->tf.k, s->tf.v, row, NULL, keep.first},
-                          last = {s->tf.k, s->tf.v, row + n - keep.last, NULL, keep.last};
-            TRY(kv_put(&s->kv, &s->staged[i], layer, h, 0, &first, &s->writes));
-            TRY(kv_put(&s->kv, &s->staged[i], layer, h, keep.first, &last, &s->writes));
-        }
-    return kv_flush(&s->kv, &s->writes);
-}
-
-/* The last context row of each chunk to the front of x and out. */
-static int compact_last(struct Session *s, const struct Wave *w)
-{
-    const struct ModelConfig *m = &s->e->model.cfg;
-    size_t out_bytes = (size_t)m->n_heads * m->head_dim * s->tf.be->act_bytes;
-    for (int i = 0; i < w->n; i++) s->rows[i] = s->seq_begin[i + 1] - 1;
-    TRY(s->tf.be->compact(s->tf.dev, s->tf.x, sizeof(float) * (size_t)m->dim, s->rows, w->n));
-    return s->tf.be->compact(s->tf.dev, s->tf.out, out_bytes, s->rows, w->n);
-}
-
-static int store_wave(struct Session *s, const struct Wave *w, struct StoreWriter *out)
-{
-    struct StoreInfo layout = stage_layout(s);
-    size_t dim = (size_t)s->e->model.cfg.dim;
-    for (int i = 0; i < w->n; i++) {
-        size_t bytes = store_pages(&layout, wave_len(s, w, i)) * s->kv.pool.page_bytes;
-        float *last;
-        uint8_t *pages;
-        store_section(out, &last, &pages);
-        TRY(s->tf.be->download(s->tf.dev, last, s->tf.x + dim * (size_t)i, dim * sizeof *last));
-        TRY(s->tf.be->download(s->tf.dev, pages, stage_at(s, i), bytes));
-        TRY(store_write(out));
-    }
-    return PC_OK;
-}
-
-static int index_wave(struct Session *s, int first, int n, struct StoreWriter *out)
-{
-    struct Wave w = {.chunk = s->todo + first, .n = n};
-    int n_layers = s->e->model.cfg.n_layers;
-    int64_t before = wave_tokens_before(s, first),
-            tokens = wave_tokens_before(s, first + n) - before;
-    TRY(index_begin(s, &w));
-    for (int l = 0; l < n_layers; l++) {
-        struct AttnArgs args;
-        bool last = l == n_layers - 1;
-        TRY(session_stop(s));
-        TRY(tf_attend(&s->tf, &w.batch, l, last ? 1 : 0, &args));
-        TRY(index_layer(s, &w, l));
-        if (last) TRY(compact_last(s, &w));
-        TRY(tf_ffn(&s->tf, l, last ? n : s->seq_begin[n]));
-        session_progress(s, STAGE_PREFILL, first, before + tokens * (l + 1) / n_layers);
-    }
-    TRY(store_wave(s, &w, out));
-    session_progress(s, STAGE_PREFILL, first + n, before + tokens);
-    return PC_OK;
-}
-
-static int index_stages(struct Session *s, struct StoreWriter *out)
-{
-    TRY(prefill_prefix(s));
-    for (int c = out->n_done, n; c < s->plan.n_chunks; c += n) {
-        n = s->plan.n_chunks - c < s->plan.wave ? s->plan.n_chunks - c : s->plan.wave;
-        TRY(index_wave(s, c, n, out));
-    }
-    return store_finish(out);
-}
 
 static void fill_info(const struct Session *s, const struct Str *settings, struct StoreInfo *out)
 {
@@ -321,20 +241,12 @@ static void fill_info(const struct Session *s, const struct Str *settings, struc
     out->text = (struct Slice){s->req->context, s->req->context_len};
 }
 
-int64_t stored_tokens_all(const struct Session *s)
-{
-    if (s->store) return s->store->info.n_all;
-    int question = s->indexes ? question_room(s) : s->prompt.tail.n;
-    return (int64_t)s->prompt.prefix.n + s->prompt.context.n + question + s->set.max_tokens;
-}
-
 int session_index(struct Engine *e, const struct Request *req, const char *path, bool fresh,
                   struct IndexInfo *out)
 {
     struct Session s = {.indexes = true};
     struct Result made = {0};
     struct StoreWriter writer = {.fd = -1};
-    struct Request text = *req;
     struct Prompt prompt = {0};
     struct StoreInfo info;
     struct Str settings = {0};
@@ -342,13 +254,13 @@ int session_index(struct Engine *e, const struct Request *req, const char *path,
     int status;
     memset(out, 0, sizeof *out);
     e->team = &e->alone; /* a file has one writer */
-    text.question = "?"; /* so that the tail takes no token from the text */
     e->be->peak(e->dev, true);
     s.begun = clock_seconds();
     TRY_GOTO(check_method(e));
-    TRY_GOTO(session_prompt(e, &text, &prompt));
-    TRY_GOTO(session_open(&s, e, &text, &prompt, &made));
-    TRY_GOTO(settings_json_some(&e->settings, SHAPING, &settings));
+    TRY_GOTO(check_cap(&e->settings));
+    TRY_GOTO(index_prompt(e, req, &prompt));
+    TRY_GOTO(session_open(&s, e, req, &prompt, &made));
+    TRY_GOTO(shaping_json(&e->settings, &settings));
     fill_info(&s, &settings, &info);
     TRY_GOTO(store_bytes(&info, &out->bytes));
     TRY_GOTO(store_create(path, &info, fresh, &writer));
@@ -379,7 +291,7 @@ int session_store_key(struct Engine *e, const struct Request *req, uint64_t *key
     pages_text(e, pages);
     uint64_t hash = hash64(req->context, req->context_len, e->model.hash);
     hash = hash64(&room, sizeof room, hash64(before, strlen(before), hash));
-    int status = settings_json_some(&e->settings, SHAPING, &settings);
+    int status = shaping_json(&e->settings, &settings);
     if (status == PC_OK)
         *key = hash64(settings.data, settings.len, hash64(pages, strlen(pages), hash));
     str_free(&settings);
@@ -481,8 +393,8 @@ int recall_wave(struct Session *s, int first, int n)
     return PC_OK;
 }
 
-/* What full heads keep of the chunk that is table 0, into its slot's table. */
-static int gather_full(struct Session *s, struct Slot *slot, int len)
+/* What full heads keep of the chunk that is table 0, of which they have `held` tokens, into its slot's table. */
+static int gather_full(struct Session *s, struct Slot *slot, int held)
 {
     const struct HeadTable *t = &s->staged[0];
     int heads = s->e->model.cfg.n_kv_heads, *index = slot->index ? s->keep_dev : NULL;
@@ -491,7 +403,7 @@ static int gather_full(struct Session *s, struct Slot *slot, int len)
     for (int h = 0; h < s->prefix.n_heads; h++) {
         if (s->heads.streams && s->heads.streams[h]) continue;
         uint32_t page = t->refs[(size_t)h * (size_t)t->stride + s->prefix.n_refs[h]].page;
-        struct KvRun run = {page, NULL, len};
+        struct KvRun run = {page, NULL, held};
         if (index) run.index = index + (size_t)h * (size_t)s->cap, run.n = slot->kept[h];
         TRY(kv_gather_run(&s->kv, &slot->table, h / heads, h % heads, &run, &s->gathers));
     }
@@ -514,6 +426,17 @@ static int gather_ends(struct Session *s, struct Slot *slot)
     return PC_OK;
 }
 
+/* From here on a slot's tokens are counted as the chunk has them. */
+static void name_tokens(struct Session *s, struct Slot *slot, int len)
+{
+    for (int h = 0; slot->index && h < s->prefix.n_heads; h++) {
+        int *index = slot->index + (size_t)h * (size_t)s->cap;
+        const uint8_t *marks = stage_marks(s, 0, h, len);
+        for (int t = 0, held = 0, n = 0; marks && n < slot->kept[h]; t++)
+            if (store_marked(marks, t) && index[n] == held++) index[n++] = t;
+    }
+}
+
 int recall_kept(struct Session *s)
 {
     int n = chunk_queue_kept(&s->queue, s->rows);
@@ -524,7 +447,8 @@ int recall_kept(struct Session *s)
         if (!slot) return err_set(PC_EINTERNAL, "kept chunk %d has no slot", chunk);
         TRY(session_stop(s));
         TRY(stage_load(s, chunk, 0));
-        TRY(gather_full(s, slot, len));
+        TRY(gather_full(s, slot, stage_held(s, len)));
+        name_tokens(s, slot, len);
         if (i == n - 1) TRY(gather_ends(s, slot));
     }
     return PC_OK;

@@ -83,6 +83,12 @@ static int compare_runs(const struct Session *s, const uint64_t *digest)
     return PC_OK;
 }
 
+int share_through(const struct Session *s)
+{
+    bool ships = s->tiered && s->e->team->size > 1 && !s->together;
+    return ships ? kv_parcel_pages(&s->e->peers, s->e->be->page_bytes(s->e->dev)) : 0;
+}
+
 int share_open(struct Session *s)
 {
     struct Team *t = s->e->team;
@@ -92,6 +98,7 @@ int share_open(struct Session *s)
     int status = s->gathered && digest ? PC_OK : PC_ENOMEM;
     if (status == PC_OK && !s->together)
         status = kv_parcel_open(&s->parcel, &s->e->peers, s->kv.pool.page_bytes);
+    if (status == PC_OK && s->tiered) status = kv_parcel_through(&s->parcel, &s->kv);
     if (status == PC_OK) status = parts_open(s);
     if (status == PC_OK) status = run_digest(s, &digest[t->rank]);
     if (status == PC_OK) status = team_gather(t, digest, sizeof *digest);

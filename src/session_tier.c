@@ -2,7 +2,8 @@
  *
  * The survivors of every chunk go below as they come, so that near memory holds the prefix, the question, the answer and
  * as many copies as --kv-resident allows. The question reads the kept pages once from where they lie; from then on each
- * row reads copies of the pages that it selects. Below a device with memory of its own lies its host's, as much of it as
+ * row reads copies of the pages that it selects. Of several ranks those that read chunks for rank 0 keep their survivors below
+ * as well, but no copies: they answer nothing. Below a device with memory of its own lies its host's, as much of it as
  * --kv-host allows, and below that a file.
  */
 #include "session.h"
@@ -21,10 +22,6 @@ int tiers_plan(struct Session *s)
     if (!s->select.index)
         not_with = "every page is read, so none can lie below: give --select mean or bound, and a "
                    "method that does not move keys";
-    else if (s->store)
-        not_with = "pages of a stored text are taken as they lie: leave out --store";
-    else if (s->e->team->size > 1)
-        not_with = "pages of several ranks are not kept below: run one process";
     else if (!s->e->be->tier_open)
         not_with = "this backend keeps all pages near: give --backend cpu";
     else if (set->kv_host != AUTO && !s->limits.own_memory)
@@ -43,6 +40,7 @@ int tiers_plan(struct Session *s)
 /* Copies a head has room for, where an answer finds so many pages of it. */
 static int slots_of(const struct Session *s, int found)
 {
+    if (s->e->team->rank > 0) return 1;
     size_t asked = s->set.kv_resident, heads = s->plan.heads_full ? (size_t)s->plan.heads_full : 1,
            page = s->e->be->page_bytes(s->e->dev);
     size_t n = asked <= SHARE_MOST ? (asked * (size_t)found + SHARE_MOST - 1) / SHARE_MOST
@@ -102,7 +100,7 @@ void tiers_split(struct Session *s, size_t below, int found)
     s->tier.n_below = (uint32_t)s->n_below;
     s->tier.max_refs = merged_pages(s);
     split_host(s, found);
-    s->n_pages += kv_tier_slots(&s->tier);
+    s->n_pages += kv_tier_slots(&s->tier) + (size_t)share_through(s);
     s->n_pages -= s->n_below;
 }
 

@@ -11,7 +11,8 @@
 
 struct HeadEnds store_tokens(const struct StoreInfo *info, int head, int n)
 {
-    if (!info->streams || !info->streams[head]) return (struct HeadEnds){n, 0};
+    bool capped = info->cap && info->cap < n;
+    if (!info->streams || !info->streams[head]) return (struct HeadEnds){capped ? info->cap : n, 0};
     return headmap_ends(info->sinks, info->recent, info->n_prefix, n);
 }
 
@@ -61,17 +62,33 @@ bool store_body(const struct StoreInfo *info, struct StoreBody *out)
     return round_up(at, STORE_SECTION, &out->end);
 }
 
+static size_t aligned(size_t bytes)
+{
+    return (bytes + STORE_ALIGN - 1) / STORE_ALIGN * STORE_ALIGN;
+}
+
 size_t store_last_bytes(const struct StoreInfo *info)
 {
-    size_t bytes = (size_t)info->dim * sizeof(float);
-    return (bytes + STORE_ALIGN - 1) / STORE_ALIGN * STORE_ALIGN;
+    return aligned((size_t)info->dim * sizeof(float));
+}
+
+size_t store_mark_bytes(const struct StoreInfo *info, int n)
+{
+    return info->cap && info->cap < n ? ((size_t)n + 7) / 8 : 0;
+}
+
+size_t store_marks_bytes(const struct StoreInfo *info, int n)
+{
+    size_t heads = (size_t)info->n_layers * (size_t)info->n_kv_heads;
+    return aligned(heads * store_mark_bytes(info, n));
 }
 
 size_t store_section_bytes(const struct StoreInfo *info, int chunk)
 {
-    size_t n = store_pages(info, info->chunks[chunk].end - info->chunks[chunk].begin), bytes;
-    bool counted = size_mul(n, info->page_bytes, &bytes) &&
-                   size_add(bytes, sizeof(struct SectionHead) + store_last_bytes(info), &bytes) &&
+    int len = info->chunks[chunk].end - info->chunks[chunk].begin;
+    size_t bytes, front = sizeof(struct SectionHead) + store_last_bytes(info);
+    bool counted = size_mul(store_pages(info, len), info->page_bytes, &bytes) &&
+                   size_add(bytes, front + store_marks_bytes(info, len), &bytes) &&
                    round_up(bytes, STORE_SECTION, &bytes);
     return counted ? bytes : 0;
 }
@@ -125,11 +142,11 @@ static int check_magic(const struct Store *s, const struct StoreHead *h)
     if (s->map.len < sizeof *h || memcmp(h->magic, STORE_MAGIC, sizeof h->magic))
         return err_set(PC_EFORMAT,
                        "%s: is no document store; `pcomp index FILE -o STORE` makes one", s->path);
-    if (h->version != STORE_VERSION || h->head_bytes != sizeof *h)
+    if (h->version < STORE_WHOLE || h->version > STORE_CAPPED || h->head_bytes != sizeof *h)
         return err_set(PC_EFORMAT,
-                       "%s: is a store of version %u, and this program reads version %d; run "
-                       "`pcomp index` again",
-                       s->path, h->version, STORE_VERSION);
+                       "%s: is a store of version %u, and this program reads versions up to %d; "
+                       "run `pcomp index` again",
+                       s->path, h->version, STORE_CAPPED);
     if (h->hash != hash64(h, offsetof(struct StoreHead, hash), 0))
         return damaged(s, "its head does not fit its hash");
     return PC_OK;
@@ -145,6 +162,7 @@ static bool sizes_good(const struct StoreHead *h)
            h->page_bytes && h->page_bytes <= MOST_PAGE && h->sinks <= most && h->recent <= most &&
            h->n_prefix <= most && h->n_context && h->n_context <= most && h->n_chunks &&
            h->n_chunks <= h->n_context && h->chunk_tokens && h->chunk_tokens <= most &&
+           h->cap <= most && (h->cap != 0) == (h->version == STORE_CAPPED) &&
            h->n_all <= INT64_MAX && h->rope_factor >= 1 && h->rope_factor <= 1e6 &&
            h->page_format[sizeof h->page_format - 1] == '\0';
 }
@@ -160,6 +178,7 @@ static void take_head(const struct StoreHead *h, struct StoreInfo *out)
         .dim = (int)h->dim,
         .sinks = (int)h->sinks,
         .recent = (int)h->recent,
+        .cap = (int)h->cap,
         .n_prefix = (int)h->n_prefix,
         .n_context = (int)h->n_context,
         .n_chunks = (int)h->n_chunks,
@@ -269,14 +288,41 @@ static const uint8_t *section_of(const struct Store *s, int chunk)
     return at;
 }
 
+static int chunk_len(const struct Store *s, int chunk)
+{
+    return s->info.chunks[chunk].end - s->info.chunks[chunk].begin;
+}
+
+static const uint8_t *marks_of(const struct Store *s, const uint8_t *section)
+{
+    return section + sizeof(struct SectionHead) + store_last_bytes(&s->info);
+}
+
+/* As many as the head has tokens, and none behind the chunk's end. */
+static bool marks_good(const struct StoreInfo *info, int n, const uint8_t *marks)
+{
+    size_t bytes = store_mark_bytes(info, n);
+    for (int h = 0; bytes && h < info->n_layers * info->n_kv_heads; h++, marks += bytes) {
+        int set = 0, last = (int)bytes * 8;
+        for (int t = 0; t < last; t++) {
+            if (store_marked(marks, t) && t >= n) return false;
+            set += store_marked(marks, t);
+        }
+        if (set != (info->streams[h] ? 0 : info->cap)) return false;
+    }
+    return true;
+}
+
 static int check_section(const struct Store *s, int chunk, const uint8_t *section)
 {
     const struct SectionHead *h = (const struct SectionHead *)(const void *)section;
     size_t bytes = store_section_bytes(&s->info, chunk);
     bool good = !memcmp(h->magic, SECTION_MAGIC, sizeof h->magic) && h->chunk == (uint64_t)chunk &&
                 h->bytes == bytes && h->hash == store_section_hash(section, bytes, s->seed);
-    if (good) return PC_OK;
     char what[64];
+    if (good && !marks_good(&s->info, chunk_len(s, chunk), marks_of(s, section)))
+        return damaged(s, "a head has other tokens than its cap says");
+    if (good) return PC_OK;
     snprintf(what, sizeof what, "chunk %d of %d does not fit its hash", chunk + 1,
              s->info.n_chunks);
     return damaged(s, what);
@@ -284,12 +330,14 @@ static int check_section(const struct Store *s, int chunk, const uint8_t *sectio
 
 int store_chunk(struct Store *s, int chunk, struct StoreChunk *out)
 {
-    const uint8_t *section = section_of(s, chunk), *last = section + sizeof(struct SectionHead);
+    const uint8_t *section = section_of(s, chunk), *marks = marks_of(s, section);
+    int n = chunk_len(s, chunk);
     if (!s->checked[chunk]) TRY(check_section(s, chunk, section));
     s->checked[chunk] = 1;
-    out->last = (const float *)(const void *)last;
-    out->pages = last + store_last_bytes(&s->info);
-    out->n_pages = store_pages(&s->info, s->info.chunks[chunk].end - s->info.chunks[chunk].begin);
+    out->last = (const float *)(const void *)(section + sizeof(struct SectionHead));
+    out->marks = store_mark_bytes(&s->info, n) ? marks : NULL;
+    out->pages = marks + store_marks_bytes(&s->info, n);
+    out->n_pages = store_pages(&s->info, n);
     return PC_OK;
 }
 

@@ -5,13 +5,15 @@
  *   head     struct StoreHead: magic, version, what made it, sizes; its own hash
  *   body     classes of heads | prefix ids | context ids | chunks | byte offsets of tokens | settings | text; one hash in the head
  *   section  of each chunk, in order: 64 bytes with number, size and hash; the last context row behind the last layer,
- *            [dim] f32; pages, head by head, as the backend made them (slots behind a head's last token hold anything)
+ *            [dim] f32; of a capped store, which tokens of the chunk each head has, a bit for each; pages, head by head,
+ *            as the backend made them (slots behind a head's last token hold anything)
  *   trailer  64 bytes that only a complete store has
  *
  * Sizes follow from the head, so every place is known from the start. A store is written beside its target, as
  * TARGET.part, section by section, and renamed when it is whole; an interrupted one goes on behind its last whole
  * section. Hashes are seeded with the head's: no section is taken for one of another store. A reader maps the
- * file read-only, so there may be many; a chunk is checked when it is first read.
+ * file read-only, so there may be many; a chunk is checked when it is first read. A capped store is of version 2; one that
+ * has all tokens is still of version 1.
  */
 #ifndef PCOMP_STORE_H
 #define PCOMP_STORE_H
@@ -30,6 +32,7 @@ struct StoreInfo {
     size_t page_bytes;
     int n_layers, n_kv_heads, dim;
     int sinks, recent; /* what streaming heads keep; 0, 0: none streams */
+    int cap;           /* context tokens of a chunk that a head keeps at most; 0: all */
     int n_prefix, n_context, n_chunks;
     int chunk_tokens; /* most context tokens that a chunk may hold */
     int64_t
@@ -44,10 +47,24 @@ struct StoreInfo {
     struct Slice text;     /* UTF-8 */
 };
 
-/* Context tokens of a chunk that a head keeps: its ends where it streams, else all n as the first ones. */
+/* Context tokens of a chunk that a head keeps: its ends where it streams, else as many as the cap allows, counted as the
+ * first ones wherever in the chunk they stand. */
 struct HeadEnds store_tokens(const struct StoreInfo *info, int head, int n);
 /* Pages of a chunk of n context tokens, all heads. */
 size_t store_pages(const struct StoreInfo *info, int n);
+/* Bytes that mark which of n context tokens a head keeps; 0: it keeps them all, or its ends. */
+size_t store_mark_bytes(const struct StoreInfo *info, int n);
+/* The same of all heads, to whole lines of the file. */
+size_t store_marks_bytes(const struct StoreInfo *info, int n);
+/* Sets a token's mark among those of a head, or looks whether it is set. */
+static inline void store_mark(uint8_t *marks, int token)
+{
+    marks[token / 8] |= (uint8_t)(1 << token % 8);
+}
+static inline bool store_marked(const uint8_t *marks, int token)
+{
+    return marks[token / 8] >> token % 8 & 1;
+}
 /* Bytes of the whole file. PC_ERANGE when they cannot be counted. */
 int store_bytes(const struct StoreInfo *info, size_t *bytes);
 
@@ -68,7 +85,9 @@ int store_open(const char *path, struct Store *out);
 void store_close(struct Store *s);
 
 struct StoreChunk {
-    const float *last;    /* [dim] f32 */
+    const float *last; /* [dim] f32 */
+    const uint8_t *
+        marks; /* [n_layers * n_kv_heads, store_mark_bytes]; none set of heads that stream; NULL without any */
     const uint8_t *pages; /* [n_pages, page_bytes] */
     size_t n_pages;
 };
@@ -97,8 +116,12 @@ struct StoreWriter {
  * `fresh`, or a file that is none, or another process at it), PC_EIO, PC_ENOMEM. store_writer_close always. */
 int store_create(const char *path, const struct StoreInfo *info, bool fresh,
                  struct StoreWriter *out);
-/* Where the caller puts the last row, [dim], and the pages of the next chunk. */
-void store_section(const struct StoreWriter *w, float **last, uint8_t **pages);
+/* Where the caller puts what StoreChunk gives of the next chunk. marks: all clear. */
+struct StoreRoom {
+    float *last;
+    uint8_t *marks, *pages;
+};
+struct StoreRoom store_section(const struct StoreWriter *w);
 /* Writes the next chunk. PC_EIO says what to do about a full disk. */
 int store_write(struct StoreWriter *w);
 /* The store appears at its path. */

@@ -5,7 +5,8 @@
 #include "backend.h"
 #include "store.h"
 
-enum { STORE_VERSION = 1, STORE_ALIGN = 64, STORE_SECTION = 4096 };
+enum { STORE_WHOLE = 1, STORE_CAPPED = 2 }; /* versions */
+enum { STORE_ALIGN = 64, STORE_SECTION = 4096 };
 
 #define STORE_MAGIC   "PCSTORE\n"
 #define SECTION_MAGIC "PCCHUNK\n"
@@ -26,7 +27,8 @@ struct StoreHead {
     double rope_factor;
     uint64_t settings_bytes, text_bytes;
     uint64_t body_bytes, body_hash; /* the body with its padding */
-    uint8_t zero[72];
+    uint32_t cap;                   /* 0 but in STORE_CAPPED */
+    uint8_t zero[68];
     uint64_t hash; /* of all before it */
 };
 _Static_assert(sizeof(struct StoreHead) == 256, "the head has no gaps");

@@ -16,7 +16,7 @@ static void make_head(const struct StoreInfo *i, size_t body_bytes, struct Store
 {
     *h = (struct StoreHead){
         .magic = STORE_MAGIC,
-        .version = STORE_VERSION,
+        .version = i->cap ? STORE_CAPPED : STORE_WHOLE,
         .head_bytes = sizeof *h,
         .model_hash = i->model_hash,
         .heads_hash = i->heads_hash,
@@ -27,6 +27,7 @@ static void make_head(const struct StoreInfo *i, size_t body_bytes, struct Store
         .dim = (uint32_t)i->dim,
         .sinks = (uint32_t)i->sinks,
         .recent = (uint32_t)i->recent,
+        .cap = (uint32_t)i->cap,
         .n_prefix = (uint32_t)i->n_prefix,
         .n_context = (uint32_t)i->n_context,
         .n_chunks = (uint32_t)i->n_chunks,
@@ -241,11 +242,14 @@ fail:
 
 /* ==== Write ==== */
 
-void store_section(const struct StoreWriter *w, float **last, uint8_t **pages)
+struct StoreRoom store_section(const struct StoreWriter *w)
 {
-    uint8_t *at = w->section + sizeof(struct SectionHead);
-    *last = (float *)(void *)at;
-    *pages = at + store_last_bytes(&w->info);
+    const struct Chunk *c = &w->info.chunks[w->n_done];
+    uint8_t *last = w->section + sizeof(struct SectionHead),
+            *marks = last + store_last_bytes(&w->info);
+    size_t bytes = store_marks_bytes(&w->info, c->end - c->begin);
+    memset(marks, 0, bytes);
+    return (struct StoreRoom){(float *)(void *)last, marks, marks + bytes};
 }
 
 int store_write(struct StoreWriter *w)

@@ -244,6 +244,16 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     jq -e '.plan.tier_below == "disk" and .plan.tier_below_bytes > .plan.tier_near_bytes' <<< "$output"
     jq -e '.plan.tier_host_bytes == 0 and .plan.tier_file_bytes == .plan.tier_below_bytes and .tiers.from_file > 0' <<< "$output"
     jq -e '.config.kv_resident == "25%" and .tiers.fetched > 0 and .tiers.late_pages == 0 and .tiers.bytes > 0' <<< "$output"
+    local how
+    for how in '--store kept' '--ranks 3'; do
+        # shellcheck disable=SC2086 # two words
+        ask --json --chunk 150 --keep all --kv-cap off --select mean --select-pages 2 --backend cpu $how
+        near=$(jq -c '[.text, .logits_hash]' <<< "$output")
+        # shellcheck disable=SC2086
+        ask --json --chunk 150 --keep all --kv-cap off --select mean --select-pages 2 --backend cpu --kv-resident 25% $how
+        [ "$(jq -c '[.text, .logits_hash]' <<< "$output")" = "$near" ]
+        jq -e '.tiers.fetched > 0' <<< "$output"
+    done
     ask --json --keep all --kv-cap off --select mean --select-pages 2 --backend cpu --kv-resident 25% --tier-wait late
     jq -e '.tiers.late_share >= 0' <<< "$output"
     run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -q x --kv-resident 25% --backend cpu
@@ -759,6 +769,28 @@ kept() {
     [ "$status" -eq 0 ]
     [[ "$output" == *"## one"*"## two"* ]]
     grep -q 'letter 7' page.html
+}
+
+@test "index --kv-cap keeps a part of each chunk, and ask takes the store as it is" {
+    need_model
+    "$PCOMP" index -m "$TINY" text.txt -o s.pcstore --chunk 200 --quiet
+    run --separate-stderr "$PCOMP" plan -m "$TINY" -f text.txt -q x --chunk 200 --store-cap 64
+    [[ $output == *"in a store, of at most 64 tokens for each chunk, layer and head"* ]]
+    run --separate-stderr "$PCOMP" index -m "$TINY" text.txt -o c.pcstore --chunk 200 --kv-cap 64
+    [ "$status" -eq 0 ]
+    [[ $stderr == *"(a head keeps 64 of each)"* ]]
+    [ "$(stat -c %s c.pcstore)" -lt "$(($(stat -c %s s.pcstore) / 2))" ]
+    run --separate-stderr "$PCOMP" ask -m "$TINY" c.pcstore -q 'To whom?' -n 4 --json --keep 3
+    [ "$status" -eq 0 ]
+    jq -e '.config.store_cap == 64 and .plan.store_cap == 64 and (.kv_kept.by_layer_head | flatten | max) == 192' <<< "$output"
+    run --separate-stderr "$PCOMP" ask -m "$TINY" c.pcstore -q x --store-cap 32
+    is 2 'made with setting {"store_cap":64}, and this is {"store_cap":32}'
+    run --separate-stderr "$PCOMP" ask -m "$TINY" s.pcstore -q x --store-cap 32
+    is 2 'made with setting {"store_cap":"off"}'
+    run --separate-stderr "$PCOMP" index -m "$TINY" text.txt -o c.pcstore --chunk 200
+    is 2 "another text, model or settings"
+    run --separate-stderr "$PCOMP" index -m "$TINY" text.txt -o d.pcstore --kv-cap 64 --store-cap 64
+    is 2 "give one"
 }
 
 @test "a store is refused by name for another model, setting, file or damage" {

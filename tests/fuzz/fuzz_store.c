@@ -14,7 +14,7 @@ static void mend_front(uint8_t *file, size_t size)
     struct StoreHead *h = (struct StoreHead *)(void *)file;
     struct StoreTrailer end;
     memcpy(h->magic, STORE_MAGIC, sizeof h->magic);
-    h->version = STORE_VERSION;
+    h->version = h->cap ? STORE_CAPPED : STORE_WHOLE;
     h->head_bytes = sizeof *h;
     h->page_format[sizeof h->page_format - 1] = '\0';
     if (h->body_bytes <= size - sizeof *h)
@@ -47,7 +47,13 @@ static uint64_t touch(struct Store *s)
     sum = hash64(i->context, sizeof *i->context * (size_t)i->n_context, sum);
     for (int c = 0; c < i->n_chunks; c++) {
         struct StoreChunk chunk;
-        if (store_chunk(s, c, &chunk) < 0) abort(); /* its hash was made right */
+        int n = i->chunks[c].end - i->chunks[c].begin;
+        bool marked = store_mark_bytes(i, n) > 0;
+        if (store_chunk(s, c, &chunk) < 0) {
+            if (!marked) abort(); /* its hash was made right */
+            continue;
+        }
+        for (int t = 0; marked && t < n; t++) sum += store_marked(chunk.marks, t);
         sum = hash64(chunk.last, sizeof *chunk.last * (size_t)i->dim, sum);
         sum = hash64(chunk.pages, chunk.n_pages * i->page_bytes, sum);
         sum += i->offset[i->chunks[c].begin] + i->offset[i->chunks[c].end];

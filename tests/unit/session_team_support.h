@@ -38,6 +38,8 @@ struct Case {
     float chunk_bias, temperature;
     int copies;                    /* of the prefix */
     const char *early_at;          /* NULL: early off */
+    int select_pages;              /* besides the first and the last; 0: all are read */
+    size_t resident;               /* kv_resident */
     const struct Backend *backend; /* with the CPU's device; NULL: the CPU's */
 };
 
@@ -67,6 +69,11 @@ static inline struct Engine *open_case(const struct Case *c)
     set->chunk_bias = c->chunk_bias;
     set->prefix_copies = c->copies;
     set->temperature = c->temperature;
+    set->kv_resident = c->resident;
+    if (c->select_pages) {
+        set->select = PAGE_INDEX_MEAN;
+        set->select_pages = c->select_pages;
+    }
     if (c->early_at) {
         set->early = EARLY_AUTO;
         snprintf(set->early_at, sizeof set->early_at, "%s", c->early_at);

@@ -1,4 +1,4 @@
-/* test_store.c - document stores as files: what is written reads back; a store that is cut, changed in any byte or put
+/* test_store.c - document stores as files, whole and capped: what is written reads back; a store that is cut, changed in any byte or put
  * together from two is refused; an interrupted one goes on behind its last whole section; locks, a full disk, and
  * allocations that fail.
  */
@@ -78,6 +78,7 @@ static void make(struct Made *m, uint64_t seed)
     }
     for (size_t b = 0; b < m->offset[i->n_context]; b++) m->text[b] = (char)('a' + below(26));
     make_chunks(m, 1 + below(CHUNKS_MAX - 1), below(3));
+    if (seed % 2) i->cap = 1 + below(i->chunk_tokens); /* some chunks may be shorter */
     i->streams = m->streams;
     i->prefix = m->prefix;
     i->context = m->context;
@@ -96,19 +97,38 @@ static float last_value(const struct Made *m, int c, int i)
     return (float)(m->seed % 100) + (float)c * 0.5f + (float)i;
 }
 
+static int chunk_len(const struct Made *m, int c)
+{
+    return m->chunks[c].end - m->chunks[c].begin;
+}
+
 static size_t chunk_bytes(const struct Made *m, int c)
 {
-    return store_pages(&m->info, m->chunks[c].end - m->chunks[c].begin) * m->info.page_bytes;
+    return store_pages(&m->info, chunk_len(m, c)) * m->info.page_bytes;
+}
+
+/* Whether a head has token t of chunk c, of which it has as many as the cap. */
+static bool has(const struct Made *m, int c, int h, int t)
+{
+    int n = chunk_len(m, c), turned = (t + 5 * h + c) % n, cap = m->info.cap;
+    return !m->streams[h] && (int64_t)(turned + 1) * cap / n > (int64_t)turned * cap / n;
+}
+
+static void mark_tokens(const struct Made *m, int c, uint8_t *marks)
+{
+    size_t bytes = store_mark_bytes(&m->info, chunk_len(m, c));
+    for (int h = 0; bytes && h < m->info.n_layers * m->info.n_kv_heads; h++)
+        for (int t = 0; t < chunk_len(m, c); t++)
+            if (has(m, c, h, t)) store_mark(marks + (size_t)h * bytes, t);
 }
 
 static int write_chunk(const struct Made *m, struct StoreWriter *w)
 {
-    float *last;
-    uint8_t *pages;
     int c = w->n_done;
-    store_section(w, &last, &pages);
-    for (int i = 0; i < m->info.dim; i++) last[i] = last_value(m, c, i);
-    for (size_t i = 0; i < chunk_bytes(m, c); i++) pages[i] = page_byte(m, c, i);
+    struct StoreRoom room = store_section(w);
+    for (int i = 0; i < m->info.dim; i++) room.last[i] = last_value(m, c, i);
+    for (size_t i = 0; i < chunk_bytes(m, c); i++) room.pages[i] = page_byte(m, c, i);
+    mark_tokens(m, c, room.marks);
     return store_write(w);
 }
 
@@ -131,6 +151,16 @@ static int read_all(struct Store *s)
     return PC_OK;
 }
 
+static void check_marks(const struct Made *m, int c, const uint8_t *marks)
+{
+    int n = chunk_len(m, c);
+    size_t bytes = store_mark_bytes(&m->info, n);
+    assert_true((marks != NULL) == (m->info.cap && m->info.cap < n));
+    for (int h = 0; marks && h < m->info.n_layers * m->info.n_kv_heads; h++)
+        for (int t = 0; t < n; t++)
+            assert_true(store_marked(marks + (size_t)h * bytes, t) == has(m, c, h, t));
+}
+
 /* Opens and reads everything. */
 static int whole(const char *path)
 {
@@ -149,6 +179,7 @@ static void check_store(const struct Made *m, const char *path)
     assert_true(s.info.model_hash == i->model_hash && s.info.heads_hash == i->heads_hash);
     assert_string_equal(s.info.page_format, i->page_format);
     assert_int_equal(s.info.n_context, i->n_context);
+    assert_int_equal(s.info.cap, i->cap);
     assert_int_equal(s.info.n_chunks, i->n_chunks);
     assert_int_equal(s.info.n_all, i->n_all);
     assert_true(s.info.rope_factor == i->rope_factor);
@@ -165,6 +196,7 @@ static void check_store(const struct Made *m, const char *path)
         struct StoreChunk chunk;
         if (store_chunk(&s, c, &chunk) < 0) fail_msg("%s", err_text());
         assert_int_equal(chunk.n_pages * i->page_bytes, chunk_bytes(m, c));
+        check_marks(m, c, chunk.marks);
         for (int d = 0; d < i->dim; d++) assert_true(chunk.last[d] == last_value(m, c, d));
         for (size_t b = 0; b < chunk_bytes(m, c); b++)
             assert_int_equal(chunk.pages[b], page_byte(m, c, b));
@@ -242,6 +274,28 @@ static void test_round_trip(void **unused)
     }
 }
 
+/* What a full head of a capped store has, the pages that takes and the bits that say which. */
+static void test_capped(void **unused)
+{
+    (void)unused;
+    uint8_t streams[3] = {0, 1, 0};
+    for (int n = 1; n < 300; n += 7)
+        for (int cap = 0; cap < 300; cap += 13) {
+            struct StoreInfo i = {.n_layers = 1,
+                                  .n_kv_heads = 3,
+                                  .recent = 10,
+                                  .n_prefix = 3,
+                                  .cap = cap,
+                                  .streams = streams};
+            int held = cap && cap < n ? cap : n, ends = n < 9 ? n : 9;
+            struct HeadEnds full = store_tokens(&i, 2, n), ring = store_tokens(&i, 1, n);
+            assert_int_equal(full.first + full.last, held);
+            assert_int_equal(ring.first + ring.last, ends);
+            assert_int_equal(store_pages(&i, n), 2 * ((held + 63) / 64) + (ends + 63) / 64);
+            assert_int_equal(store_mark_bytes(&i, n), held < n ? (n + 7) / 8 : 0);
+        }
+}
+
 /* What a head keeps, token by token: sinks that the prefix has not, and the last recent - 1. */
 static void test_tokens(void **unused)
 {
@@ -304,6 +358,44 @@ static void test_every_bit(void **unused)
     str_free(&file);
 }
 
+/* A store of the version before is read as one without a cap; marks that say otherwise than the cap are refused, though all
+ * hashes are right. */
+static void test_versions(void **unused)
+{
+    (void)unused;
+    struct Made m;
+    struct Str file = {0};
+    struct StoreWriter w;
+    make(&m, 6);
+    must(write_store(&m, path, false));
+    must(file_read(path, &file));
+    assert_int_equal(file.data[8], 1);
+    file.data[8] = 3;
+    put(path, file.data, file.len);
+    is_refused(whole(path), PC_EFORMAT,
+               "is a store of version 3, and this program reads versions up to 2");
+    str_free(&file);
+    for (int wrong = 0; wrong < 3; wrong++) {
+        unlink(path);
+        make(&m, 6);
+        make_chunks(&m, 2, 0);
+        m.info.cap = m.info.chunk_tokens / 2;
+        memset(m.streams, 0, sizeof m.streams);
+        must(store_create(path, &m.info, false, &w));
+        struct StoreRoom room = store_section(&w);
+        mark_tokens(&m, 0, room.marks);
+        int t = 0, n = chunk_len(&m, 0);
+        while (has(&m, 0, 0, t) != (wrong == 0)) t++;
+        if (wrong == 2) t = n + 7 - (n + 7) % 8; /* a bit that is no token's, or another head's */
+        room.marks[t / 8] ^= (uint8_t)(1 << t % 8);
+        must(store_write(&w));
+        must(write_chunk(&m, &w));
+        must(store_finish(&w));
+        store_writer_close(&w);
+        is_refused(whole(path), PC_EFORMAT, "a head has other tokens than its cap says");
+    }
+}
+
 /* A chunk of the same place and size from another store has another seed. */
 static void test_transplant(void **unused)
 {
@@ -347,7 +439,9 @@ static int sections_in(const struct Made *m, size_t front, size_t len)
     size_t end = front;
     for (int c = 0; c < m->info.n_chunks; c++) {
         size_t dim = ((size_t)m->info.dim * sizeof(float) + 63) / 64 * 64;
-        end += (64 + dim + chunk_bytes(m, c) + 4095) / 4096 * 4096;
+        size_t heads = (size_t)m->info.n_layers * (size_t)m->info.n_kv_heads,
+               marks = (heads * store_mark_bytes(&m->info, chunk_len(m, c)) + 63) / 64 * 64;
+        end += (64 + dim + marks + chunk_bytes(m, c) + 4095) / 4096 * 4096;
         if (end > len) return c;
     }
     return m->info.n_chunks;
@@ -593,8 +687,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_round_trip, clean),
+        cmocka_unit_test_teardown(test_capped, clean),
         cmocka_unit_test_teardown(test_tokens, clean),
         cmocka_unit_test_teardown(test_every_bit, clean),
+        cmocka_unit_test_teardown(test_versions, clean),
         cmocka_unit_test_teardown(test_transplant, clean),
         cmocka_unit_test_teardown(test_no_store, clean),
         cmocka_unit_test_teardown(test_resume_anywhere, clean),
