@@ -183,12 +183,16 @@ int chunk_profile_read(const char *path, int n_layers, int n_kv_heads, struct Ch
 /* ==== The folder ==== */
 
 /* The first that fits; files that cannot be read are passed over. */
-static void look_through(const glob_t *found, uint64_t model_hash, char *path, size_t room)
+static int look_through(const glob_t *found, uint64_t model_hash, char *path, size_t room)
 {
     struct ChunkProfile p;
-    for (size_t i = 0; i < found->gl_pathc && !*path; i++)
-        if (read_any(found->gl_pathv[i], &p) == PC_OK && p.model_hash == model_hash)
+    for (size_t i = 0; i < found->gl_pathc && !*path; i++) {
+        int status = read_any(found->gl_pathv[i], &p);
+        if (status == PC_ENOMEM) return status;
+        if (status == PC_OK && p.model_hash == model_hash)
             snprintf(path, room, "%s", found->gl_pathv[i]);
+    }
+    return PC_OK;
 }
 
 int chunk_profile_find(uint64_t model_hash, char *path, size_t room)
@@ -205,8 +209,11 @@ int chunk_profile_find(uint64_t model_hash, char *path, size_t room)
     for (size_t i = 0; i < sizeof places / sizeof places[0] && !*path; i++) {
         glob_t found = {0};
         snprintf(pattern, sizeof pattern, "%s/%s/*.json", folder, places[i]);
-        if (glob(pattern, 0, NULL, &found) == 0) look_through(&found, model_hash, path, room);
+        int status = PC_OK;
+        if (glob(pattern, 0, NULL, &found) == 0)
+            status = look_through(&found, model_hash, path, room);
         globfree(&found);
+        TRY(status);
     }
     return PC_OK;
 }

@@ -14,6 +14,7 @@
 enum {
     LOOK_BYTES = 64,      /* seen behind a segment, for what decides whether its end is certain */
     BATCH = 1024,         /* segments of a block: threads wait for each other once */
+    COMING = 128,         /* of one whose end is not known: a pipe may be slow, and is waited for */
     HANDS_MAX = 16,       /* threads: reading feeds no more */
     HAND_BYTES = 1 << 16, /* of a text that repay another one */
 };
@@ -71,8 +72,9 @@ static void block_cut(struct Scan *scan, size_t len, bool ends)
 static int block_read(struct Scan *scan)
 {
     struct TextSource *s = &scan->st->source;
+    size_t segments = s->whole ? BATCH : COMING;
     scan->n = 0;
-    for (size_t wanted = (size_t)BATCH * SEGMENT_BYTES;; wanted *= 2) {
+    for (size_t wanted = segments * SEGMENT_BYTES;; wanted *= 2) {
         size_t got;
         str_clear(&scan->block);
         TRY(str_reserve(&scan->block, wanted));

@@ -90,7 +90,7 @@ is() { # is STATUS PART: exit status, and a part of standard error; nothing went
     run --separate-stderr "$PCOMP" run -f text.txt
     is 2 "no question"
     run --separate-stderr "$PCOMP" bench nothing
-    is 2 "accepted: prefill, decode, ops, paper, all"
+    is 2 "accepted: prefill, decode, ops, text, paper, all"
     run --separate-stderr "$PCOMP" completion fish
     is 2 "name the shell"
     run --separate-stderr "$PCOMP" summarize
