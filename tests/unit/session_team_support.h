@@ -38,6 +38,7 @@ struct Case {
     float chunk_bias, temperature;
     int copies;                    /* of the prefix */
     const char *early_at;          /* NULL: early off */
+    int rounds;                    /* 0: one */
     const struct Backend *backend; /* with the CPU's device; NULL: the CPU's */
 };
 
@@ -67,6 +68,7 @@ static inline struct Engine *open_case(const struct Case *c)
     set->chunk_bias = c->chunk_bias;
     set->prefix_copies = c->copies;
     set->temperature = c->temperature;
+    if (c->rounds) set->rounds = c->rounds;
     if (c->early_at) {
         set->early = EARLY_AUTO;
         snprintf(set->early_at, sizeof set->early_at, "%s", c->early_at);
