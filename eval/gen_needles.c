@@ -184,7 +184,7 @@ static int passphrase_text(struct Gen *g, int n_words, struct Needle *needle)
     int status = passkey_words(g->key, 0, n_words, &words);
     if (status == PC_OK) status = passkey_needle(0, &needle->text);
     needle->answer = needle->text.len + 1; /* a blank stands before each word */
-    if (status == PC_OK) status = str_appendf(&needle->text, "%s.", words.data);
+    if (status == PC_OK) status = str_appendf(&needle->text, "%s.\n", words.data);
     if (status == PC_OK) status = passkey_question(0, &g->out->input);
     if (status == PC_OK) status = gen_answer(g, words.data + 1, words.len - 1);
     str_free(&words);
@@ -195,7 +195,7 @@ int gen_passphrase(struct Gen *g, int64_t budget)
 {
     int n_words;
     TRY(gen_knob("number of words", g->spec->n_words, 5, PHRASE_WORDS_MAX, &n_words));
-    struct HayJob job = {.kind = HAY_PROSE, .n = 1, .n_places = 1};
+    struct HayJob job = {.kind = HAY_LINES, .line = GEN_NOISE "\n", .n = 1, .n_places = 1};
     TRY(needles_new(1, &job.needles));
     job.needles[0].depth = gen_depth(g);
     return hide(g, &job, budget, passphrase_text(g, n_words, job.needles));
@@ -335,7 +335,7 @@ const struct GenTask GEN_TASKS[] = {
     {"qa_2", "RULER: questions of a HotpotQA file among its documents", gen_qa, "hotpotqa", false, true},
     {"needle", "a sentence (also your own) hidden in your text", gen_needle, NULL, true, false},
     {"needles", "many sentences hidden in your text, all asked for", gen_needle, NULL, true, false},
-    {"passphrase", "a passkey of several words hidden in your text", gen_passphrase, NULL, true, false},
+    {"passphrase", "a passkey of several words in repeated filler", gen_passphrase, NULL, false, false},
     {"hops", "a chain of sentences through your text, to be followed back", gen_hops, NULL, true, false},
     {NULL, NULL, NULL, NULL, false, false},
 };

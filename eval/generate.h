@@ -1,8 +1,8 @@
 /* generate.h - makes samples of the synthetic long-context tasks, exact in the model's own tokens.
  *
  * InfiniteBench: passkey, number_string, kv_retrieval, math_find, math_calc, code_run. RULER: the eight
- * niah_*, vt, cwe, fwe; qa_1 and qa_2 from the user's own question set. Ours, in the user's text: needle,
- * needles, passphrase (a passkey of several words), hops (a chain).
+ * niah_*, vt, cwe, fwe; qa_1 and qa_2 from the user's own question set. Ours: needle and needles (in the
+ * user's text), passphrase (a passkey of several words), hops (a chain through the user's text).
  *
  * A sample depends on its GenSpec and the tokenizer alone: the same bytes on every machine. The context
  * has exactly GenSpec.tokens tokens where the filler can be cut to fit; else it is the largest that is

@@ -33,7 +33,7 @@ static void test_same(void **state)
         "kilo alpha mike",         " kilo alpha mike.",
         "Kilo, Alpha, Mike",       "\n\n kilo  alpha\tmike\nThe",
         "\"kilo alpha mike\"!",    "KILO-ALPHA-MIKE",
-        "kilo alpha mike\n\nkilo",
+        "kilo alpha mike\n\nkilo", "kilo alpha mike. The whale",
     };
     for (size_t i = 0; i < sizeof said / sizeof *said; i++)
         if (score(said[i], "kilo alpha mike") != 1) fail_msg("'%s'", said[i]);
@@ -53,6 +53,7 @@ static void test_other(void **state)
         "kiloalpha mike",
         "xkilo alpha mike",
         "kilo alpha mike and so on",
+        "kilo. alpha mike",
         "kilo\nalpha mike",
         "the words are kilo alpha mike",
         "kilo alpha mikes",
