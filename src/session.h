@@ -115,26 +115,28 @@ struct Finding {
     double score; /* higher is better; -INFINITY: none */
     int chunk, n;
     int ids[FOUND_MOST];
+    uint8_t rare[FOUND_MOST]; /* 1: the rest of its chunk has no such token */
 };
 
 /* Choices of chunks, one after another (session_rounds.c). */
 struct RoundRun {
-    int at;                /* the round at hand, from 0 */
-    int n_read;            /* chunks that this rank read in the rounds before, */
-    int64_t n_tokens;      /* and their tokens */
-    int *kept, n_kept;     /* [keep] chunks of the rounds before, in their order */
-    int n_found;           /* tokens of findings at the front of the tail; */
-    int found;             /* of these, the newest one's begin here */
-    struct Tokens blank;   /* a blank line */
-    struct Finding *told;  /* [team size] */
-    struct HeadTable past; /* one chunk behind the prefix; the pages are not its own */
-    float *mass;           /* [n_kv_heads, wave_shape.mass_keys] */
-    double *vote;          /* [chunk_tokens] attention that its tokens draw */
-    int *ids;              /* [chunk_tokens] a chunk's tokens, */
-    size_t *place;         /* [chunk_tokens + 1] and where they begin in its text */
-    int *cut;              /* [chunk_tokens + 1] its sentences' first tokens */
-    struct LexText *text;  /* [chunk_tokens] the sentences, */
-    double *share;         /* [chunk_tokens] and what words they share with the question */
+    int at;                   /* the round at hand, from 0 */
+    int n_read;               /* chunks that this rank read in the rounds before, */
+    int64_t n_tokens;         /* and their tokens */
+    int *kept, n_kept;        /* [keep] chunks of the rounds before, in their order */
+    int n_found;              /* tokens of findings at the front of the tail; */
+    int found;                /* of these, the newest one's begin here */
+    uint8_t rare[FOUND_MOST]; /* [n_found - found] of the newest */
+    struct Tokens blank;      /* a blank line */
+    struct Finding *told;     /* [team size] */
+    struct HeadTable past;    /* one chunk behind the prefix; the pages are not its own */
+    float *mass;              /* [n_kv_heads, wave_shape.mass_keys] */
+    double *vote;             /* [chunk_tokens] attention that its tokens draw */
+    int *ids;                 /* [chunk_tokens] a chunk's tokens, */
+    size_t *place;            /* [chunk_tokens + 1] and where they begin in its text */
+    int *cut;                 /* [chunk_tokens + 1] its sentences' first tokens */
+    struct LexText *text;     /* [chunk_tokens] the sentences, */
+    double *share;            /* [chunk_tokens] and what words they share with the question */
 };
 
 struct Session;

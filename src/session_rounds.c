@@ -4,7 +4,7 @@
  * A fact that names another, which stands elsewhere, is not found by the question alone: nothing in it says where to look. So
  * each round has a share of keep. Behind it the question is asked of its best chunk once more, and the sentence that draws most
  * of the question's attention and shares most words with it is the round's finding. It joins the question: in the next round it stands
- * before it in every tail, its surprise counts with that of the question's own words, its words count in BM25, and the last rows
+ * before it in every tail, the surprise of its rare tokens counts with that of the question's own words, its words count in BM25, and the last rows
  * see it when they vote. The chunks of earlier rounds stay; all others are read again, but for those of a store. The
  * answer is given to the question as the user put it.
  *
@@ -257,6 +257,20 @@ static int chunk_words(struct Session *s, int chunk, struct LexText *text, bool 
     return PC_OK;
 }
 
+static void take_sentence(struct Session *s, int chunk, int sentence, struct Finding *out)
+{
+    const struct RoundRun *r = &s->rounds;
+    int from = r->cut[sentence], to = r->cut[sentence + 1],
+        len = s->chunks[chunk].end - s->chunks[chunk].begin;
+    *out = (struct Finding){.score = r->share[sentence], .chunk = chunk, .n = to - from};
+    for (int i = 0; i < out->n; i++) {
+        out->ids[i] = r->ids[from + i];
+        out->rare[i] = 1;
+        for (int j = 0; j < len; j++)
+            if ((j < from || j >= to) && r->ids[j] == out->ids[i]) out->rare[i] = 0;
+    }
+}
+
 /* The best sentence of a chunk that has a slot. */
 static int find(struct Session *s, struct Slot *slot, struct Finding *out)
 {
@@ -275,19 +289,19 @@ static int find(struct Session *s, struct Slot *slot, struct Finding *out)
         r->share[i] += most > 0 ? votes_for(r, i) / most : 0;
         if (r->share[i] > r->share[best]) best = i;
     }
-    *out = (struct Finding){r->share[best], slot->chunk, r->cut[best + 1] - r->cut[best], {0}};
-    memcpy(out->ids, r->ids + r->cut[best], sizeof *out->ids * (size_t)out->n);
+    take_sentence(s, slot->chunk, best, out);
     return PC_OK;
 }
 
 /* ==== What is scored ==== */
 
-/* Whether neither the question nor the finding up to here has this token of the finding: what it adds leads on, what is said
- * again would speak for every chunk that has its like. */
-static bool is_new(const struct Session *s, int token)
+/* Whether a token of the finding says where to look: a rare one, which neither the question nor the finding has before.
+ * What is said in many places would speak for every chunk that has its like. */
+static bool tells(const struct Session *s, int token)
 {
     const struct Prompt *p = &s->prompt;
     const int *ids = p->tail.ids;
+    if (!s->rounds.rare[token - s->rounds.found]) return false;
     for (int t = s->rounds.found; t < token; t++)
         if (ids[t] == ids[token]) return false;
     for (int t = p->score_begin; t < p->score_end; t++)
@@ -301,7 +315,7 @@ bool rounds_scores(const struct Session *s, int token)
     const struct RoundRun *r = &s->rounds;
     if (s->set.chunk_score == SCORE_PUBLISHED || p->score_begin >= p->score_end) return true;
     if (token >= p->score_begin) return token < p->score_end;
-    return token >= r->found && token < r->n_found && is_new(s, token);
+    return token >= r->found && token < r->n_found && tells(s, token);
 }
 
 static bool has_word(const struct Str *words, size_t from, const char *word, size_t len)
@@ -401,6 +415,7 @@ static void join_question(struct Session *s, const struct Finding *f)
     memcpy(at, r->blank.ids, sizeof *at * (size_t)r->blank.n);
     memcpy(at + r->blank.n, f->ids, sizeof *at * (size_t)f->n);
     r->found = r->n_found + r->blank.n;
+    memcpy(r->rare, f->rare, (size_t)f->n);
     r->n_found += n;
     p->tail.n += n;
     p->score_begin += n;

@@ -86,14 +86,16 @@ static int best_left(const struct Brute *b, const double *score, int n)
     return best;
 }
 
-/* A blank line and the finding between the findings before and the question, of whose words the newest finding's count. */
-static void brute_join(struct Brute *b, const struct Tokens *blank, const int *ids, int n)
+/* A blank line and the finding between the findings before and the question, of whose tokens those count that stand
+ * nowhere else in the question, the finding or its chunk. */
+static void brute_join(struct Brute *b, const struct Tokens *blank, const struct Chunk *c, int from,
+                       int n)
 {
     struct Tokens tail = {0};
     int before = b->p.tail.n - input.tail;
     append(&tail, b->p.tail.ids, before);
     append(&tail, blank->ids, blank->n);
-    append(&tail, ids, n);
+    append(&tail, b->p.context.ids + from, n);
     append(&tail, b->p.tail.ids + before, input.tail);
     tokens_free(&b->p.tail);
     b->p.tail = tail;
@@ -104,6 +106,9 @@ static void brute_join(struct Brute *b, const struct Tokens *blank, const int *i
         b->marked[t] = true;
         for (int i = found; i < question + 12; i++)
             if ((i < t || i >= question + 3) && tail.ids[i] == tail.ids[t]) b->marked[t] = false;
+        for (int i = c->begin; i < c->end; i++)
+            if ((i < from || i >= from + n) && b->p.context.ids[i] == tail.ids[t])
+                b->marked[t] = false;
     }
 }
 
@@ -144,7 +149,7 @@ static void check_rounds(struct Run *run, struct Brute *b)
         if (r == rounds - 1) break;
         brute_finding(e, &b->p, &s->chunks[first], blank.n, &from, &len);
         same_piece(e, b->p.context.ids + from, len, &run->r.found[r]);
-        brute_join(b, &blank, b->p.context.ids + from, len);
+        brute_join(b, &blank, &s->chunks[first], from, len);
     }
     for (int c = 0; c < n; c++) assert_int_equal(run->r.chunks[c].kept, b->round[c] > 0);
     tokens_free(&blank);
