@@ -15,18 +15,22 @@ static const char *ruler_name(const char *task, const struct ScoreOptions *o)
     return ruler_metric(task);
 }
 
-/* Needles of all kinds: the share of the expected strings that the answer holds. */
+static bool is_phrase(const char *task)
+{
+    return strcmp(task, "passphrase") == 0;
+}
+
+/* Needles of all kinds: the share of the expected strings that the answer holds; of a passphrase all words and no others. */
 static int needle_score(const char *task, const struct ScoreOptions *o, const struct ScoreInput *in,
                         struct ScoreOutput *out)
 {
-    (void)task;
+    if (is_phrase(task)) return phrase_score(in, out);
     return ruler_score("niah_single_1", o, in, out);
 }
 
 static const char *needle_name(const char *task, const struct ScoreOptions *o)
 {
-    (void)task;
-    return ruler_name("niah_single_1", o);
+    return is_phrase(task) ? "exact_match" : ruler_name("niah_single_1", o);
 }
 
 static const struct Benchmark RULER = {"ruler", "ruler",     "ruler@2024",
@@ -61,7 +65,8 @@ static int grid_count(void *self, const char *task, long *rows, uint64_t *hash)
 {
     struct Grid *g = self;
     const struct GenSpec *s = &g->spec;
-    int knobs[] = {s->n_keys, s->n_values, s->n_queries, s->n_hops, s->n_needles, g->eval->count};
+    int knobs[] = {s->n_keys,    s->n_values, s->n_queries,  s->n_hops,
+                   s->n_needles, s->n_words,  g->eval->count};
     TRY(grid_texts(g, made_as(task)));
     *rows = grid_rows(g);
     *hash = hash64(g->haystack.data ? g->haystack.data : "", g->haystack.len, *hash ^ s->seed);

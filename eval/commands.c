@@ -56,6 +56,7 @@ static const struct Flag FLAGS[] = {
      "vt, hops: steps of a chain; code_run: calls"},
     {"needles", 0, FLAG_INT, AT(n_needles), 1, 1000, ON_ROWS, "N",
      "needles: how many (default 10)"},
+    {"words", 0, FLAG_INT, AT(n_words), 1, 32, ON_ROWS, "N", "passphrase: how many (default 5)"},
     {"profile", 0, FLAG_TEXT, AT(profile), 0, 0, ON_ENGINE, "NAME",
      "rules of prompts and lengths: official (default) or parallelcomp"},
     {"split", 0, FLAG_TEXT, AT(split), 0, 0, ON_ENGINE, "K/N",
@@ -97,7 +98,7 @@ static const struct Flag FLAGS[] = {
     "niah_single_1 niah_single_2 niah_single_3 niah_multikey_1 niah_multikey_2 niah_multikey_3 "   \
     "niah_multivalue niah_multiquery vt cwe fwe qa_1 qa_2"
 #define OTHER_TASKS                                                                                \
-    "passkey number_string kv_retrieval math_find math_calc code_run needle needles hops"
+    "passkey number_string kv_retrieval math_find math_calc code_run needle needles passphrase hops"
 
 static const struct Command COMMANDS[] = {
     {"longbench", ON_FILES, cmd_longbench, "run and score LongBench v1, all 21 tasks or some",
@@ -126,7 +127,8 @@ static const struct Command COMMANDS[] = {
     {"niah", ON_GRID, cmd_niah, "needles in a text of yours, by length and depth",
      "pcomp-eval niah -m MODEL [-f TEXT] [--tokens N,...] [--depth X,...] [-o RUN]",
      "Hides a sentence in the text (default: the book) at each depth and length and asks for it.\n"
-     "Tasks: needle (default), needles, hops, and needle_own for your own --needle --question --answer.",
+     "Tasks: needle (default), needles, passphrase, hops, and needle_own for your own --needle --question\n"
+     "--answer.",
      "pcomp-eval niah --tokens 16K,128K --method parallelcomp --method truncate", NULL, NULL},
     {"rescore", ON_RESCORE, cmd_rescore, "score existing prediction files",
      "pcomp-eval rescore longbench|longbench-e|infinitebench DIR... [--json]",

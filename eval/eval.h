@@ -13,7 +13,7 @@ struct EvalCli {
     /* generated rows */
     const char *lengths, *depths; /* lists between commas */
     const char *haystack, *qa_file, *needle, *needle_question, *needle_answer;
-    int count, seed, n_keys, n_values, n_queries, n_hops, n_needles;
+    int count, seed, n_keys, n_values, n_queries, n_hops, n_needles, n_words;
     /* report */
     const char *baseline; /* the method that the others are compared with */
 };

@@ -1,10 +1,12 @@
-/* gen_needles.c - tasks that hide sentences: passkey, number_string, niah_*, needle, needles, vt, hops. */
+/* gen_needles.c - tasks that hide sentences: passkey, number_string, niah_*, needle, needles, passphrase, vt, hops. */
 #include "gen_task.h"
+
+#include "calib/passkey.h"
 
 #include <stdio.h>
 #include <string.h>
 
-enum { MOST_NEEDLES = 10000 };
+enum { MOST_NEEDLES = 10000, PHRASE_WORDS_MAX = 32 };
 
 static int needles_new(int n, struct Needle **out)
 {
@@ -173,6 +175,32 @@ int gen_needle(struct Gen *g, int64_t budget)
     return hide(g, &job, budget, needle_own(g, job.needles));
 }
 
+/* ==== passphrase: a passkey of several words ==== */
+
+/* As calibration of heads hides them (calib/passkey.h): there is one, the first. */
+static int passphrase_text(struct Gen *g, int n_words, struct Needle *needle)
+{
+    struct Str words = {0};
+    int status = passkey_words(g->key, 0, n_words, &words);
+    if (status == PC_OK) status = passkey_needle(0, &needle->text);
+    needle->answer = needle->text.len + 1; /* a blank stands before each word */
+    if (status == PC_OK) status = str_appendf(&needle->text, "%s.\n", words.data);
+    if (status == PC_OK) status = passkey_question(0, &g->out->input);
+    if (status == PC_OK) status = gen_answer(g, words.data + 1, words.len - 1);
+    str_free(&words);
+    return status;
+}
+
+int gen_passphrase(struct Gen *g, int64_t budget)
+{
+    int n_words;
+    TRY(gen_knob("number of words", g->spec->n_words, 5, PHRASE_WORDS_MAX, &n_words));
+    struct HayJob job = {.kind = HAY_LINES, .line = GEN_NOISE "\n", .n = 1, .n_places = 1};
+    TRY(needles_new(1, &job.needles));
+    job.needles[0].depth = gen_depth(g);
+    return hide(g, &job, budget, passphrase_text(g, n_words, job.needles));
+}
+
 /* ==== vt: chains of variables ==== */
 
 enum { NAME_LEN = 5 };
@@ -307,6 +335,7 @@ const struct GenTask GEN_TASKS[] = {
     {"qa_2", "RULER: questions of a HotpotQA file among its documents", gen_qa, "hotpotqa", false, true},
     {"needle", "a sentence (also your own) hidden in your text", gen_needle, NULL, true, false},
     {"needles", "many sentences hidden in your text, all asked for", gen_needle, NULL, true, false},
+    {"passphrase", "a passkey of several words in repeated filler", gen_passphrase, NULL, false, false},
     {"hops", "a chain of sentences through your text, to be followed back", gen_hops, NULL, true, false},
     {NULL, NULL, NULL, NULL, false, false},
 };

@@ -40,6 +40,7 @@ int gen_passkey(struct Gen *g, int64_t budget);
 int gen_niah(struct Gen *g, int64_t budget);
 int gen_niah_lines(struct Gen *g, int64_t budget);
 int gen_needle(struct Gen *g, int64_t budget);
+int gen_passphrase(struct Gen *g, int64_t budget);
 int gen_vt(struct Gen *g, int64_t budget);
 int gen_hops(struct Gen *g, int64_t budget);
 int gen_kv(struct Gen *g, int64_t budget);

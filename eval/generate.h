@@ -2,7 +2,7 @@
  *
  * InfiniteBench: passkey, number_string, kv_retrieval, math_find, math_calc, code_run. RULER: the eight
  * niah_*, vt, cwe, fwe; qa_1 and qa_2 from the user's own question set. Ours: needle and needles (in the
- * user's text), hops (a chain through the user's text).
+ * user's text), passphrase (a passkey of several words), hops (a chain through the user's text).
  *
  * A sample depends on its GenSpec and the tokenizer alone: the same bytes on every machine. The context
  * has exactly GenSpec.tokens tokens where the filler can be cut to fit; else it is the largest that is
@@ -29,6 +29,7 @@ struct GenSpec {
     int n_queries;              /* niah: keys asked for */
     int n_hops;                 /* vt, hops: steps of a chain; code_run: calls */
     int n_needles;              /* needles: how many */
+    int n_words;                /* passphrase: how many */
     const char *needle;         /* needle: the user's own sentence, with … */
     const char *question;       /* … what becomes Sample.input, and … */
     const char *answer;         /* … the part of the sentence that answers it */

@@ -72,6 +72,7 @@ int grid_open(const struct EvalCli *e, const char *depths, struct Grid *g)
                                .n_queries = e->n_queries,
                                .n_hops = e->n_hops,
                                .n_needles = e->n_needles,
+                               .n_words = e->n_words,
                                .needle = e->needle,
                                .question = e->needle_question,
                                .answer = e->needle_answer};

@@ -49,13 +49,16 @@ static void add_chunks(cJSON *line, const struct Result *r)
     cJSON *ends = cJSON_AddArrayToObject(line, "chunk_end");
     cJSON *scores = cJSON_AddArrayToObject(line, "chunk_score");
     cJSON *kept = cJSON_AddArrayToObject(line, "kept");
+    cJSON *round = r->plan.rounds > 1 ? cJSON_AddArrayToObject(line, "kept_round") : NULL;
     for (int i = 0; r->chunks && i < r->plan.n_chunks; i++) {
         const struct ChunkInfo *c = &r->chunks[i];
         cJSON_AddItemToArray(ends, cJSON_CreateNumber(c->end));
         cJSON_AddItemToArray(scores, isfinite(c->score) ? cJSON_CreateNumber(c->score)
                                                         : cJSON_CreateNull());
         if (c->kept) cJSON_AddItemToArray(kept, cJSON_CreateNumber(i));
+        if (c->kept && round) cJSON_AddItemToArray(round, cJSON_CreateNumber(c->round));
     }
+    json_add_found(line, r);
 }
 
 static bool chunk_holds(const struct ChunkInfo *c, const struct Attempt *a)

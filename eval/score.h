@@ -42,6 +42,9 @@ int infinitebench_score(const char *task, const struct ScoreOptions *o, const st
 /* task: RULER's name ("niah_single_1", "vt", "qa_1", …): all answers, or one of them, as substrings. */
 int ruler_score(const char *task, const struct ScoreOptions *o, const struct ScoreInput *in,
                 struct ScoreOutput *out);
+/* 1 when the words of the answer's first sentence, up to a full stop or a line feed, are those of one of the phrases, in order,
+ * and no others; case, white space and other ASCII punctuation aside. Errors: PC_EFORMAT (no phrase), PC_ENOMEM. */
+int phrase_score(const struct ScoreInput *in, struct ScoreOutput *out);
 /* The metric's name for reports: "qa_f1", "rouge", "code_sim=difflib", …; NULL for an unknown task. */
 const char *longbench_metric(const char *task, const struct ScoreOptions *o);
 const char *infinitebench_metric(const char *task);

@@ -14,7 +14,7 @@
 
 int plan_defaults(struct Settings *s, int train_len, int64_t n_all)
 {
-    enum { CHUNK_LEAST = 1024, CHUNK_MOST = 4096, KEEP = 2, CAP_LEAST = 2048 };
+    enum { CHUNK_LEAST = 1024, CHUNK_MOST = 4096, CAP_LEAST = 2048 };
     if (s->window == AUTO) s->window = train_len;
     if (s->chunk == AUTO && n_all <= s->window && n_all <= WHOLE_MOST) {
         s->chunk = s->window;
@@ -25,7 +25,7 @@ int plan_defaults(struct Settings *s, int train_len, int64_t n_all)
         if (s->chunk < CHUNK_LEAST) s->chunk = CHUNK_LEAST;
         if (s->chunk > CHUNK_MOST) s->chunk = CHUNK_MOST;
     }
-    if (s->keep == AUTO) s->keep = KEEP;
+    if (s->keep == AUTO) s->keep = 1 + s->rounds;
     if (s->kv_cap == AUTO) {
         s->kv_cap = s->chunk / 2;
         if (s->kv_cap < CAP_LEAST) s->kv_cap = s->chunk < CAP_LEAST ? s->chunk : CAP_LEAST;

@@ -8,7 +8,7 @@
  * positions:
  *   window = train_len
  *   chunk  = a quarter of the window, at least 1024 and at most 4096
- *   keep   = 2
+ *   keep   = 2, or one more than there are rounds
  *   kv_cap = half a chunk, but no fewer than 2048 tokens: a chunk up to 2048 keeps all its tokens,
  *            as dropping from so short a chunk was measured to break long digit strings
  * A prompt that fits the window with its answer, n_all tokens up to WHOLE_MOST, is one chunk of which all tokens stay:

@@ -114,9 +114,21 @@ static int early_text(const struct PlanInfo *plan, struct Str *out)
         if (!isnan(d->risk)) TRY(str_appendf(out, ", at a risk of %.2g%%", 100 * (double)d->risk));
         TRY(str_appendf(out, "\n"));
     }
-    if (plan->read_share >= 1 || plan->method != METHOD_PARALLELCOMP) return PC_OK;
+    if (plan->read_share == 1 || plan->method != METHOD_PARALLELCOMP) return PC_OK;
     return str_appendf(out, "share    %.1f%% of the arithmetic of reading every chunk whole\n",
                        100 * plan->read_share);
+}
+
+/* How rounds share the kept chunks; what they cost is in the share of the arithmetic. */
+static int rounds_text(const struct PlanInfo *plan, struct Str *out)
+{
+    int each = plan->keep / plan->rounds;
+    if (plan->rounds == 1) return PC_OK;
+    return str_appendf(
+        out,
+        "rounds   %d share the kept chunks: %d, then %d by what those say, with up to "
+        "%d tokens of it before the question\n",
+        plan->rounds, plan->keep - (plan->rounds - 1) * each, each, plan->n_found);
 }
 
 static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double seconds,
@@ -131,6 +143,7 @@ static int plan_text(struct Engine *engine, const struct PlanInfo *plan, double 
     TRY(str_appendf(out, "chunks   %d of at most %d tokens, %d at a time, %d kept%s\n",
                     plan->n_chunks, plan->chunk_tokens, plan->wave, plan->keep,
                     plan->n_read < plan->n_chunks ? ", the others not read" : ""));
+    TRY(rounds_text(plan, out));
     TRY(early_text(plan, out));
     if (plan->kv_cap > 0)
         TRY(str_appendf(out, "KV       %d entries for each kept chunk, layer and head: %s\n",

@@ -108,10 +108,21 @@ static void show_chunks(const struct Result *r)
         if (!r->chunks[i].kept) continue;
         if (++shown > 8) continue;
         fprintf(stderr, "%s%d", shown > 1 ? ", " : "kept ", i + 1);
+        if (r->plan.rounds > 1) fprintf(stderr, " in round %d", r->chunks[i].round);
         if (isfinite(r->chunks[i].score)) fprintf(stderr, " (score %.3f)", r->chunks[i].score);
     }
     if (shown > 8) fprintf(stderr, " and %d more", shown - 8);
     fprintf(stderr, " of %d; lower score is better\n", r->plan.n_chunks);
+}
+
+/* What led each round but the first. */
+static void show_found(const struct Result *r)
+{
+    for (int i = 0; i < r->plan.rounds - 1; i++) {
+        const char *text = r->found[i].data ? r->found[i].data : "";
+        text += strspn(text, " \n");
+        fprintf(stderr, "found    in round %d: %.*s\n", i + 1, (int)strcspn(text, "\n"), text);
+    }
 }
 
 static void show_pages(const struct Result *r)
@@ -153,6 +164,7 @@ static void show_summary(const struct Run *run, const struct Result *r)
     fprintf(stderr, "\ntokens   %d text, %d question, %d answer (window %d)\n", r->plan.n_context,
             r->plan.n_question, r->n_ids, r->plan.window);
     show_chunks(r);
+    show_found(r);
     fprintf(stderr, "KV       %lld of %lld entries of the kept chunks stay (%.0f%%)\n",
             (long long)kept, (long long)in, in ? 100.0 * (double)kept / (double)in : 0);
     show_pages(r);

@@ -59,7 +59,7 @@ const struct Setting SETTINGS[] = {
     {"overlap", SET_INT, AT(overlap), 0, 0, 1 << 20, NULL, "0", "method",
      "tokens shared by neighbouring chunks"},
     {"keep", SET_INT, AT(keep), 0, 1, 1 << 16, WORDS_KEEP, "auto", "method",
-     "chunks kept (k), those that chunk_score ranks first; auto: 2"},
+     "chunks kept (k), those that chunk_score ranks first; auto: 2, or one more than rounds"},
     {"kv_cap", SET_INT, AT(kv_cap), 0, 1, 1 << 22, WORDS_CAP, "auto", "method",
      "context tokens kept for each chunk, layer and KV head; auto: half a chunk, 2048 at least, or all of a text read at once; off: all of them; "
      "snapkv, pyramidkv: prompt tokens kept for each layer and KV head, or on average over the layers"},
@@ -76,6 +76,8 @@ const struct Setting SETTINGS[] = {
      "where only token ids of the text are known, question"},
     {"chunk_bias", SET_FLOAT, AT(chunk_bias), 0, 0, 100, NULL, "0", "method",
      "logits of a kept chunk's tokens fall by so much for each nat that its score is worse than the best one's; for scores of the model only"},
+    {"rounds", SET_INT, AT(rounds), 0, 1, ROUNDS_MAX, NULL, "1", "method",
+     "choices of chunks, one after another: the sentence that answers the question best in the chunks of one round leads the next, as facts need that name each other; all share keep"},
     {"prefilter", SET_INT, AT(prefilter), 0, 1, 1 << 24, WORDS_OFF, "off", "method",
      "chunks that are read at all: those that share most words with the question (BM25), keep at least; off: every chunk"},
     {"early", SET_ENUM, ENUM_AT(early), WORDS_EARLY, "off", "method",

@@ -63,14 +63,15 @@ struct Settings {
     int window;  /* positions the model may use; AUTO: the trained context */
     int chunk;   /* context tokens a chunk at most; AUTO: derived from the window */
     int overlap; /* tokens shared by neighbouring chunks */
-    int keep;    /* k: chunks kept; AUTO: 2; KEEP_ALL */
+    int keep;    /* k: chunks kept; AUTO: 1 more than rounds; KEEP_ALL */
     int kv_cap; /* context tokens kept a chunk, layer and KV head; AUTO: see plan_defaults; CAP_OFF */
     int store_cap; /* the same of what a store keeps, before there is a question; CAP_OFF */
     int obs_rows;  /* last question rows that vote for tokens */
     int pool;      /* width of the max-pool over importance, odd */
     enum ChunkScore chunk_score;
     float chunk_bias; /* beta: logits of a kept chunk fall by this times its score above the best */
-    int prefilter;    /* chunks read, those that share most words with the question; 0: all */
+    int rounds; /* choices of chunks in turn, each led by what those before found; 1: one by the question alone */
+    int prefilter; /* chunks read, those that share most words with the question; 0: all */
     enum Early early;
     char early_at[256]; /* "8:12,50%:6": layers done and survivors; empty: as the profile says */
     float early_risk;   /* chance to lose the best chunk at one of the profile's decisions */
@@ -123,6 +124,8 @@ struct Settings {
     size_t memory;     /* bytes the run may use besides the mapped model; AUTO: what is free */
     size_t gpu_memory; /* bytes of the GPU that may be used, weights included; AUTO: what is free */
 };
+
+enum { ROUNDS_MAX = 8 };
 
 enum SettingType { SET_INT, SET_FLOAT, SET_U64, SET_SIZE, SET_ENUM, SET_TEXT, SET_CALIB };
 

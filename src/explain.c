@@ -22,6 +22,13 @@ static int fact(struct Str *out, const char *name, const char *value)
     return str_appendf(out, "</dd></div>\n");
 }
 
+static int fact_bytes(struct Str *out, const char *name, const struct Str *value)
+{
+    TRY(str_appendf(out, "<div><dt>%s</dt><dd>", name));
+    TRY(html_escape(out, value->data ? value->data : "", value->len));
+    return str_appendf(out, "</dd></div>\n");
+}
+
 /* Bytes [at, end) of the text, or the first of them; *got is how many. */
 static int text_bytes(const struct Explain *e, size_t at, size_t end, const char **data,
                       size_t *got)
@@ -91,6 +98,10 @@ static int page_facts(struct Str *out, const struct Explain *e)
     snprintf(text, sizeof text, "%d of %d, at most %s tokens each", n_kept(r), plan->n_chunks,
              html_count(plan->chunk_tokens, a));
     TRY(fact(out, "Chunks kept", text));
+    for (int i = 0; i < plan->rounds - 1; i++) {
+        snprintf(text, sizeof text, "Found in round %d", i + 1);
+        TRY(fact_bytes(out, text, &r->found[i]));
+    }
     snprintf(text, sizeof text, "question at %s, window %s", html_count(plan->question_pos, a),
              html_count(plan->window, b));
     TRY(fact(out, "Positions", text));
@@ -346,9 +357,11 @@ static int chunk_row(struct Str *out, const struct Explain *e, int i)
 {
     const struct ChunkInfo *chunk = &e->result->chunks[i];
     char a[32], b[32], c[32], d[32];
-    TRY(str_appendf(out, "<tr%s><td class=\"n\">%d</td><td>%s%s</td>",
+    char round[24] = "";
+    if (chunk->round) snprintf(round, sizeof round, " in round %d", chunk->round);
+    TRY(str_appendf(out, "<tr%s><td class=\"n\">%d</td><td>%s%s%s</td>",
                     chunk->kept ? " class=\"k\"" : "", i + 1, chunk->kept ? "kept" : "dropped",
-                    holds_mark(e, chunk) ? ", holds the sentence" : ""));
+                    round, holds_mark(e, chunk) ? ", holds the sentence" : ""));
     TRY(isfinite(chunk->score) ? str_appendf(out, "<td class=\"n\">%.4f</td>", chunk->score)
                                : str_appendf(out, "<td class=\"n\">–</td>"));
     TRY(str_appendf(out, "<td class=\"n\">%s–%s</td><td class=\"n\">%s–%s</td><td>",

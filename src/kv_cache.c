@@ -379,20 +379,34 @@ int kv_flush(struct KvCache *kv, struct KvWrites *w)
     return kv->be->kv_write(kv->dev, &kv->pool, w->list, n);
 }
 
+/* All pages of a head of src behind those of dst. */
+static int add_head(struct HeadTable *dst, const struct HeadTable *src, int h)
+{
+    int n = src->n_refs[h];
+    if (dst->n_refs[h] + n > dst->stride)
+        return err_set(PC_EINTERNAL, "KV cache: merged table has room for %d pages a head",
+                       dst->stride);
+    memcpy(dst->refs + (size_t)h * dst->stride + dst->n_refs[h],
+           src->refs + (size_t)h * src->stride, sizeof *dst->refs * (size_t)n);
+    dst->n_refs[h] += n;
+    dst->n_tokens[h] += src->n_tokens[h];
+    return PC_OK;
+}
+
 int kv_move(struct HeadTable *dst, struct HeadTable *src)
 {
     for (int h = 0; h < dst->n_heads; h++) {
-        int n = src->n_refs[h];
-        if (dst->n_refs[h] + n > dst->stride)
-            return err_set(PC_EINTERNAL, "KV cache: merged table has room for %d pages a head",
-                           dst->stride);
-        memcpy(dst->refs + (size_t)h * dst->stride + dst->n_refs[h],
-               src->refs + (size_t)h * src->stride, sizeof *dst->refs * (size_t)n);
-        dst->n_refs[h] += n;
-        dst->n_tokens[h] += src->n_tokens[h];
+        TRY(add_head(dst, src, h));
         src->n_refs[h] = src->n_tokens[h] = 0;
     }
     return PC_OK;
+}
+
+int kv_join(struct HeadTable *dst, int head, const struct HeadTable *a, const struct HeadTable *b)
+{
+    dst->n_refs[head] = dst->n_tokens[head] = 0;
+    TRY(add_head(dst, a, head));
+    return b ? add_head(dst, b, head) : PC_OK;
 }
 
 void kv_bias(struct HeadTable *t, float bias, const uint8_t *but)

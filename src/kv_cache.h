@@ -79,6 +79,8 @@ int kv_flush(struct KvCache *kv, struct KvWrites *w);
 int kv_adopt(struct KvCache *kv, struct HeadTable *t, int head, struct PageRef page);
 /* Moves all pages of src behind those of dst; src is empty afterwards. */
 int kv_move(struct HeadTable *dst, struct HeadTable *src);
+/* A head of dst becomes all its pages in a and, behind them, those in b (or NULL), whose own they stay: for reading only. */
+int kv_join(struct HeadTable *dst, int head, const struct HeadTable *a, const struct HeadTable *b);
 /* All tokens that the table holds now get this bias on their logits, but those of heads that `but` marks, [n_heads] or NULL. */
 void kv_bias(struct HeadTable *t, float bias, const uint8_t *but);
 /* ==== Pages in a row ==== */

@@ -83,6 +83,7 @@ struct ChunkInfo {
                    * the same less what shared words are worth; BM25 with a minus sign; or chance: as
                    * chunk_score says */
     bool kept;
+    uint8_t round; /* that chose it, from 1; 0: none did, or there is one round alone */
     int n_layers; /* layers that read it: all, those before the decision at which it left early, or 0 */
 };
 
@@ -109,6 +110,8 @@ struct PlanInfo {
     int n_read; /* chunks prefilled: all, those that prefilter chose, or the kept ones where they are known beforehand */
     struct EarlyDecision early[STOPS_MAX];
     int n_early;       /* 0: all layers read every one of them */
+    int rounds;        /* choices of chunks, which share keep */
+    int n_found;       /* tokens of findings that go with the question, at most; 0: one round */
     double read_share; /* chunks times layers that are read, of all chunks times all layers */
     int question_pos;  /* position of the first question token in stage 2 */
     int n_positions; /* no two tokens that see each other are so far apart, as the rotation counts it */
@@ -143,7 +146,8 @@ struct Result {
     int n_ids;
     bool stopped_at_eos, stopped_at_text;
     struct PlanInfo plan;
-    struct ChunkInfo *chunks; /* [plan.n_chunks] */
+    struct ChunkInfo *chunks;         /* [plan.n_chunks] */
+    struct Str found[ROUNDS_MAX - 1]; /* [plan.rounds - 1] what each round handed on to the next */
     int64_t *kv_in,
         *kv_kept; /* [n_layers * n_kv_heads] context entries seen in kept chunks, and kept */
     /* Pages that the answer's rows read of the KV heads that select, over all rows and heads, and pages these heads had;

@@ -93,7 +93,7 @@ bool session_has_text(const struct Session *s)
 static int count_chunks(struct Session *s)
 {
     struct ChunkBudget b = {s->plan.window, s->plan.n_prefix, s->plan.n_question,
-                            s->plan.max_tokens, s->set.chunk};
+                            max_int(s->plan.max_tokens, rounds_room(s)), s->set.chunk};
     int payload, n = s->prompt.context.n;
     TRY(chunk_payload(&b, &payload));
     s->cut = (struct ChunkInput){.n_tokens = n, .payload = payload, .overlap = s->set.overlap};
@@ -120,6 +120,7 @@ static int plan_chunks(struct Session *s)
     if (s->set.prefilter)
         s->plan.n_read = min_int(max_int(s->set.prefilter, s->plan.keep), s->plan.n_chunks);
     if (ranks_ahead(&s->set)) s->plan.n_read = s->plan.keep;
+    TRY(rounds_plan(s));
     return early_plan(s);
 }
 
@@ -206,18 +207,19 @@ static void plain_shapes(struct Session *s)
 static void wave_shapes(struct Session *s)
 {
     struct PlanInfo *p = &s->plan;
-    int p0 = p->n_prefix, q = p->n_question, scored = max_int(q, 1),
-        rows = p0 + p->chunk_tokens + q;
+    int p0 = p->n_prefix, q = p->n_question, asked = q + p->n_found, scored = max_int(asked, 1),
+        rows = p0 + p->chunk_tokens + asked;
     int mass_keys = needs_mass(s) ? rows : 0;
-    bool early = s->early.n > 0;
+    bool early = s->early.n > 0, rounds = p->rounds > 1;
     int keep = parts_kept(s), answer_keys = p0 + keep * s->cap + q + p->max_tokens;
     /* every kept chunk ends in a page of its own: count whole pages */
     int answer_room = PAGE_TOKENS * (kv_pages(p0) + keep * kv_pages(s->cap)) + q + p->max_tokens;
-    s->batch_rows = max_int(max_int(p->wave * (p->chunk_tokens + q), p0), q);
+    s->batch_rows = max_int(max_int(p->wave * (p->chunk_tokens + asked), p0), q);
     s->wave_shape = (struct BatchShape){.rows = s->batch_rows,
                                         .seqs = p->wave,
-                                        .keys = rows,
-                                        .mass_keys = s->early.n_looks ? rows : mass_keys,
+                                        .keys = rounds ? rounds_keys(s) : rows,
+                                        .mass_keys =
+                                            s->early.n_looks || rounds ? rows : mass_keys,
                                         .head_rows = min_int(HEAD_ROWS, scored * p->wave)};
     s->answer_shape = (struct BatchShape){.rows = s->question_rows,
                                           .seqs = 1,
@@ -229,7 +231,7 @@ static void wave_shapes(struct Session *s)
                                           .parts = s->together};
     bool alone = s->e->team->rank == 0 && !s->together; /* takes in what the others have read */
     int held = early ? early_slots(s) : p->keep + p->wave;
-    s->n_slots = min_int(held, alone ? p->n_read : s->n_mine);
+    s->n_slots = min_int(held, (alone ? p->n_read : s->n_mine) + rounds_later(s));
     int before = kv_pages(p0), behind = kv_pages(q + p->max_tokens) + 1;
     size_t in_slots = (early ? early_pages(s) : (size_t)p->heads_full * (size_t)s->n_slots) *
                       (size_t)kv_pages(s->cap);
@@ -274,7 +276,7 @@ static size_t plan_bytes(const struct Session *s)
     sent += sizeof(struct KvGather) * (size_t)share_through(s);
     device += parts_bytes(s, true);
     size_t host = slot * (size_t)s->n_slots + rows * 5 * sizeof(int) + policy + text_bytes(s) +
-                  sent + parts_bytes(s, false) + early_bytes(s) +
+                  sent + parts_bytes(s, false) + early_bytes(s) + rounds_bytes(s) +
                   (size_t)m->vocab_size * sizeof(float);
     if (s->store || s->indexes) host += stage_bytes(s);
     struct TierBytes tiers = tiers_bytes(s);
@@ -401,9 +403,11 @@ int plan_make(struct Session *s)
     p->method = s->set.method;
     p->rope_scaling = s->set.rope_scaling;
     p->read_share = 1;
+    p->rounds = 1;
     p->max_tokens = s->set.max_tokens;
     snprintf(p->chat_template, sizeof p->chat_template, "%s", chat_name(s->e->chat.kind));
     TRY(is_plain(s) ? plan_plain(s) : plan_chunks(s));
+    s->n_todo = p->n_read;
     s->n_mine = share_count(s);
     TRY(parts_plan(s));
     s->cap = s->set.kv_cap == CAP_OFF || is_plain(s)
@@ -430,7 +434,8 @@ int plan_make(struct Session *s)
     for (int i = 0; i < p->n_chunks; i++)
         longest = max_int(longest, s->chunks[i].end - s->chunks[i].begin);
     p->question_pos = p->n_prefix + longest;
-    if (!is_plain(s)) p->n_positions = p->question_pos + p->n_question + p->max_tokens;
+    if (!is_plain(s))
+        p->n_positions = p->question_pos + p->n_question + max_int(p->max_tokens, p->n_found);
     return rope_plan(s);
 }
 

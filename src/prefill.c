@@ -223,6 +223,20 @@ static int choose_on_host(struct Session *s, struct Wave *w, int layer, const st
     return s->tf.be->upload(s->tf.dev, s->keep_dev, s->keep, sizeof *s->keep * n);
 }
 
+/* What the device chose, into the slots: rounds ask which tokens these are. */
+static int note_choice(struct Session *s, struct Wave *w, int layer)
+{
+    int heads = s->e->model.cfg.n_kv_heads;
+    TRY(s->tf.be->download(s->tf.dev, s->keep, s->keep_dev, sizeof *s->keep * mass_at(s, w->n, 0)));
+    for (int i = 0; i < w->n; i++)
+        for (int h = 0; h < heads; h++) {
+            int head = layer * heads + h, n = w->slot[i]->kept[head];
+            memcpy(w->slot[i]->index + (size_t)head * s->cap, s->keep + mass_at(s, i, h),
+                   sizeof *s->keep * (size_t)n);
+        }
+    return PC_OK;
+}
+
 /* The same on the device, where no rule has to be applied: how many stay is known without knowing which. */
 static int choose_on_device(struct Session *s, struct Wave *w, int layer,
                             const struct AttnArgs *args)
@@ -240,7 +254,8 @@ static int choose_on_device(struct Session *s, struct Wave *w, int layer,
                             .n = len,
                             .keep = s->store ? recall_choice(s, layer) : s->keep_dev,
                             .stride = s->store ? s->cap : s->mass_stride};
-    return s->tf.be->keep(s->tf.dev, args, &keep);
+    TRY(s->tf.be->keep(s->tf.dev, args, &keep));
+    return s->plan.rounds > 1 && !s->store ? note_choice(s, w, layer) : PC_OK;
 }
 
 bool wave_chooses_on_device(const struct Session *s)
@@ -298,18 +313,19 @@ static int compact_tail(struct Session *s, struct Wave *w)
 
 int wave_score(struct Session *s, const struct Wave *w)
 {
-    int q = s->prompt.tail.n, begin = s->prompt.score_begin, end = s->prompt.score_end, n = 0;
-    if (s->set.chunk_score == SCORE_PUBLISHED || begin >= end) begin = 0, end = q;
+    int per = 0, n = 0;
     for (int i = 0; i < w->n; i++)
-        for (int t = begin; t < end; t++, n++) {
+        for (int t = 0; t < s->prompt.tail.n; t++) {
+            if (!rounds_scores(s, t)) continue;
             /* the row before the token predicts it */
             s->rows[n] = t ? w->row[i] + t - 1 : w->before[i];
-            s->targets[n] = s->prompt.tail.ids[t];
+            s->targets[n++] = s->prompt.tail.ids[t];
+            per += i == 0;
         }
     TRY(s->tf.be->nll(s->tf.dev, s->tf.x, s->rows, s->targets, n, s->nll));
     for (int i = 0; i < w->n; i++) {
         double *score = &s->out->chunks[w->chunk[i]].score;
-        *score = self_information(s->nll + i * (end - begin), end - begin, 0, end - begin);
+        *score = self_information(s->nll + i * per, per, 0, per);
         if (counts_words(s)) *score -= FUSION_NATS * s->shared[w->chunk[i]];
         *score -= early_last(s, w->chunk[i]);
     }
@@ -391,7 +407,6 @@ int prefill_wave(struct Session *s, int first, int n)
 int merge_kept(struct Session *s)
 {
     int *kept = s->rows, n = chunk_queue_kept(&s->queue, kept), longest = 0;
-    double best = best_score(s, kept, n);
     /* prefix_copies = k gives the one shared prefix the weight of k copies (method.md 1.5) */
     kv_bias(&s->prefix, logf((float)s->set.prefix_copies), s->heads.streams);
     parts_leave_prefix(s);
@@ -406,7 +421,7 @@ int merge_kept(struct Session *s)
         if (!slot) return err_set(PC_EINTERNAL, "kept chunk %d has no slot", kept[i]);
         if (i < n - 1) heads_forget_chunk(s, &slot->table);
         for (int h = 0; h < s->merged.n_heads; h++) s->out->kv_kept[h] += slot->table.n_tokens[h];
-        kv_bias(&slot->table, chunk_bias(s, kept[i], best), s->heads.streams);
+        kv_bias(&slot->table, chunk_bias(s, kept[i], kept, n), s->heads.streams);
         TRY(kv_move(&s->merged, &slot->table));
     }
     heads_slide(s, &s->merged);

@@ -99,6 +99,8 @@ static void add_plan(cJSON *root, const struct PlanInfo *plan)
     if (plan->method == METHOD_PARALLELCOMP)
         cJSON_AddStringToObject(object, "chunk_score",
                                 setting_word("chunk_score", plan->chunk_score));
+    cJSON_AddNumberToObject(object, "rounds", plan->rounds);
+    cJSON_AddNumberToObject(object, "n_found", plan->n_found);
     cJSON_AddNumberToObject(object, "n_read", plan->n_read);
     cJSON_AddNumberToObject(object, "read_share", plan->read_share);
     add_early(object, plan);
@@ -170,7 +172,21 @@ static void add_chunks(cJSON *root, const struct Result *r)
         cJSON_AddNumberToObject(object, "byte_end", (double)chunk->byte_end);
         cJSON_AddNumberToObject(object, "score", chunk->score);
         cJSON_AddBoolToObject(object, "kept", chunk->kept);
+        if (r->plan.rounds > 1) cJSON_AddNumberToObject(object, "round", chunk->round);
         cJSON_AddNumberToObject(object, "n_layers", chunk->n_layers);
+        cJSON_AddItemToArray(array, object);
+    }
+}
+
+void json_add_found(cJSON *root, const struct Result *r)
+{
+    if (r->plan.rounds < 2) return;
+    cJSON *array = cJSON_AddArrayToObject(root, "found");
+    for (int i = 0; i < r->plan.rounds - 1; i++) {
+        const struct Str *text = &r->found[i];
+        cJSON *object = cJSON_CreateObject();
+        cJSON_AddNumberToObject(object, "round", i + 1);
+        json_add_bytes(object, "text", text->data ? text->data : "", text->len);
         cJSON_AddItemToArray(array, object);
     }
 }
@@ -240,6 +256,7 @@ cJSON *provenance_make(const struct Engine *engine, const char *model_path,
                             r->plan.question_pos + r->plan.n_question + r->n_ids - 1);
     cJSON_AddNumberToObject(positions, "window", r->plan.window);
     add_chunks(root, r);
+    json_add_found(root, r);
     add_entries(root, "kv_in", r->kv_in, cfg);
     add_entries(root, "kv_kept", r->kv_kept, cfg);
     cJSON_AddNumberToObject(root, "pages_read", (double)r->pages_read);

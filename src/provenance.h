@@ -26,6 +26,8 @@ int json_append(cJSON *object, bool indent, struct Str *out);
 void json_add_bytes(cJSON *object, const char *name, const char *data, size_t len);
 /* Adds a hash as 16 hex digits, and the times of a run as an object "seconds". */
 void json_add_hash(cJSON *object, const char *name, uint64_t hash);
+/* With several rounds: "found", the sentence that each but the last handed on. */
+void json_add_found(cJSON *root, const struct Result *r);
 void json_add_seconds(cJSON *object, const struct Timings *time);
 
 #endif

@@ -12,31 +12,49 @@
 
 /* ==== The method ==== */
 
+/* Whether this rank runs the question over the kept chunks. */
+static bool answers(const struct Session *s)
+{
+    return s->e->team->rank == 0 || s->together;
+}
+
+/* Chunk eviction: the chunks that stay have pages, or their choice of stored tokens. */
+static int choose_chunks(struct Session *s)
+{
+    int wave = s->plan.wave;
+    if (ranks_ahead(&s->set)) TRY(rank_ahead(s)); /* baselines: losers are never read */
+    if (s->shared) TRY(weigh_words(s));
+    if (s->set.prefilter && !ranks_ahead(&s->set)) TRY(prefilter_words(s));
+    share_chunks(s);
+    early_begin(s);
+    if (s->early.n) TRY(early_chunks(s)); /* losers of early decisions are never read to the end */
+    for (int c = s->early.n ? s->n_mine : 0; c < s->n_mine; c += wave) {
+        int n = s->n_mine - c < wave ? s->n_mine - c : wave;
+        /* KV eviction layer by layer, then chunk eviction */
+        TRY(s->store ? recall_wave(s, c, n) : prefill_wave(s, c, n));
+    }
+    /* of several ranks: rank 0 goes on with all kept chunks, or all do */
+    TRY(share_winners(s));
+    return s->store && answers(s) ? recall_kept(s) : PC_OK;
+}
+
 int session_stages(struct Session *s, bool answer)
 {
     const struct PlanInfo *p = &s->plan;
-    bool leads = s->e->team->rank == 0, answers = leads || s->together;
     TRY(prefill_prefix(s)); /* once, shared by all chunks */
     if (s->set.method == METHOD_PARALLELCOMP) {
-        if (ranks_ahead(&s->set)) TRY(rank_ahead(s)); /* baselines: losers are never read */
-        if (s->shared) TRY(weigh_words(s));
-        if (s->set.prefilter && !ranks_ahead(&s->set)) TRY(prefilter_words(s));
-        share_chunks(s);
-        if (s->early.n)
-            TRY(early_chunks(s)); /* losers of early decisions are never read to the end */
-        for (int c = s->early.n ? s->n_mine : 0; c < s->n_mine; c += p->wave) {
-            int n = s->n_mine - c < p->wave ? s->n_mine - c : p->wave;
-            /* KV eviction layer by layer, then chunk eviction */
-            TRY(s->store ? recall_wave(s, c, n) : prefill_wave(s, c, n));
+        TRY(choose_chunks(s));
+        for (int r = 1; r < p->rounds; r++) {
+            TRY(rounds_next(s)); /* what the kept chunks say leads the choice of more */
+            TRY(choose_chunks(s));
         }
-        TRY(share_winners(
-            s)); /* of several ranks: rank 0 goes on with all kept chunks, or all do */
-        if (answers && s->store) TRY(recall_kept(s));
-        if (answers) TRY(merge_kept(s));
-    } else if (leads) {
+        TRY(rounds_end(s));
+        if (answers(s) && s->store) TRY(recall_ends(s));
+        if (answers(s)) TRY(merge_kept(s));
+    } else if (s->e->team->rank == 0) {
         TRY(prefill_plain(s));
     }
-    if (!answers) return PC_OK;
+    if (!answers(s)) return PC_OK;
     s->out->time.prefill = clock_seconds() - s->begun - s->out->time.tokenize;
     TRY(s->e->be->reserve(s->e->dev, &s->answer_shape));
     if (!answer) return PC_OK;
@@ -204,6 +222,7 @@ static int session_alloc(struct Session *s)
     TRY(alloc_ranks(s));
     TRY(ahead_open(s));
     TRY(early_open(s));
+    TRY(rounds_open(s));
     TRY(tf_open(&s->tf, s->e->be, s->e->dev, &s->e->model, s->batch_rows));
     TRY(rope_open(s));
     TRY(far_open(s));
@@ -250,6 +269,7 @@ void session_close(struct Session *s)
     kv_writes_close(&s->writes);
     chunk_queue_close(&s->queue);
     early_close(s);
+    rounds_close(s);
     share_close(s);
     parts_close(s);
     void *blocks[] = {s->slots,   s->boundary, s->chunks,    s->todo,   s->tokens, s->pos,  s->rows,
@@ -277,13 +297,16 @@ int session_stop(struct Session *s)
 
 void session_progress(struct Session *s, enum Stage stage, int chunks, int64_t tokens)
 {
+    bool reads = stage == STAGE_PREFILL || stage == STAGE_QUESTION;
+    int left = s->plan.rounds - s->rounds.at;
     if (!s->req->on_progress) return;
     struct Progress p = {
         .stage = stage,
-        .chunks_done = chunks,
-        .n_chunks = s->n_mine,
-        .tokens_done = tokens,
-        .n_tokens = stage == STAGE_DECODE ? s->plan.max_tokens : s->n_tokens_todo,
+        .chunks_done = s->rounds.n_read + chunks,
+        .n_chunks = s->rounds.n_read + s->n_mine * left,
+        .tokens_done = reads ? s->rounds.n_tokens + tokens : tokens,
+        .n_tokens = stage == STAGE_DECODE ? s->plan.max_tokens
+                                          : s->rounds.n_tokens + (int64_t)s->n_tokens_todo * left,
         .seconds = clock_seconds() - s->begun,
         .memory = mem_in_use(),
     };
@@ -402,5 +425,6 @@ void result_free(struct Result *r)
     mem_free(r->chunks);
     mem_free(r->kv_in);
     mem_free(r->kv_kept);
+    for (int i = 0; i < ROUNDS_MAX - 1; i++) str_free(&r->found[i]);
     memset(r, 0, sizeof *r);
 }

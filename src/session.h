@@ -111,6 +111,37 @@ struct EarlyRun {
     int64_t n_work, n_done; /* chunks times layers that this rank expects to run, and has run */
 };
 
+enum { FOUND_MOST = 64 }; /* tokens of a finding, with the blank line before it */
+
+/* What a round hands on to the next: a sentence of a chunk that it chose. */
+struct Finding {
+    double score; /* higher is better; -INFINITY: none */
+    int chunk, n;
+    int ids[FOUND_MOST];
+    uint8_t rare[FOUND_MOST]; /* 1: the rest of its chunk has no such token */
+};
+
+/* Choices of chunks, one after another (session_rounds.c). */
+struct RoundRun {
+    int at;                   /* the round at hand, from 0 */
+    int n_read;               /* chunks that this rank read in the rounds before, */
+    int64_t n_tokens;         /* and their tokens */
+    int *kept, n_kept;        /* [keep] chunks of the rounds before, in their order */
+    int n_found;              /* tokens of findings at the front of the tail; */
+    int found;                /* of these, the newest one's begin here */
+    uint8_t rare[FOUND_MOST]; /* [n_found - found] of the newest */
+    struct Tokens blank;      /* a blank line */
+    struct Finding *told;     /* [team size] */
+    struct HeadTable past;    /* one chunk behind the prefix; the pages are not its own */
+    float *mass;              /* [n_kv_heads, wave_shape.mass_keys] */
+    double *vote;             /* [chunk_tokens] attention that its tokens draw */
+    int *ids;                 /* [chunk_tokens] a chunk's tokens, */
+    size_t *place;            /* [chunk_tokens + 1] and where they begin in its text */
+    int *cut;                 /* [chunk_tokens + 1] its sentences' first tokens */
+    struct LexText *text;     /* [chunk_tokens] the sentences, */
+    double *share;            /* [chunk_tokens] and what words they share with the question */
+};
+
 struct Session;
 
 /* Looks at each layer's attention before the method acts upon it. chunks: those of the batch's sequences; NULL: it is
@@ -139,7 +170,8 @@ struct Session {
     struct Chunk *chunks;  /* [n_chunks] */
     size_t *
         places; /* [n_chunks, 2] bytes of the text at which each chunk of a stream begins and ends */
-    int *todo;  /* [n_chunks] chunks to prefill, plan.n_read of them, in document order */
+    int *todo;  /* [n_chunks] chunks that this round prefills, n_todo of them, in document order */
+    int n_todo;
     struct TextAhead
         *ahead;        /* loads the next wave's tokens of a stream; NULL: there is no next one */
     int n_mine;        /* of these, those of this rank: todo[0 .. n_mine) from share_chunks on */
@@ -170,6 +202,7 @@ struct Session {
     struct Slot *slots;       /* [n_slots] */
     struct ChunkQueue queue;
     struct EarlyRun early;  /* n 0: every chunk is read by all layers */
+    struct RoundRun rounds; /* all zero with one round */
     int *place;             /* [n_chunks] its number among those read; -1: not read */
     double *gathered;       /* [team size, n_chunks] scores, of more than one rank; or NULL */
     struct KvParcel parcel; /* the same, unless all answer */
@@ -270,15 +303,15 @@ int tiers_count(struct Session *s);                    /* into the result */
 bool ranks_ahead(const struct Settings *set);
 int rank_ahead(struct Session *s);
 int weigh_words(struct Session *s); /* fills shared */
-/* prefilter: leaves in todo those plan.n_read chunks that share most words with the question. */
+/* prefilter: leaves in todo those n_todo chunks that share most words with the question. */
 int prefilter_words(struct Session *s);
 /* A scored chunk enters the queue; *loser as in chunk_queue_push. */
 void offer_chunk(struct Session *s, int chunk, int *loser);
-/* Once all are read: the lowest score of the n kept chunks; INFINITY when scores are not the model's. */
 /* Whether chunk_score counts the words that chunk and question share, beside what the model says. */
 bool counts_words(const struct Session *s);
-double best_score(const struct Session *s, const int *kept, int n);
-float chunk_bias(const struct Session *s, int chunk, double best); /* on its tokens' logits */
+/* Once all are read: on the logits of a chunk's tokens, for what its score is behind the lowest of the n kept ones of its
+ * round; 0 when scores are not the model's. */
+float chunk_bias(const struct Session *s, int chunk, const int *kept, int n);
 
 /* session.c: pages of a head of the merged cache, at most. */
 int merged_pages(const struct Session *s);
@@ -323,7 +356,9 @@ int *recall_choice(const struct Session *s, int layer);
 size_t recall_choices(const struct Session *s); /* ints of all layers; 0 where the host chooses */
 
 int recall_wave(struct Session *s, int first, int n); /* as prefill_wave */
-int recall_kept(struct Session *s);                   /* the kept chunks' tokens into their slots */
+/* What full heads keep of the queue's chunks, into their slots; and what streaming heads do of the last of them. */
+int recall_kept(struct Session *s);
+int recall_ends(struct Session *s);
 /* session_stream.c: the text, wherever it is */
 void stream_begin(const struct Engine *e, const struct Request *req,
                   struct PromptText *text); /* before prompt_make */
@@ -359,10 +394,32 @@ size_t early_rows_bytes(const struct Session *s); /* of device memory, */
 size_t early_bytes(const struct Session *s);      /* and of the host's */
 int early_open(struct Session *s);
 void early_close(struct Session *s);
+/* Scores as they are before any layer has read a chunk; once a round. */
+void early_begin(struct Session *s);
 /* What the layer's attention says of the wave's chunks, for decisions and scores that ask. */
 int early_look(struct Session *s, const struct Wave *w, const struct AttnArgs *args);
 /* All waves of this rank's chunks, survivors in waves of their own from where they stopped. */
 int early_chunks(struct Session *s);
+
+/* session_rounds.c: choices of chunks, each led by what those before found. */
+/* Once keep is known: fills the plan's rounds and n_found. PC_ECONFIG: more rounds than chunks to keep. */
+int rounds_plan(struct Session *s);
+int rounds_room(const struct Session *s); /* positions for findings, beside the question */
+int rounds_keys(const struct Session *s); /* that a batch of the reading sees at most */
+int rounds_later(
+    const struct Session *s); /* chunks kept by other rounds than the one at hand, at most */
+size_t rounds_bytes(const struct Session *s); /* of the host's memory */
+int rounds_open(struct Session *s);
+void rounds_close(struct Session *s);
+/* The chunks of the round before stay, and their finding joins the question. */
+int rounds_next(struct Session *s);
+/* All kept chunks in the queue, the question as it was. */
+int rounds_end(struct Session *s);
+/* Appends the words that chunks and sentences are compared with: the question's and, once each, those of findings. */
+int rounds_words(struct Session *s, struct Str *out);
+/* Whether a chunk's score counts the surprise of this token of the tail. */
+bool rounds_scores(const struct Session *s, int token);
+bool rounds_kept(const struct Session *s, int chunk); /* by a round before */
 
 /* prefill.c: a wave is the chunks todo[first .. first + n). */
 /* ids NULL: the rows' x comes from elsewhere. */

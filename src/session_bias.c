@@ -166,7 +166,7 @@ static void read_kept(struct Session *s, const struct BiasAsk *ask)
         s->n_tokens_todo += c->end - c->begin;
     }
     s->set.prefilter = 0;
-    s->plan.n_read = s->n_mine = ask->n_kept;
+    s->plan.n_read = s->n_todo = s->n_mine = ask->n_kept;
 }
 
 static int run(struct Session *s, const struct BiasAsk *ask, struct BiasScore *out)

@@ -106,7 +106,8 @@ static int given_stops(struct Session *s)
 /* What is put aside for a survivor. */
 static size_t chunk_floats(const struct Session *s)
 {
-    return (size_t)(s->plan.chunk_tokens + s->plan.n_question) * (size_t)s->e->model.cfg.dim;
+    const struct PlanInfo *p = &s->plan;
+    return (size_t)(p->chunk_tokens + p->n_question + p->n_found) * (size_t)s->e->model.cfg.dim;
 }
 
 /* Of the profile, those at which anything would leave; what cannot keep to the risk lets nothing go. */
@@ -124,18 +125,26 @@ static void profile_stops(struct Session *s)
     }
 }
 
-/* Chunks times layers that are read, of all. */
-static double read_share(const struct Session *s)
+/* Chunks times layers that are read of n chunks. */
+static double work_of(const struct Session *s, int n)
 {
     const struct PlanInfo *p = &s->plan;
     double sum = 0;
-    int n = p->n_read, from = 0;
+    int from = 0;
     for (int i = 0; i < s->early.n; i++) {
         sum += (double)n * (p->early[i].layer - from);
         from = p->early[i].layer;
-        n = p->early[i].survivors;
+        n = min_int(n, p->early[i].survivors);
     }
-    sum += (double)n * (s->e->model.cfg.n_layers - from);
+    return sum + (double)n * (s->e->model.cfg.n_layers - from);
+}
+
+/* The same of a run, of all its chunks and layers. What a store holds is not read again in further rounds. */
+static double read_share(const struct Session *s)
+{
+    const struct PlanInfo *p = &s->plan;
+    double sum = work_of(s, p->n_read);
+    if (!s->store && !ranks_ahead(&s->set)) sum *= p->rounds;
     return p->n_chunks ? sum / ((double)p->n_chunks * s->e->model.cfg.n_layers) : 1;
 }
 
@@ -206,7 +215,7 @@ int early_plan(struct Session *s)
 int early_slots(const struct Session *s)
 {
     const struct PlanInfo *p = &s->plan;
-    return p->early[0].survivors + p->wave;
+    return p->early[0].survivors + p->wave + rounds_later(s);
 }
 
 /* Full heads of the layers before `layer`. */
@@ -237,7 +246,7 @@ size_t early_pages(const struct Session *s)
         before = last ? 0 : p->early[i].survivors;
         from = to;
     }
-    return most;
+    return most + (size_t)rounds_later(s) * full_heads(s, s->e->model.cfg.n_layers);
 }
 
 void early_shapes(struct Session *s)
@@ -319,10 +328,11 @@ double early_last(const struct Session *s, int chunk)
     return (double)s->e->chunks.nats * e->score[at];
 }
 
-/* What is known of a chunk before any layer reads it. */
-static void begin_scores(struct Session *s)
+void early_begin(struct Session *s)
 {
     int n = s->plan.n_chunks;
+    if (!s->early.n_looks) return;
+    memset(s->early.score, 0, sizeof *s->early.score * (size_t)s->early.n_looks * (size_t)n);
     for (int d = 0; d < s->early.n; d++)
         for (int c = 0; c < n && s->early.stop[d].words > 0; c++)
             s->early.score[(size_t)d * (size_t)n + (size_t)c] =
@@ -485,8 +495,7 @@ static int early_wave(struct Session *s, struct Wave *w, int d)
 /* Work of this rank, if survivors are spread evenly. */
 static int64_t expected_work(const struct Session *s)
 {
-    return (int64_t)(s->plan.read_share * s->plan.n_chunks * s->e->model.cfg.n_layers * s->n_mine /
-                     s->plan.n_read);
+    return (int64_t)(work_of(s, s->n_todo) * s->n_mine / s->n_todo);
 }
 
 int early_chunks(struct Session *s)
@@ -495,7 +504,9 @@ int early_chunks(struct Session *s)
     const int *chunk = s->todo;
     int n = s->n_mine, from = 0;
     e->n_work = expected_work(s);
-    begin_scores(s);
+    e->n_done = 0;
+    for (int d = 0; d < e->n; d++) e->queue[d].n = 0;
+    for (int i = 0; i < e->n_held; i++) e->holds[i] = -1;
     for (int d = 0; d <= e->n; d++) {
         int to = d < e->n ? e->stop[d].layer : s->e->model.cfg.n_layers;
         for (int at = 0; at < n; at += s->plan.wave) {

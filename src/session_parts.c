@@ -57,7 +57,8 @@ int parts_heads(const struct Session *s)
 
 int parts_kept(const struct Session *s)
 {
-    return s->together && s->n_mine < s->plan.keep ? s->n_mine : s->plan.keep;
+    return s->together && s->n_mine < s->plan.keep && s->plan.rounds == 1 ? s->n_mine
+                                                                          : s->plan.keep;
 }
 
 static size_t floats_of(const struct ModelConfig *m, int rows)

@@ -14,17 +14,13 @@ void offer_chunk(struct Session *s, int chunk, int *loser)
     chunk_queue_push(&s->queue, chunk, s->out->chunks[chunk].score, loser);
 }
 
-double best_score(const struct Session *s, const int *kept, int n)
+float chunk_bias(const struct Session *s, int chunk, const int *kept, int n)
 {
+    const struct ChunkInfo *all = s->out->chunks;
     double best = INFINITY;
     for (int i = 0; i < n && !ranks_ahead(&s->set); i++)
-        best = fmin(best, s->out->chunks[kept[i]].score);
-    return best;
-}
-
-float chunk_bias(const struct Session *s, int chunk, double best)
-{
-    double behind = s->out->chunks[chunk].score - best;
+        if (all[kept[i]].round == all[chunk].round) best = fmin(best, all[kept[i]].score);
+    double behind = all[chunk].score - best;
     return behind > 0 ? (float)(-s->set.chunk_bias * behind) : 0;
 }
 
@@ -49,7 +45,16 @@ static int rank_by_chance(struct Session *s, double *score)
     return PC_OK;
 }
 
-/* BM25 of the chunks' own bytes of the text for the user's words. */
+/* Chunks that stay anyway share nothing with the question, so that the others are compared among themselves. */
+static int texts_left(void *session, int first, int n, struct LexText *out)
+{
+    TRY(chunk_texts(session, first, n, out));
+    for (int i = 0; i < n; i++)
+        if (rounds_kept(session, first + i)) out[i] = (struct LexText){"", 0};
+    return PC_OK;
+}
+
+/* BM25 of the chunks' own bytes of the text for the user's words, and those of findings. */
 static int score_words(struct Session *s, double *score)
 {
     int n = s->plan.n_chunks;
@@ -60,8 +65,8 @@ static int score_words(struct Session *s, double *score)
                        s->set.prefilter ? "with prefilter, chunk_score" : "chunk_score",
                        setting_word("chunk_score", (int)s->set.chunk_score));
     struct Str asked = {0};
-    struct LexReader chunks = {chunk_texts, s, texts_at_once(s), s->e->settings.threads};
-    int status = prompt_words(s->e->tok, &s->prompt, &asked);
+    struct LexReader chunks = {texts_left, s, texts_at_once(s), s->e->settings.threads};
+    int status = rounds_words(s, &asked);
     if (status == PC_OK)
         status = bm25_read((struct LexText){asked.data, asked.len}, &chunks, n, score);
     str_free(&asked);
@@ -78,8 +83,9 @@ int weigh_words(struct Session *s)
 /* The queue's chunks, in document order, are those that are read. */
 static void read_only(struct Session *s, const struct ChunkQueue *queue)
 {
-    int n = chunk_queue_kept(queue, s->todo);
-    for (int c = 0; c < s->plan.n_chunks; c++) s->out->chunks[c].n_layers = 0;
+    int n = s->n_todo = chunk_queue_kept(queue, s->todo);
+    for (int c = 0; c < s->plan.n_chunks; c++)
+        if (!s->out->chunks[c].round) s->out->chunks[c].n_layers = 0;
     s->n_tokens_todo = 0;
     for (int i = 0; i < n; i++) {
         const struct Chunk *c = &s->chunks[s->todo[i]];
@@ -93,9 +99,10 @@ int prefilter_words(struct Session *s)
     int n = s->plan.n_chunks, loser;
     struct ChunkQueue best = {0};
     double *score = mem_alloc((size_t)n, sizeof *score);
-    int status = score ? chunk_queue_open(&best, s->plan.n_read, n) : PC_ENOMEM;
+    int status = score ? chunk_queue_open(&best, s->n_todo, n) : PC_ENOMEM;
     if (status == PC_OK) status = score_words(s, score);
-    for (int c = 0; c < n && status == PC_OK; c++) chunk_queue_push(&best, c, -score[c], &loser);
+    for (int c = 0; c < n && status == PC_OK; c++)
+        if (!rounds_kept(s, c)) chunk_queue_push(&best, c, -score[c], &loser);
     if (status == PC_OK) read_only(s, &best);
     chunk_queue_close(&best);
     mem_free(score);
@@ -112,6 +119,7 @@ int rank_ahead(struct Session *s)
     else
         status = score_words(s, score);
     for (int c = 0; c < n && status == PC_OK; c++) {
+        if (rounds_kept(s, c)) continue;
         if (s->set.chunk_score == SCORE_BM25) score[c] = -score[c];
         s->out->chunks[c].score = score[c];
         offer_chunk(s, c, &loser);

@@ -68,7 +68,9 @@ const uint8_t *stage_marks(const struct Session *s, int i, int head, int n)
 
 bool stage_may_stay(const struct Session *s)
 {
-    return s->store && s->req->store_stays && s->limits.own_memory && !ranks_ahead(&s->set);
+    bool dealt_once = s->plan.rounds == 1 || s->e->team->size == 1;
+    return s->store && s->req->store_stays && s->limits.own_memory && !ranks_ahead(&s->set) &&
+           !s->set.prefilter && dealt_once;
 }
 
 void resident_close(struct Engine *e)

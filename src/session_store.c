@@ -172,15 +172,15 @@ int stored_chunks(struct Session *s)
     const struct StoreInfo *i = &s->store->info;
     struct PlanInfo *p = &s->plan;
     TRY(check_session(s));
-    int64_t room = (int64_t)p->window - p->n_prefix - p->n_question - p->max_tokens;
+    int after = p->n_question + max_int(p->max_tokens, rounds_room(s));
+    int64_t room = (int64_t)p->window - p->n_prefix - after;
     if (room < i->chunk_tokens)
         return err_set(PC_ERANGE,
                        "%s: its chunks of %d tokens leave %lld positions of the window of %d to "
                        "question and answer, which need %d; shorten the question, lower "
                        "--max-tokens, or run `pcomp index` with a smaller --chunk",
                        s->store->path, i->chunk_tokens,
-                       (long long)p->window - p->n_prefix - i->chunk_tokens, p->window,
-                       p->n_question + p->max_tokens);
+                       (long long)p->window - p->n_prefix - i->chunk_tokens, p->window, after);
     p->n_chunks = i->n_chunks;
     p->chunk_tokens = i->chunk_tokens;
     return PC_OK;
@@ -190,7 +190,7 @@ int stored_chunks(struct Session *s)
 static void recall_shapes(struct Session *s)
 {
     struct PlanInfo *p = &s->plan;
-    int rows = max_int(p->wave * (p->n_question + 1), p->n_prefix);
+    int rows = max_int(p->wave * (p->n_question + p->n_found + 1), p->n_prefix);
     s->batch_rows = s->wave_shape.rows = rows;
     s->wave_shape.seqs = s->wave_shape.pasts = p->wave;
     int winners = (s->n_slots < p->keep ? s->n_slots : p->keep) * kv_pages(s->cap),
@@ -449,7 +449,15 @@ int recall_kept(struct Session *s)
         TRY(stage_load(s, chunk, 0));
         TRY(gather_full(s, slot, stage_held(s, len)));
         name_tokens(s, slot, len);
-        if (i == n - 1) TRY(gather_ends(s, slot));
     }
     return PC_OK;
+}
+
+int recall_ends(struct Session *s)
+{
+    int n = chunk_queue_kept(&s->queue, s->rows), last = n ? s->rows[n - 1] : -1;
+    struct Slot *slot = n ? session_slot(s, last) : NULL;
+    if (!s->heads.streams || !slot) return PC_OK; /* or another rank has it */
+    TRY(stage_load(s, last, 0));
+    return gather_ends(s, slot);
 }

@@ -12,14 +12,14 @@
 /* The rank that reads the i-th of n chunks. */
 static int reader_of(const struct Session *s, int i)
 {
-    return (s->plan.n_read - 1 - i) % s->e->team->size;
+    return (s->n_todo - 1 - i) % s->e->team->size;
 }
 
 int share_count(const struct Session *s)
 {
     int n = 0;
-    if (s->set.method != METHOD_PARALLELCOMP) return s->e->team->rank ? 0 : s->plan.n_read;
-    for (int i = 0; i < s->plan.n_read; i++) n += reader_of(s, i) == s->e->team->rank;
+    if (s->set.method != METHOD_PARALLELCOMP) return s->e->team->rank ? 0 : s->n_todo;
+    for (int i = 0; i < s->n_todo; i++) n += reader_of(s, i) == s->e->team->rank;
     return n;
 }
 
@@ -27,9 +27,10 @@ void share_chunks(struct Session *s)
 {
     int n = 0, tokens = 0;
     for (int i = 0; i < s->plan.n_chunks; i++) s->place[i] = -1;
-    for (int i = 0; i < s->plan.n_read; i++) s->place[s->todo[i]] = i;
+    for (int i = 0; i < s->n_todo; i++) s->place[s->todo[i]] = i;
+    s->n_mine = share_count(s);
     if (s->e->team->size == 1) return;
-    for (int i = 0; i < s->plan.n_read; i++) {
+    for (int i = 0; i < s->n_todo; i++) {
         const struct Chunk *c = &s->chunks[s->todo[i]];
         if (reader_of(s, i) != s->e->team->rank) continue;
         tokens += c->end - c->begin;

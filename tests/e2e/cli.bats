@@ -402,6 +402,25 @@ heads() {
     [[ $stderr == *"calibrate chunks"* ]]
 }
 
+@test "rounds: which found what, what is kept of each, what the plan says" {
+    need_model
+    printf 'Take xyzzy to plugh now. ' >> text.txt
+    text 300 >> text.txt
+    printf 'Take plugh to gnusto now. ' >> text.txt
+    text 100 >> text.txt
+    rounds=(-m "$TINY" -f text.txt -q "xyzzy" --chunk 200 --chunk-score bm25 --rounds 2 --keep 2)
+    run --separate-stderr "$PCOMP" run "${rounds[@]}" -n 4 -v --json --explain page.html
+    [ "$status" -eq 0 ]
+    jq -e '[.chunks[] | select(.kept) | .round] == [1, 2] and .plan.rounds == 2' <<< "$output"
+    [[ $(jq -r '.found[0].text' <<< "$output") == *"xyzzy to plugh now."* ]]
+    [[ $stderr == *"in round 2"*"found    in round 1: "*"plugh now."* ]]
+    grep -q "Found in round 1" page.html
+    run --separate-stderr "$PCOMP" plan "${rounds[@]}" --chunk-score question
+    [[ $output == *"rounds   2 share the kept chunks: 1, then 1 by"*"200.0% of the arithmetic"* ]]
+    run --separate-stderr "$PCOMP" run -m "$TINY" -f text.txt -q "xyzzy" --rounds 3 --keep 2
+    is 2 "use --keep 3"
+}
+
 @test "calibrate heads prints a table and writes every form of the map" {
     need_model
     local regime

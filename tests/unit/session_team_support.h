@@ -40,6 +40,7 @@ struct Case {
     const char *early_at;          /* NULL: early off */
     int select_pages;              /* besides the first and the last; 0: all are read */
     size_t resident;               /* kv_resident */
+    int rounds;                    /* 0: one */
     const struct Backend *backend; /* with the CPU's device; NULL: the CPU's */
 };
 
@@ -74,6 +75,7 @@ static inline struct Engine *open_case(const struct Case *c)
         set->select = PAGE_INDEX_MEAN;
         set->select_pages = c->select_pages;
     }
+    if (c->rounds) set->rounds = c->rounds;
     if (c->early_at) {
         set->early = EARLY_AUTO;
         snprintf(set->early_at, sizeof set->early_at, "%s", c->early_at);

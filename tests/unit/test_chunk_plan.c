@@ -301,11 +301,12 @@ static void test_defaults(void **state)
         {12288, 12288, 3072, 2048}, {32768, 32768, 4096, 2048}, {131072, 131072, 4096, 2048},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        struct Settings s = {.window = AUTO, .chunk = AUTO, .keep = AUTO, .kv_cap = AUTO};
+        struct Settings s = {
+            .window = AUTO, .chunk = AUTO, .keep = AUTO, .kv_cap = AUTO, .rounds = 1 + (int)i % 2};
         assert_int_equal(plan_defaults(&s, cases[i][0], 1 << 20), PC_OK);
         assert_int_equal(s.window, cases[i][1]);
         assert_int_equal(s.chunk, cases[i][2]);
-        assert_int_equal(s.keep, 2);
+        assert_int_equal(s.keep, 2 + (int)i % 2);
         assert_int_equal(s.kv_cap, cases[i][3]);
     }
     struct Settings s = {

@@ -177,6 +177,21 @@ static void test_mark(void **state)
     assert_int_equal(count(render(), "the hidden sentence</text>"), 0);
 }
 
+static void test_rounds(void **state)
+{
+    (void)state;
+    make_sample(6);
+    assert_null(strstr(render(), "in round"));
+    sample.result.plan.rounds = 3;
+    sample.result.found[0] = (struct Str){.data = "it is <b>", .len = 9};
+    sample.chunks[1].round = 2;
+    const char *page = render();
+    assert_int_equal(count(page, "Found in round 1</dt><dd>it is &lt;b&gt;</dd>"), 1);
+    assert_int_equal(count(page, "Found in round 2</dt><dd></dd>"), 1);
+    assert_null(strstr(page, "Found in round 3"));
+    assert_int_equal(count(page, "<td>kept in round 2</td>"), 2);
+}
+
 /* Chunks may begin inside a character, and texts may hold any byte. */
 static void test_bad_bytes(void **state)
 {
@@ -213,8 +228,8 @@ int main(void)
         cmocka_unit_test(test_page),           cmocka_unit_test(test_scores),
         cmocka_unit_test(test_escaped),        cmocka_unit_test(test_self_contained),
         cmocka_unit_test(test_without_scores), cmocka_unit_test(test_edges),
-        cmocka_unit_test(test_mark),           cmocka_unit_test(test_bad_bytes),
-        cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_rounds),         cmocka_unit_test(test_mark),
+        cmocka_unit_test(test_bad_bytes),      cmocka_unit_test(test_no_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -161,6 +161,7 @@ static void test_depth(void **state)
         "passkey",         "number_string",   "kv_retrieval",    "niah_single_1",   "niah_single_2",
         "niah_single_3",   "niah_multikey_1", "niah_multikey_2", "niah_multikey_3", "vt",
         "niah_multivalue", "niah_multiquery", "needle",          "needles",         "hops",
+        "passphrase",
     };
     for (size_t t = 0; t < sizeof TASKS / sizeof *TASKS; t++)
         for (int d = 0; d <= 4; d++) check_depth(TASKS[t], d / 4.0);
@@ -189,6 +190,7 @@ static void test_answers_stand_there(void **state)
         "passkey",         "number_string",   "kv_retrieval",    "niah_single_1",   "niah_single_2",
         "niah_single_3",   "niah_multikey_1", "niah_multikey_2", "niah_multikey_3", "cwe",
         "niah_multivalue", "niah_multiquery", "needle",          "needles",         "fwe",
+        "passphrase",
     };
     for (size_t t = 0; t < sizeof TASKS / sizeof *TASKS; t++)
         for (int i = 0; i < 4; i++) {
@@ -283,6 +285,7 @@ static const struct {
     {"qa_2", 0xa0830d93f50b246e},
     {"needle", 0x1d5a8ba7b8da1a9a},
     {"needles", 0xd33c38a4474d3201},
+    {"passphrase", 0xdd1a9849ef65717b},
     {"hops", 0xa83d1606ea9eb604},
 };
 

@@ -326,6 +326,37 @@ static void test_kv(void **state)
     }
 }
 
+/* One passkey of that many words of the alphabet, in one sentence; other numbers of words begin alike. */
+static void test_passphrase(void **state)
+{
+    (void)state;
+    static const char lead[] =
+        "Remember this sequence of words, it's the first passkey to the vault: ";
+    for (int i = 0; i < SAMPLES; i++) {
+        struct GenSpec spec = spec_of("passphrase", 2000);
+        char value[512], five[512];
+        spec.index = i;
+        struct Sample s = make(&spec);
+        after(s.context.data, lead, ".", five);
+        assert_string_equal(five, s.answers[0].data);
+        assert_int_equal(occurs(five, " "), 4);
+        assert_string_equal(s.input.data, "What is the first passkey to the vault?");
+        sample_free(&s);
+        spec.n_words = 1 + i;
+        s = make(&spec);
+        assert_int_equal(occurs(s.context.data, lead), 1);
+        after(s.context.data, lead, ".", value);
+        assert_string_equal(value, s.answers[0].data);
+        assert_int_equal(occurs(value, " "), i);
+        assert_true(starts(i < 5 ? five : value, i < 5 ? value : five));
+        sample_free(&s);
+    }
+    struct GenSpec spec = spec_of("passphrase", 2000);
+    struct Sample s;
+    spec.n_words = 33;
+    assert_int_equal(generate(&spec, tok, &s), PC_ECONFIG);
+}
+
 static void test_digits(void **state)
 {
     (void)state;
@@ -388,10 +419,11 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_math_find), cmocka_unit_test(test_math_calc),
         cmocka_unit_test(test_code_run),  cmocka_unit_test(test_vt),
-        cmocka_unit_test(test_hops),      cmocka_unit_test(test_cwe),
-        cmocka_unit_test(test_fwe),       cmocka_unit_test(test_niah),
-        cmocka_unit_test(test_kv),        cmocka_unit_test(test_digits),
-        cmocka_unit_test(test_squad),     cmocka_unit_test(test_hotpot),
+        cmocka_unit_test(test_hops),      cmocka_unit_test(test_passphrase),
+        cmocka_unit_test(test_cwe),       cmocka_unit_test(test_fwe),
+        cmocka_unit_test(test_niah),      cmocka_unit_test(test_kv),
+        cmocka_unit_test(test_digits),    cmocka_unit_test(test_squad),
+        cmocka_unit_test(test_hotpot),
     };
     return cmocka_run_group_tests_name("generate answers", tests, tiny_open, tiny_close) != 0;
 }
