@@ -218,8 +218,7 @@ static void wave_shapes(struct Session *s)
     s->wave_shape = (struct BatchShape){.rows = s->batch_rows,
                                         .seqs = p->wave,
                                         .keys = rounds ? rounds_keys(s) : rows,
-                                        .mass_keys =
-                                            s->early.n_looks || rounds ? rows : mass_keys,
+                                        .mass_keys = s->early.n_looks || rounds ? rows : mass_keys,
                                         .head_rows = min_int(HEAD_ROWS, scored * p->wave)};
     s->answer_shape = (struct BatchShape){.rows = s->question_rows,
                                           .seqs = 1,

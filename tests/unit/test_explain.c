@@ -92,8 +92,12 @@ static void test_page(void **state)
 static void test_scores(void **state)
 {
     (void)state;
-    static const char *const words[] = {NULL,     "surprise", "surprise",
-                                        "chance", "BM25",     "less for words they share",
+    static const char *const words[] = {NULL,
+                                        "surprise",
+                                        "surprise",
+                                        "chance",
+                                        "BM25",
+                                        "less for words they share",
                                         "profile's heads"};
     make_sample(8);
     for (int i = SCORE_QUESTION; i <= SCORE_ATTENTION; i++) {
