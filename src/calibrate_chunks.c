@@ -493,42 +493,25 @@ static void note_ends(const struct ChunkStudy *st, struct ChunkReport *r)
     }
 }
 
-static int scorer_open(struct ChunkScorer *out, int room)
-{
-    *out = (struct ChunkScorer){.room = room};
-    out->feature = mem_alloc((size_t)room, sizeof *out->feature);
-    out->weight = mem_alloc((size_t)room, sizeof *out->weight);
-    return out->feature && out->weight ? PC_OK : PC_ENOMEM;
-}
-
-static void scorer_close(struct ChunkScorer *s)
-{
-    mem_free(s->feature);
-    mem_free(s->weight);
-}
-
 /* The heads of all layers whose attention counts beside the final score, and how much, by the half that chooses. */
 static int choose_last(const struct ChunkStudy *st, struct ChunkProfile *p, struct ChunkReport *r)
 {
     const struct ChunkSamples *all = &st->half[HALF_CHOOSES], *told = reporting(st);
-    struct ChunkScorer scorer;
+    int feature[PROFILE_HEADS];
+    float weight[PROFILE_HEADS];
+    struct ChunkScorer scorer = {feature, weight, 0, PROFILE_HEADS};
     uint8_t *allowed = mem_alloc((size_t)all->n_features, 1);
-    int status = scorer_open(&scorer, PROFILE_HEADS);
-    if (!allowed) status = PC_ENOMEM;
-    if (status == PC_OK) {
-        memset(allowed, 1, (size_t)words_feature(all));
-        status = chunk_choose(all, allowed, &scorer);
-    }
-    if (status == PC_OK) {
-        p->nats = (float)chunk_blend(all, &scorer);
-        p->last.layer = st->e->model.cfg.n_layers;
-        set_heads(st, &scorer, &p->last);
-        for (int i = 0; i < told->n; i++)
-            r->blended[i] = blended_ahead(told, i, &scorer, (double)p->nats);
-    }
-    scorer_close(&scorer);
+    if (!allowed) return PC_ENOMEM;
+    memset(allowed, 1, (size_t)words_feature(all));
+    int status = chunk_choose(all, allowed, &scorer);
     mem_free(allowed);
-    return status;
+    TRY(status);
+    p->nats = (float)chunk_blend(all, &scorer);
+    p->last.layer = st->e->model.cfg.n_layers;
+    set_heads(st, &scorer, &p->last);
+    for (int i = 0; i < told->n; i++)
+        r->blended[i] = blended_ahead(told, i, &scorer, (double)p->nats);
+    return PC_OK;
 }
 
 int chunk_study_choose(struct ChunkStudy *st, struct ChunkProfile *profile,

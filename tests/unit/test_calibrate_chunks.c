@@ -163,6 +163,29 @@ static void check_profile(const struct Engine *e, const struct ChunkProfile *p)
     }
 }
 
+/* The heads that count in the end, against the features that they were chosen from. */
+static void check_last(const struct ChunkStudy *st, const struct ChunkProfile *p,
+                       const struct ChunkReport *report)
+{
+    const struct ChunkSamples *told = &st->half[HALF_REPORTS];
+    int feature[PROFILE_HEADS];
+    float weight[PROFILE_HEADS];
+    struct ChunkScorer scorer = {feature, weight, p->last.n_heads, PROFILE_HEADS};
+    assert_in_range(p->last.n_heads, 1, PROFILE_HEADS);
+    assert_int_equal(p->last.layer, LAYERS);
+    for (int i = 0; i < p->last.n_heads; i++) {
+        const struct StopHead *h = &p->last.heads[i];
+        int kv_heads = st->e->model.cfg.n_kv_heads, rows = h->rows == EARLY_ROWS;
+        assert_true(h->layer < LAYERS && h->head < kv_heads);
+        feature[i] =
+            (h->layer * kv_heads + h->head) * HEAD_FEATURES + rows * N_MEASURES + (int)h->measure;
+        weight[i] = h->weight;
+    }
+    assert_int_equal(report->n_made, st->n_made[HALF_REPORTS]);
+    for (int i = 0; i < told->n; i++)
+        assert_int_equal(report->blended[i], blended_ahead(told, i, &scorer, (double)p->nats));
+}
+
 static void test_profile(void **state)
 {
     (void)state;
@@ -182,6 +205,7 @@ static void test_profile(void **state)
         assert_int_equal(report.n_samples, 4);
         for (int i = 0; i < 4; i++) assert_true((report.words[i] >= 0) == (i == 3)); /* the row */
         assert_int_equal(report.words[3], 0);
+        check_last(&st, turn ? &again : &first, &report);
         chunk_report_free(&report);
         chunk_study_close(&st);
     }

@@ -138,6 +138,10 @@ static struct ChunkProfile sample_profile(void)
     p.stops[0].heads[1] = (struct StopHead){0, 0, MEASURE_SUM, 32, 1.5f};
     p.stops[1] = (struct ChunkStop){.layer = 11, .n_heads = 1, .n_ahead = 1, .ahead = {0.5f}};
     p.stops[1].heads[0] = (struct StopHead){10, 1, MEASURE_SUM, 1, 1};
+    p.nats = 0.125f;
+    p.last = (struct ChunkStop){.layer = 12, .n_heads = 2};
+    p.last.heads[0] = (struct StopHead){11, 2, MEASURE_SUM, 32, 3};
+    p.last.heads[1] = (struct StopHead){7, 0, MEASURE_PEAK, 4, 0.5f};
     return p;
 }
 
@@ -151,12 +155,16 @@ static void test_round_trip(void **state)
     assert_memory_equal(&want, &have, sizeof want);
     assert_int_equal(chunk_profile_read(path, 12, 4, &have), PC_ECONFIG);
     assert_int_equal(have.n_stops, 0);
+    want.nats = 0; /* where heads do not help in the end, the file names none */
+    want.last = (struct ChunkStop){0};
+    assert_int_equal(chunk_profile_write(&want, NULL, path), PC_OK);
+    assert_int_equal(chunk_profile_read(path, 12, 3, &have), PC_OK);
+    assert_memory_equal(&want, &have, sizeof want);
     char found[64] = "x";
     assert_int_equal(chunk_profile_find(want.model_hash, found, sizeof found), PC_OK);
     assert_string_equal(found, ""); /* it lies in no configs/chunks */
 }
 
-/* Each replaces a piece of a good file. */
 /* Words may decide alone; a file that names none has none. */
 static void test_words_alone(void **state)
 {
@@ -177,6 +185,7 @@ static void test_words_alone(void **state)
     str_free(&text);
 }
 
+/* Each replaces a piece of a good file. */
 static void test_bad_files(void **state)
 {
     (void)state;
@@ -200,6 +209,10 @@ static void test_bad_files(void **state)
         {"[10, 1, \"sum\", 1, 1]", ""}, /* neither heads nor words */
         {"[0, 0.25, 1]", "[]"},
         {"[0, 0.25, 1]", "[0, 1.25, 1]"},
+        {"\"nats\": 0.125", "\"nats\": 0"},
+        {"\"nats\": 0.125", "\"nats\": \"some\""},
+        {"[11, 2, \"sum\", 32, 3]", "[12, 2, \"sum\", 32, 3]"},
+        {"[11, 2, \"sum\", 32, 3]", "[11, 2, \"sum\", 32, -3]"},
         {"{", "["},
     };
     static struct ChunkProfile p, have;
