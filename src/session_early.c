@@ -361,8 +361,8 @@ static void add_head(struct Session *s, const struct Wave *w, const struct StopH
     for (int i = 0; i < w->n; i++) {
         const float *mass =
             s->early.mass + (size_t)(i * m->n_kv_heads + h->head) * stride + s->prompt.prefix.n;
-        score[w->chunk[i]] +=
-            (double)h->weight * early_measure(h->measure, mass, wave_len(s, w, i), rows * group);
+        int n = stage_held(s, wave_len(s, w, i));
+        score[w->chunk[i]] += (double)h->weight * early_measure(h->measure, mass, n, rows * group);
     }
 }
 

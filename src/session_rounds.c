@@ -133,6 +133,14 @@ void rounds_close(struct Session *s)
 
 /* ==== Where the question looks in a chunk ==== */
 
+/* What a head says where all that is known of the chunk was kept: all its tokens, or those that a store has. */
+static void add_all(struct Session *s, const float *mass, int head, int n)
+{
+    const uint8_t *marks = stage_marks(s, 0, head, n);
+    for (int t = 0, held = 0; t < n; t++)
+        if (!marks || store_marked(marks, t)) s->rounds.vote[t] += (double)mass[held++];
+}
+
 /* What one layer's full heads say of the chunk's tokens. */
 static void add_votes(struct Session *s, const struct Slot *slot, int layer, int n)
 {
@@ -140,11 +148,11 @@ static void add_votes(struct Session *s, const struct Slot *slot, int layer, int
     for (int h = 0; h < heads; h++) {
         int head = layer * heads + h, before = s->prefix.n_tokens[head];
         const float *mass = s->rounds.mass + (size_t)h * (size_t)s->wave_shape.mass_keys + before;
-        bool all = !slot->index;
+        const int *index = slot->index ? slot->index + (size_t)head * (size_t)s->cap : NULL;
         if (heads_stream(s, layer, h)) continue;
-        for (int i = 0; i < (all ? n : slot->kept[head]); i++)
-            s->rounds.vote[all ? i : slot->index[(size_t)head * (size_t)s->cap + i]] +=
-                (double)mass[i];
+        if (!index) add_all(s, mass, head, n);
+        for (int i = 0; index && i < slot->kept[head]; i++)
+            s->rounds.vote[index[i]] += (double)mass[i];
     }
 }
 

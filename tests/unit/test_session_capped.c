@@ -392,6 +392,64 @@ static void test_score(void **state)
     each_engine(check_score);
 }
 
+/* What the question's rows pay to a chunk's tokens in the first head, by what attention says; its own rows come behind. */
+static struct {
+    const struct Backend *real;
+    int before, n_chunks;
+    double paid[64], own[64];
+} masses;
+
+static int note_mass(struct Device *d, const struct AttnArgs *args, int rows, float *mass,
+                     int stride)
+{
+    TRY(masses.real->attn_mass(d, args, rows, mass, stride));
+    int c = masses.n_chunks++;
+    for (int i = 0; i < CAP; i++) masses.paid[c] += (double)mass[masses.before + i];
+    for (int i = CAP; i < CAP + 4; i++) masses.own[c] += (double)mass[masses.before + i];
+    return PC_OK;
+}
+
+static void check_attention(struct Engine *e)
+{
+    struct Store s;
+    struct Run plain, run;
+    struct Backend table = *e->be;
+    const struct ModelConfig *m = &e->model.cfg;
+    e->settings.kv_cap = CAP_OFF;
+    e->settings.wave = 1;
+    e->settings.chunk_score = SCORE_FUSION;
+    e->chunks = (struct ChunkProfile){
+        .n_layers = m->n_layers, .n_kv_heads = m->n_kv_heads, .n_stops = 1, .nats = 0.5f};
+    e->chunks.last = (struct ChunkStop){.layer = m->n_layers, .n_heads = 1};
+    e->chunks.last.heads[0] = (struct StopHead){0, 0, MEASURE_SUM, EARLY_ROWS, 1};
+    open_capped(e, CAP, &s);
+    ask(e, &s, &plain);
+    memset(&masses, 0, sizeof masses);
+    masses.real = e->be;
+    masses.before = plain.s.prompt.prefix.n;
+    table.attn_mass = note_mass;
+    e->be = &table;
+    e->settings.chunk_score = SCORE_ATTENTION;
+    ask(e, &s, &run);
+    run.s.tf.be = run.s.kv.be = e->be = masses.real;
+    assert_int_equal(masses.n_chunks, s.info.n_chunks);
+    int rows = min_int(EARLY_ROWS, run.s.prompt.tail.n) * (m->n_heads / m->n_kv_heads);
+    for (int c = 0; c < s.info.n_chunks; c++) {
+        double want = plain.r.chunks[c].score - 0.5 * log(masses.paid[c] / rows);
+        assert_true(masses.own[c] > 0);
+        assert_true(fabs(run.r.chunks[c].score - want) < 1e-5);
+    }
+    run_close(&run);
+    run_close(&plain);
+    store_close(&s);
+}
+
+static void test_attention(void **state)
+{
+    (void)state;
+    each_engine(check_attention);
+}
+
 /* A cap that no chunk reaches takes nothing away; nor does a question's own that is no lower than the store's. */
 static void test_loose(void **state)
 {
@@ -712,6 +770,7 @@ int main(void)
         cmocka_unit_test_teardown(test_same_file, clean),
         cmocka_unit_test_teardown(test_answer, clean),
         cmocka_unit_test_teardown(test_score, clean),
+        cmocka_unit_test_teardown(test_attention, clean),
         cmocka_unit_test_teardown(test_loose, clean),
         cmocka_unit_test_teardown(test_choice, clean),
         cmocka_unit_test_teardown(test_rules, clean),
