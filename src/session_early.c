@@ -351,17 +351,24 @@ static int rows_looked_at(const struct EarlyRun *e, int layer, int below)
     return rows;
 }
 
+/* Tokens of the wave's chunk i that a head has behind the prefix: of a store, what was kept. */
+static int tokens_there(const struct Session *s, const struct Wave *w, int i, int head)
+{
+    if (!s->store) return wave_len(s, w, i);
+    return s->staged[i].n_tokens[head] - s->prefix.n_tokens[head];
+}
+
 /* What one head adds to the scores of the wave's chunks. */
 static void add_head(struct Session *s, const struct Wave *w, const struct StopHead *h, int rows,
                      double *score)
 {
     const struct ModelConfig *m = &s->e->model.cfg;
-    int group = m->n_heads / m->n_kv_heads;
+    int group = m->n_heads / m->n_kv_heads, head = h->layer * m->n_kv_heads + h->head;
     size_t stride = (size_t)s->wave_shape.mass_keys;
     for (int i = 0; i < w->n; i++) {
-        const float *mass =
-            s->early.mass + (size_t)(i * m->n_kv_heads + h->head) * stride + s->prompt.prefix.n;
-        int n = stage_held(s, wave_len(s, w, i));
+        const float *mass = s->early.mass + (size_t)(i * m->n_kv_heads + h->head) * stride +
+                            s->prefix.n_tokens[head];
+        int n = tokens_there(s, w, i, head);
         score[w->chunk[i]] += (double)h->weight * early_measure(h->measure, mass, n, rows * group);
     }
 }
