@@ -248,11 +248,14 @@ static void check_heads(struct Engine *e)
         float ratio;
     } maps[] = {{4, 50, 0.5f}, {90, 30, 0.5f}, {16, 200, 0.25f},
                 {0, 1, 0.5f},  {20, 90, 0},    {4, 64, 1}};
+    set_last(e); /* sums: neighbours are others where a store has a chunk's ends alone */
+    e->chunks.last.heads[0].measure = MEASURE_SUM;
     for (size_t i = 0; i < sizeof maps / sizeof *maps; i++) {
         bool capped = i % 2;
         set_map(e, i + 1, maps[i].sinks, maps[i].recent, maps[i].ratio);
         e->settings.kv_cap = capped ? 40 : CAP_OFF;
         e->settings.heads_by = capped ? HEADS_BY_QUERY : HEADS_BY_KV;
+        e->settings.chunk_score = i % 3 ? SCORE_ATTENTION : SCORE_AUTO;
         check_asked(e, "head map");
     }
 }
