@@ -307,8 +307,7 @@ static int map_legend(struct Str *out, const struct Explain *e, const struct Sco
         [SCORE_RANDOM] = "drawn by chance",
         [SCORE_BM25] = "BM25 of the words it shares with the question, with a minus sign",
         [SCORE_ATTENTION] =
-            "surprise of the question's words, less what the words it shares with the "
-            "question and the attention of the profile's heads take off",
+            "the surprise of the question after it, less for shared words and what the profile's heads find",
         [SCORE_FUSION] =
             "the surprise (mean NLL) of the question after it, less for words they share",
     };

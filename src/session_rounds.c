@@ -75,21 +75,20 @@ static size_t mass_floats(const struct Session *s)
 
 size_t rounds_bytes(const struct Session *s)
 {
-    const struct RoundRun *r = &s->rounds;
-    size_t n = (size_t)s->plan.chunk_tokens + 1, token = sizeof *r->vote + sizeof *r->ids +
-                                                         sizeof *r->place + sizeof *r->cut +
-                                                         sizeof *r->text + sizeof *r->share;
+    size_t n = (size_t)s->plan.chunk_tokens + 1,
+           token = sizeof *s->rounds.vote + sizeof *s->rounds.ids + sizeof *s->rounds.place +
+                   sizeof *s->rounds.cut + sizeof *s->rounds.text + sizeof *s->rounds.share;
     if (s->plan.rounds == 1) return 0;
     return n * token + sizeof(float) * mass_floats(s) +
            kv_table_bytes(&s->e->model.cfg, past_pages(s)) +
-           sizeof *r->told * (size_t)s->e->team->size + sizeof(int) * (size_t)s->plan.keep;
+           sizeof *s->rounds.told * (size_t)s->e->team->size + sizeof(int) * (size_t)s->plan.keep;
 }
 
 /* Room in the tail for findings. */
 static int tail_room(struct Session *s)
 {
     struct Tokens *t = &s->prompt.tail;
-    int *ids = mem_alloc((size_t)(t->n + s->plan.n_found), sizeof *ids);
+    int *ids = mem_alloc((size_t)t->n + (size_t)s->plan.n_found, sizeof *ids);
     if (!ids) return PC_ENOMEM;
     memcpy(ids, t->ids, sizeof *ids * (size_t)t->n);
     mem_free(t->ids);
