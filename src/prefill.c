@@ -108,9 +108,9 @@ int wave_len(const struct Session *s, const struct Wave *w, int i)
     return c->end - c->begin;
 }
 
-int wave_begin(struct Session *s, struct Wave *w)
+int wave_begin(struct Session *s, struct Wave *w, int q)
 {
-    int row = 0, p = s->prompt.prefix.n, q = s->prompt.tail.n;
+    int row = 0, p = s->prompt.prefix.n;
     for (int i = 0; i < w->n; i++) {
         const struct Chunk *c = &s->chunks[w->chunk[i]];
         int n = wave_len(s, w, i);
@@ -136,7 +136,7 @@ int wave_begin(struct Session *s, struct Wave *w)
 
 /* ==== KV eviction of one layer ==== */
 
-static size_t mass_at(const struct Session *s, int seq, int kv_head)
+size_t mass_at(const struct Session *s, int seq, int kv_head)
 {
     return ((size_t)seq * s->e->model.cfg.n_kv_heads + kv_head) * s->mass_stride;
 }
@@ -391,7 +391,7 @@ int prefill_wave(struct Session *s, int first, int n)
     w.n_before = wave_tokens_before(s, first);
     w.n_tokens = wave_tokens_before(s, first + n) - w.n_before;
     TRY(wave_slots(s, &w));
-    TRY(wave_begin(s, &w));
+    TRY(wave_begin(s, &w, s->prompt.tail.n));
     TRY(wave_layers(s, &w));
     if (!ranks_ahead(&s->set)) {
         TRY(wave_score(s, &w));

@@ -424,7 +424,10 @@ bool rounds_kept(const struct Session *s, int chunk); /* by a round before */
 /* prefill.c: a wave is the chunks todo[first .. first + n). */
 /* ids NULL: the rows' x comes from elsewhere. */
 void batch_rows_fill(struct Session *s, const int *ids, int n, int at, int pos0);
-int wave_begin(struct Session *s, struct Wave *w); /* after wave_slots */
+/* The rows of the wave's chunks, each with the first q of the tail behind it; of a run after wave_slots. */
+int wave_begin(struct Session *s, struct Wave *w, int q);
+size_t mass_at(const struct Session *s, int seq,
+               int kv_head); /* of a head's entries in mass and keep */
 /* Layers [from, to): KV eviction in each, and behind the last one the rows that wave_score wants. */
 int wave_layers(struct Session *s, struct Wave *w);
 int wave_slots(struct Session *s, struct Wave *w);                  /* each chunk takes one */

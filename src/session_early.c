@@ -491,7 +491,7 @@ static int early_wave(struct Session *s, struct Wave *w, int d)
 {
     set_progress(s, w);
     TRY(w->from ? find_slots(s, w) : wave_slots(s, w));
-    TRY(wave_begin(s, w));
+    TRY(wave_begin(s, w, s->prompt.tail.n));
     for (int i = 0; w->from && i < w->n; i++) TRY(move_rows(s, w, i, true));
     TRY(wave_layers(s, w));
     if (d < s->early.n) return wave_decide(s, w, d);

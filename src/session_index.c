@@ -67,33 +67,11 @@ size_t index_marks(const struct Session *s)
 
 static int index_begin(struct Session *s, struct Wave *w)
 {
-    int row = 0, p = s->plan.n_prefix, q = votes(s);
-    for (int i = 0; i < w->n; i++) {
-        int n = wave_len(s, w, i);
-        TRY(stage_lay(s, i, i, n, NULL));
-        s->seq_begin[i] = row;
-        batch_rows_fill(s, s->prompt.context.ids + s->chunks[w->chunk[i]].begin, n, row, p);
-        batch_rows_fill(s, s->prompt.tail.ids, q, row + n, p + n);
-        row += n + q;
-    }
-    s->seq_begin[w->n] = row;
-    w->batch = (struct Batch){.tokens = s->tokens,
-                              .pos = s->pos,
-                              .seq_begin = s->seq_begin,
-                              .n_seqs = w->n,
-                              .pool = &s->kv.pool,
-                              .past = &s->prefix,
-                              .tail_rows = q,
-                              .masks = heads_reading(s)};
-    return tf_begin(&s->tf, &w->batch);
+    for (int i = 0; i < w->n; i++) TRY(stage_lay(s, i, i, wave_len(s, w, i), NULL));
+    return wave_begin(s, w, votes(s));
 }
 
 /* ==== What heads keep of a chunk ==== */
-
-static size_t choice_at(const struct Session *s, int i, int kv_head)
-{
-    return ((size_t)i * s->e->model.cfg.n_kv_heads + kv_head) * (size_t)s->mass_stride;
-}
 
 static int choose_on_host(struct Session *s, const struct Wave *w, const struct AttnArgs *args)
 {
@@ -101,12 +79,11 @@ static int choose_on_host(struct Session *s, const struct Wave *w, const struct 
     TRY(s->tf.be->attn_mass(s->tf.dev, args, votes(s), s->mass, s->mass_stride));
     for (int i = 0; i < w->n; i++)
         for (int h = 0; h < s->e->model.cfg.n_kv_heads; h++) {
-            size_t at = choice_at(s, i, h);
+            size_t at = mass_at(s, i, h);
             kv_evict(&rule, s->mass + at + s->plan.n_prefix, wave_len(s, w, i), s->work,
                      s->keep + at);
         }
-    return s->tf.be->upload(s->tf.dev, s->keep_dev, s->keep,
-                            sizeof *s->keep * choice_at(s, w->n, 0));
+    return s->tf.be->upload(s->tf.dev, s->keep_dev, s->keep, sizeof *s->keep * mass_at(s, w->n, 0));
 }
 
 static int choose_on_device(struct Session *s, const struct Wave *w, const struct AttnArgs *args)
@@ -122,7 +99,7 @@ static int choose_on_device(struct Session *s, const struct Wave *w, const struc
                             .stride = s->mass_stride};
     TRY(s->tf.be->keep(s->tf.dev, args, &keep));
     return s->tf.be->download(s->tf.dev, s->keep, s->keep_dev,
-                              sizeof *s->keep * choice_at(s, w->n, 0));
+                              sizeof *s->keep * mass_at(s, w->n, 0));
 }
 
 /* Marks of chunk i of a wave, all heads. */
@@ -141,7 +118,7 @@ static int choose(struct Session *s, const struct Wave *w, int layer, const stru
     for (int i = 0; i < w->n; i++)
         for (int h = 0; h < heads; h++) {
             size_t bytes = store_mark_bytes(&layout, wave_len(s, w, i));
-            const int *keep = s->keep + choice_at(s, i, h);
+            const int *keep = s->keep + mass_at(s, i, h);
             uint8_t *marks = marks_at(s, i) + bytes * (size_t)(layer * heads + h);
             if (bytes == 0 || heads_stream(s, layer, h)) continue;
             for (int j = 0; j < layout.cap; j++) store_mark(marks, keep[j]);
@@ -161,7 +138,7 @@ static int index_layer(struct Session *s, const struct Wave *w, int layer)
             struct KvRows first = {s->tf.k, s->tf.v, row, NULL, keep.first},
                           last = {s->tf.k, s->tf.v, row + n - keep.last, NULL, keep.last};
             if (votes(s) && !heads_stream(s, layer, h))
-                first.index = s->keep_dev + choice_at(s, i, h);
+                first.index = s->keep_dev + mass_at(s, i, h);
             TRY(kv_put(&s->kv, &s->staged[i], layer, h, 0, &first, &s->writes));
             TRY(kv_put(&s->kv, &s->staged[i], layer, h, keep.first, &last, &s->writes));
         }
