@@ -1,10 +1,7 @@
 /* test_tiers.c - pages below in a cache: caches with a tier against caches without, operation by operation; whole runs, to the
  * bit, in all forms of pages; pages that come late, and reads and writes that fail, one after the other.
  */
-#include "tests/unit/session_support.h"
-
-#include "cpu.h"
-#include "page_store.h"
+#include "tests/unit/tiers_support.h"
 
 #include <fcntl.h>
 #include <pthread.h>
@@ -27,26 +24,18 @@ static void expect(int status, int code, const char *text)
 
 static struct {
     const struct Backend *real;
-    pthread_t home;  /* the thread that never waits */
-    int delay_us;    /* of others, for each page */
-    bool settles;    /* tokens wait for them after all */
-    long fail_after; /* the n-th read or write from now fails; 0: none */
+    pthread_t home; /* the thread that never waits */
+    int delay_us;   /* of others, for each page */
+    bool settles;   /* tokens wait for them after all */
     long n_read, n_written, n_brought;
 } tap;
-
-static int fails(const char *what)
-{
-    long left = __atomic_sub_fetch(&tap.fail_after, 1, __ATOMIC_SEQ_CST);
-    return left == 0 ? err_set(PC_EIO, "the disk is gone, at a %s", what) : PC_OK;
-}
 
 static int tap_read(struct PageStore *s, uint32_t page, void *out)
 {
     __atomic_add_fetch(&tap.n_read, 1, __ATOMIC_SEQ_CST);
     bool home = pthread_equal(pthread_self(), tap.home);
     if (!home && tap.delay_us) usleep((useconds_t)tap.delay_us);
-    TRY(fails("read"));
-    memcpy(out, s->memory + page * s->page_bytes, s->page_bytes);
+    TRY(failing_read(s, page, out));
     if (!home) __atomic_add_fetch(&tap.n_brought, 1, __ATOMIC_SEQ_CST);
     return PC_OK;
 }
@@ -54,20 +43,12 @@ static int tap_read(struct PageStore *s, uint32_t page, void *out)
 static int tap_write(struct PageStore *s, uint32_t page, const void *data)
 {
     tap.n_written++;
-    TRY(fails("write"));
-    memcpy(s->memory + page * s->page_bytes, data, s->page_bytes);
-    return PC_OK;
+    return failing_write(s, page, data);
 }
 
 static int tap_open(struct Device *d, const struct TierPlan *plan, struct PagePool *pool)
 {
-    struct PageStore store;
-    int status = page_store_memory(&store, pool->page_bytes, plan->n_below);
-    store.read = tap_read;
-    store.write = tap_write;
-    if (status == PC_OK) status = cpu_tier_over(d, plan, &store, pool);
-    if (status < 0 && !pool->tier) store.close(&store);
-    return status;
+    return tier_over(d, plan, pool, tap_read, tap_write);
 }
 
 /* The engine's backend with that store; table must outlive it. */
@@ -78,7 +59,7 @@ static void tap_begin(struct Engine *e, struct Backend *table)
     tap.real = e->be;
     tap.home = pthread_self();
     tap.delay_us = 0;
-    tap.fail_after = tap.n_read = tap.n_written = tap.n_brought = 0;
+    fail_after = tap.n_read = tap.n_written = tap.n_brought = 0;
     e->be = table;
 }
 
@@ -286,16 +267,6 @@ static void same_answer(const struct Answer *a, const struct Answer *b)
     assert_int_equal(a->there, b->there);
 }
 
-static void few_pages(struct Engine *e)
-{
-    struct Settings *set = &e->settings;
-    set->select = PAGE_INDEX_MEAN;
-    set->select_pages = 3;
-    set->keep = KEEP_ALL;
-    set->max_tokens = LONG;
-    set->temperature = 2; /* other pages from token to token, and no end at once */
-}
-
 /* Every share near gives the bytes of all pages near. */
 static void check_shares(struct Engine *e, struct TierCounts *sum)
 {
@@ -315,19 +286,10 @@ static void check_shares(struct Engine *e, struct TierCounts *sum)
     }
 }
 
-static void stream_some(struct Engine *e)
-{
-    const struct ModelConfig *m = &e->model.cfg;
-    struct HeadShape shape = {m->n_layers, m->n_heads, m->n_kv_heads};
-    must(headmap_random(&shape, 3, &e->heads));
-    e->heads.sink = 4;
-    e->heads.recent = 70;
-}
-
 static void check_exact(struct Engine *e)
 {
     struct TierCounts sum = {0};
-    few_pages(e);
+    few_pages(e, LONG);
     check_shares(e, &sum);
     e->settings.kv_cap = 50; /* pages part full in between */
     e->settings.select_every = 7;
@@ -369,7 +331,7 @@ static void test_thinned(void **state)
     (void)state;
     struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
     struct TierCounts sum = {0};
-    few_pages(e);
+    few_pages(e, LONG);
     e->settings.chunk_bias = 0.5f;
     check_shares(e, &sum);
     add_rule(e, (struct CalibRule){CLASS_MIDDLE, 0, 2, 0.001f, 10, 2, 2});
@@ -406,7 +368,7 @@ static void test_memory(void **state)
 {
     (void)state;
     struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
-    few_pages(e);
+    few_pages(e, LONG);
     for (int i = 0; i < 2; i++) {
         size_t near, tiered, planned[2];
         near = peak_of(e, 3000 + 6000 * i, AUTO, &planned[0]);
@@ -425,7 +387,7 @@ static void test_memory(void **state)
 static void check_late(struct Engine *e)
 {
     struct Backend table;
-    few_pages(e);
+    few_pages(e, LONG);
     struct Answer near = answer(e, AUTO, TIER_EXACT);
     tap_begin(e, &table);
     tap.delay_us = 300;
@@ -462,7 +424,7 @@ static void test_late_settles(void **state)
     (void)state;
     struct Engine *e = open_engine("llama", PRECISION_F32, 1);
     struct Backend table;
-    few_pages(e);
+    few_pages(e, LONG);
     struct Answer near = answer(e, AUTO, TIER_EXACT);
     tap_begin(e, &table);
     tap.settles = true;
@@ -494,10 +456,10 @@ static void check_failures(struct Engine *e, enum TierWait wait)
     for (long n = 1;; n += 1 + n / 2) {
         struct Run run;
         run_open(&run, e, input);
-        tap.fail_after = n;
+        fail_after = n;
         int status = session_stages(&run.s, true);
-        bool came = tap.fail_after <= 0;
-        tap.fail_after = 0;
+        bool came = fail_after <= 0;
+        fail_after = 0;
         if (status < 0) {
             assert_int_equal(status, PC_EIO);
             assert_non_null(strstr(err_text(), "the disk is gone"));
@@ -517,7 +479,7 @@ static void test_failures(void **state)
     (void)state;
     size_t before = mem_in_use();
     struct Engine *e = open_engine("llama", PRECISION_INT16, 2);
-    few_pages(e);
+    few_pages(e, LONG);
     check_failures(e, TIER_EXACT);
     check_failures(e, TIER_LATE);
     engine_close(e);
@@ -584,7 +546,7 @@ static void test_plan_by_tier(void **state)
     struct Engine *e = open_engine("llama", PRECISION_F32, 1);
     struct Backend table;
     size_t page = e->be->page_bytes(e->dev);
-    few_pages(e);
+    few_pages(e, LONG);
     e->settings.kv_resident = 10;
     const struct Backend *real = apart(e, &table);
     struct PlanInfo all = plan_of(e, AUTO);

@@ -3,9 +3,7 @@
  * the device; reads and writes that fail, one after the other; memory as planned; what is refused.
  */
 #include "session_team_support.h"
-
-#include "cpu.h"
-#include "page_store.h"
+#include "tiers_support.h"
 
 enum { BYTES = 2600, LONG = 40 };
 
@@ -31,25 +29,6 @@ static int clean(void **state)
 }
 
 /* ==== Stores ==== */
-
-static void few_pages(struct Engine *e)
-{
-    struct Settings *set = &e->settings;
-    set->select = PAGE_INDEX_MEAN;
-    set->select_pages = 3;
-    set->keep = KEEP_ALL;
-    set->max_tokens = LONG;
-    set->temperature = 2; /* other pages from token to token, and no end at once */
-}
-
-static void stream_some(struct Engine *e)
-{
-    const struct ModelConfig *m = &e->model.cfg;
-    struct HeadShape shape = {m->n_layers, m->n_heads, m->n_kv_heads};
-    must(headmap_random(&shape, 3, &e->heads));
-    e->heads.sink = 4;
-    e->heads.recent = 70;
-}
 
 static void index_text(struct Engine *e)
 {
@@ -100,7 +79,7 @@ static void check_stored(struct Engine *e)
 {
     struct Store store;
     int64_t fetched = 0;
-    few_pages(e);
+    few_pages(e, LONG);
     for (int heads = 0; heads < 2; heads++) {
         if (heads) stream_some(e);
         for (int cap = 0; cap < 3; cap++) {
@@ -150,7 +129,7 @@ static void test_resident(void **state)
     limits_there.own_memory = true;
     table.limits = limits_apart;
     e->be = &table;
-    few_pages(e);
+    few_pages(e, LONG);
     index_text(e);
     must(store_open(path, &store));
     struct Result first;
@@ -171,7 +150,7 @@ static void test_memory(void **state)
     struct Engine *e = open_engine("llama", PRECISION_INT16, 1);
     struct Store store;
     size_t used[2], planned[2];
-    few_pages(e);
+    few_pages(e, LONG);
     index_text(e);
     must(store_open(path, &store));
     for (int i = 0; i < 2; i++) {
@@ -190,37 +169,9 @@ static void test_memory(void **state)
 
 /* ==== Stores of pages that fail ==== */
 
-static long fail_after; /* the n-th read or write from now fails; 0: none */
-
-static int fails(const char *what)
-{
-    long left = __atomic_sub_fetch(&fail_after, 1, __ATOMIC_SEQ_CST);
-    return left == 0 ? err_set(PC_EIO, "the disk is gone, at a %s", what) : PC_OK;
-}
-
-static int failing_read(struct PageStore *s, uint32_t page, void *out)
-{
-    TRY(fails("read"));
-    memcpy(out, s->memory + page * s->page_bytes, s->page_bytes);
-    return PC_OK;
-}
-
-static int failing_write(struct PageStore *s, uint32_t page, const void *data)
-{
-    TRY(fails("write"));
-    memcpy(s->memory + page * s->page_bytes, data, s->page_bytes);
-    return PC_OK;
-}
-
 static int failing_open(struct Device *d, const struct TierPlan *plan, struct PagePool *pool)
 {
-    struct PageStore store;
-    int status = page_store_memory(&store, pool->page_bytes, plan->n_below);
-    store.read = failing_read;
-    store.write = failing_write;
-    if (status == PC_OK) status = cpu_tier_over(d, plan, &store, pool);
-    if (status < 0 && !pool->tier) store.close(&store);
-    return status;
+    return tier_over(d, plan, pool, failing_read, failing_write);
 }
 
 static struct Backend failing(void)
@@ -245,7 +196,7 @@ static void test_stored_failures(void **state)
     struct Backend be = failing();
     struct Store store;
     int reads = 0, writes = 0;
-    few_pages(e);
+    few_pages(e, LONG);
     index_text(e);
     must(store_open(path, &store));
     e->be = &be;
@@ -275,7 +226,7 @@ static void test_stored_faults(void **state)
     struct Store store;
     struct Result r;
     int n = 1;
-    few_pages(e);
+    few_pages(e, LONG);
     e->settings.max_tokens = 3;
     index_text(e);
     must(store_open(path, &store));
