@@ -177,16 +177,32 @@ int gen_needle(struct Gen *g, int64_t budget)
 
 /* ==== passphrase: a passkey of several words ==== */
 
-/* As calibration of heads hides them (calib/passkey.h): there is one, the first. */
+/* Everyday words, each of one or two tokens, so that a miss is one of reading rather than of spelling (of rarer words, a small
+ * model misspells some even in a short text); 6 bits each. */
+static const char *const phrase_words[64] = {
+    "apple",  "river",   "stone",   "horse",  "window", "garden", "silver",  "mountain",
+    "paper",  "winter",  "bridge",  "music",  "king",   "ocean",  "flower",  "table",
+    "summer", "doctor",  "island",  "candle", "forest", "bread",  "letter",  "shadow",
+    "castle", "market",  "dragon",  "engine", "pepper", "cotton", "violin",  "rabbit",
+    "anchor", "basket",  "butter",  "camera", "circle", "desert", "feather", "guitar",
+    "hammer", "jacket",  "kitchen", "ladder", "mirror", "needle", "orange",  "pencil",
+    "queen",  "rocket",  "saddle",  "temple", "valley", "wagon",  "yellow",  "zebra",
+    "button", "diamond", "eagle",   "finger", "honey",  "iron",   "lemon",   "tiger"};
+
 static int passphrase_text(struct Gen *g, int n_words, struct Needle *needle)
 {
     struct Str words = {0};
-    int status = passkey_words(g->key, 0, n_words, &words);
-    if (status == PC_OK) status = passkey_needle(0, &needle->text);
-    needle->answer = needle->text.len + 1; /* a blank stands before each word */
-    if (status == PC_OK) status = str_appendf(&needle->text, "%s.\n", words.data);
-    if (status == PC_OK) status = passkey_question(0, &g->out->input);
-    if (status == PC_OK) status = gen_answer(g, words.data + 1, words.len - 1);
+    int status = PC_OK;
+    for (int i = 0; i < n_words && status == PC_OK; i++)
+        status = str_appendf(&words, i ? " %s" : "%s",
+                             phrase_words[rng_place(rng_join(g->key, DRAW_PICK), (uint64_t)i, 64)]);
+    if (status == PC_OK) status = str_appendf(&needle->text, "The passkey to the vault is \"");
+    needle->answer = needle->text.len;
+    if (status == PC_OK)
+        status = str_appendf(&needle->text, "%s\". Remember it. \"%s\" is the passkey.\n",
+                             words.data, words.data);
+    if (status == PC_OK) status = str_appendf(&g->out->input, "What is the passkey to the vault?");
+    if (status == PC_OK) status = gen_answer(g, words.data, words.len);
     str_free(&words);
     return status;
 }

@@ -285,7 +285,7 @@ static const struct {
     {"qa_2", 0xa0830d93f50b246e},
     {"needle", 0x1d5a8ba7b8da1a9a},
     {"needles", 0xd33c38a4474d3201},
-    {"passphrase", 0xdd1a9849ef65717b},
+    {"passphrase", 0x777a2d112c49b2bf},
     {"hops", 0xa83d1606ea9eb604},
 };
 

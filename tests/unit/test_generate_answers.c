@@ -326,26 +326,26 @@ static void test_kv(void **state)
     }
 }
 
-/* One passkey of that many words of the alphabet, in one sentence; other numbers of words begin alike. */
+/* One passkey of that many words, said twice; other numbers of words begin alike. */
 static void test_passphrase(void **state)
 {
     (void)state;
-    static const char lead[] =
-        "Remember this sequence of words, it's the first passkey to the vault: ";
+    static const char lead[] = "The passkey to the vault is \"";
     for (int i = 0; i < SAMPLES; i++) {
         struct GenSpec spec = spec_of("passphrase", 2000);
         char value[512], five[512];
         spec.index = i;
         struct Sample s = make(&spec);
-        after(s.context.data, lead, ".", five);
+        after(s.context.data, lead, "\"", five);
+        assert_int_equal(occurs(s.context.data, five), 2);
         assert_string_equal(five, s.answers[0].data);
         assert_int_equal(occurs(five, " "), 4);
-        assert_string_equal(s.input.data, "What is the first passkey to the vault?");
+        assert_string_equal(s.input.data, "What is the passkey to the vault?");
         sample_free(&s);
         spec.n_words = 1 + i;
         s = make(&spec);
         assert_int_equal(occurs(s.context.data, lead), 1);
-        after(s.context.data, lead, ".", value);
+        after(s.context.data, lead, "\"", value);
         assert_string_equal(value, s.answers[0].data);
         assert_int_equal(occurs(value, " "), i);
         assert_true(starts(i < 5 ? five : value, i < 5 ? value : five));
