@@ -378,6 +378,7 @@ int cuda_keep(struct Device *d, const struct AttnArgs *a, const struct KeepArgs 
     s.pooled = d->s.pooled;
     s.keep = k->keep;
     s.keep_stride = k->stride;
+    s.keep_step = (int64_t)k->step;
     CUDA_TRY(cuda_select(&s, d->stream));
     return PC_OK;
 }

@@ -110,9 +110,10 @@ struct CudaSelect {
     int n_seqs, n_kv_heads, max_n; /* max_n: the longest */
     int cap, pool;
     float *pooled; /* [n_seqs, n_kv_heads, stride] scratch */
-    int *
-        keep; /* [n_seqs, n_kv_heads, keep_stride]: min(cap, n) indices, 0 the first context token */
+    /* min(cap, n) indices, 0 the first context token; of head h of sequence i from i * keep_step + h * keep_stride on */
+    int *keep;
     int keep_stride;
+    int64_t keep_step;
 };
 cudaError_t cuda_select(const struct CudaSelect *a, cudaStream_t s);
 
@@ -260,9 +261,9 @@ struct CudaAsk {
 
 /* What a row says of its choice, in the host's memory: see struct FrameHead there. */
 struct CudaAsks {
-    int *n, *n_asked; /* [n_kv_heads] */
-    uint32_t *page;   /* [n_kv_heads, max_refs]; NULL: nothing is said */
-    float *score;     /* likewise; INFINITY where none is known */
+    int *n, *n_asked;      /* [n_kv_heads] */
+    uint32_t *page;        /* [n_kv_heads, max_refs]; NULL: nothing is said */
+    float *score;          /* likewise; INFINITY where none is known */
     struct CudaAsk *asked; /* likewise */
 };
 

@@ -132,7 +132,8 @@ __global__ __launch_bounds__(THREADS,
                              1) void select_kernel(const __grid_constant__ struct CudaSelect a)
 {
     int64_t line = (int64_t)blockIdx.y * a.n_kv_heads + blockIdx.x;
-    int n = a.n[blockIdx.y], *keep = a.keep + line * a.keep_stride;
+    int n = a.n[blockIdx.y];
+    int *keep = a.keep + blockIdx.y * a.keep_step + (int64_t)blockIdx.x * a.keep_stride;
     if (n <= 0 || a.cap == 0) return;
     if (a.cap < 0 || n <= a.cap) {
         for (int i = threadIdx.x; i < n; i += THREADS) keep[i] = i;

@@ -233,9 +233,11 @@ struct KeepArgs {
     int obs_rows, pool, cap;
     int first;    /* past tokens before the context */
     const int *n; /* [n_seqs] context tokens of each sequence, host memory */
-    int *
-        keep; /* [n_seqs, n_kv_heads, stride] device memory: min(cap, n) indices, ascending, 0 the first of the context */
+    /* Device memory: min(cap, n) indices, ascending, 0 the first of the context; those of head h of sequence i from
+     * i * step + h * stride on. */
+    int *keep;
     int stride;
+    size_t step;
 };
 
 /* Tokens of n_seqs sequences, one after another. */

@@ -12,8 +12,11 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Rows whose logits are made at once. For each block the output matrix is read anew, which is what a block of few rows costs
+ * on a device; a host has the logits of so many in its caches. */
 enum {
-    HEAD_ROWS = 48, /* rows whose logits are made at once */
+    HEAD_ROWS = 48,
+    HEAD_ROWS_DEVICE = 256,
 };
 
 static bool is_plain(const struct Session *s)
@@ -204,6 +207,12 @@ static void plain_shapes(struct Session *s)
     s->mass_stride = s->answer_shape.mass_keys;
 }
 
+/* On a device always the same number: what its products are to the bit may hang on it, and waves differ. */
+static int scored_rows(const struct Session *s, int rows)
+{
+    return s->limits.own_memory ? HEAD_ROWS_DEVICE : min_int(HEAD_ROWS, rows);
+}
+
 static void wave_shapes(struct Session *s)
 {
     struct PlanInfo *p = &s->plan;
@@ -219,7 +228,7 @@ static void wave_shapes(struct Session *s)
                                         .seqs = p->wave,
                                         .keys = rounds ? rounds_keys(s) : rows,
                                         .mass_keys = s->early.n_looks || rounds ? rows : mass_keys,
-                                        .head_rows = min_int(HEAD_ROWS, scored * p->wave)};
+                                        .head_rows = scored_rows(s, scored * p->wave)};
     s->answer_shape = (struct BatchShape){.rows = s->question_rows,
                                           .seqs = 1,
                                           .keys = answer_room,

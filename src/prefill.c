@@ -252,8 +252,10 @@ static int choose_on_device(struct Session *s, struct Wave *w, int layer,
                             .cap = s->cap,
                             .first = s->prompt.prefix.n,
                             .n = len,
-                            .keep = s->store ? recall_choice(s, layer) : s->keep_dev,
-                            .stride = s->store ? s->cap : s->mass_stride};
+                            .keep = s->keep_dev,
+                            .stride = s->mass_stride,
+                            .step = mass_at(s, 1, 0)};
+    if (s->store) recall_choice(s, layer, &keep);
     TRY(s->tf.be->keep(s->tf.dev, args, &keep));
     return s->plan.rounds > 1 && !s->store ? note_choice(s, w, layer) : PC_OK;
 }

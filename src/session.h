@@ -351,9 +351,9 @@ int stage_lay(struct Session *s, int i, int place, int n, const struct HeadTable
 /* A stored chunk behind the prefix, as table i; its pages are read unless they are there. */
 int stage_load(struct Session *s, int chunk, int i);
 bool stage_has(const struct Session *s, int chunk); /* its pages are there already */
-/* Where the device puts its choice of a layer's tokens: [wave, n_kv_heads, cap]. */
-int *recall_choice(const struct Session *s, int layer);
-size_t recall_choices(const struct Session *s); /* ints of all layers; 0 where the host chooses */
+/* Where the device puts its choice of a layer's tokens: a chunk's together, as a slot has them. */
+void recall_choice(const struct Session *s, int layer, struct KeepArgs *out);
+size_t recall_choices(const struct Session *s); /* ints of a wave; 0 where the host chooses */
 
 int recall_wave(struct Session *s, int first, int n); /* as prefill_wave */
 /* What full heads keep of the queue's chunks, into their slots; and what streaming heads do of the last of them. */

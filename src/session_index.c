@@ -96,7 +96,8 @@ static int choose_on_device(struct Session *s, const struct Wave *w, const struc
                             .first = s->plan.n_prefix,
                             .n = len,
                             .keep = s->keep_dev,
-                            .stride = s->mass_stride};
+                            .stride = s->mass_stride,
+                            .step = mass_at(s, 1, 0)};
     TRY(s->tf.be->keep(s->tf.dev, args, &keep));
     return s->tf.be->download(s->tf.dev, s->keep, s->keep_dev,
                               sizeof *s->keep * mass_at(s, w->n, 0));

@@ -300,20 +300,23 @@ int session_store_key(struct Engine *e, const struct Request *req, uint64_t *key
 
 /* ==== Ask ==== */
 
-/* ints of one layer's choice. */
+/* ints of one chunk's choice: [n_layers, n_kv_heads, cap]. */
 static size_t choice_size(const struct Session *s)
 {
-    return (size_t)s->plan.wave * (size_t)s->e->model.cfg.n_kv_heads * (size_t)s->cap;
+    const struct ModelConfig *m = &s->e->model.cfg;
+    return (size_t)m->n_layers * (size_t)m->n_kv_heads * (size_t)s->cap;
 }
 
 size_t recall_choices(const struct Session *s)
 {
-    return s->store && s->mass_stride ? choice_size(s) * (size_t)s->e->model.cfg.n_layers : 0;
+    return s->store && s->mass_stride ? choice_size(s) * (size_t)s->plan.wave : 0;
 }
 
-int *recall_choice(const struct Session *s, int layer)
+void recall_choice(const struct Session *s, int layer, struct KeepArgs *out)
 {
-    return s->keep_dev + choice_size(s) * (size_t)layer;
+    out->keep = s->keep_dev + (size_t)layer * (size_t)s->e->model.cfg.n_kv_heads * (size_t)s->cap;
+    out->stride = s->cap;
+    out->step = choice_size(s);
 }
 
 static int recall_begin(struct Session *s, struct Wave *w)
@@ -344,12 +347,12 @@ static int recall_begin(struct Session *s, struct Wave *w)
 /* What the device chose for chunks that stay, into their slots: their pages come later. */
 static int note_choices(struct Session *s, const struct Wave *w)
 {
-    size_t chunk = (size_t)s->e->model.cfg.n_kv_heads * (size_t)s->cap;
+    size_t size = choice_size(s);
     for (int i = 0; i < w->n; i++) {
         struct Slot *slot = session_slot(s, w->chunk[i]);
-        for (int l = 0; slot && l < s->e->model.cfg.n_layers; l++)
-            TRY(s->tf.be->download(s->tf.dev, slot->index + chunk * (size_t)l,
-                                   recall_choice(s, l) + chunk * (size_t)i, chunk * sizeof(int)));
+        if (!slot) continue;
+        TRY(s->tf.be->download(s->tf.dev, slot->index, s->keep_dev + size * (size_t)i,
+                               size * sizeof *slot->index));
     }
     return PC_OK;
 }

@@ -54,7 +54,8 @@ static void test_keep(struct Side *s, const struct Case *c, const struct Plan *p
                          .first = c->past,
                          .n = n,
                          .keep = dev,
-                         .stride = stride};
+                         .stride = stride,
+                         .step = (size_t)heads * (size_t)stride};
     must(s->e->be->keep(s->e->dev, args, &k));
     must(s->e->be->download(s->e->dev, keep, dev, count * sizeof *keep));
     for (int i = 0; i < c->seqs; i++)

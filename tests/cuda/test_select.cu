@@ -71,10 +71,17 @@ struct Case {
     int kv_heads, cap, pool, first, kind;
 };
 
+/* Sequences further apart than their heads take. */
+static size_t keep_step(const Case &c, int keep_stride)
+{
+    return (size_t)c.kv_heads * keep_stride + 5;
+}
+
 /* What the kernel shall write, with -1 where it shall write nothing. */
 static vector<int> wanted(const Case &c, const vector<float> &mass, int stride, int keep_stride)
 {
-    vector<int> want(c.n.size() * c.kv_heads * keep_stride, -1), keep(stride);
+    size_t step = keep_step(c, keep_stride);
+    vector<int> want(c.n.size() * step, -1), keep(stride);
     vector<float> pooled(stride);
     struct KvEvict rule = {};
     rule.cap = c.cap;
@@ -82,7 +89,8 @@ static vector<int> wanted(const Case &c, const vector<float> &mass, int stride, 
     for (size_t line = 0; line < c.n.size() * c.kv_heads; line++) {
         int n = kv_evict(&rule, &mass[line * stride + c.first], c.n[line / c.kv_heads],
                          pooled.data(), keep.data());
-        std::copy(keep.begin(), keep.begin() + n, want.begin() + line * keep_stride);
+        size_t at = line / c.kv_heads * step + line % c.kv_heads * keep_stride;
+        std::copy(keep.begin(), keep.begin() + n, want.begin() + at);
     }
     return want;
 }
@@ -96,10 +104,11 @@ static bool test(const Case &c)
     for (size_t i = 0; i < mass.size(); i++) mass[i] = mass_value(c.kind, i % stride);
     float *d_mass = to_device(mass), *d_pooled = to_device(mass);
     int *d_n = to_device(c.n);
-    vector<int> got((size_t)lines * keep_stride, -1), want = wanted(c, mass, stride, keep_stride);
+    int64_t step = keep_step(c, keep_stride);
+    vector<int> got(c.n.size() * step, -1), want = wanted(c, mass, stride, keep_stride);
     int *d_keep = to_device(got);
-    struct CudaSelect a = {d_mass, stride, c.first, d_n,      (int)c.n.size(), c.kv_heads,
-                           max_n,  c.cap,  c.pool,  d_pooled, d_keep,          keep_stride};
+    struct CudaSelect a = {d_mass, stride, c.first,  d_n,    (int)c.n.size(), c.kv_heads, max_n,
+                           c.cap,  c.pool, d_pooled, d_keep, keep_stride,     step};
     bool ok = true;
     for (int run = 0; run < 2; run++) {
         check_cuda(cudaMemset(d_keep, 0xff, got.size() * 4), "memset");

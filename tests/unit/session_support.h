@@ -193,6 +193,12 @@ static inline void finish(struct Run *run, struct Outcome *o)
         o->kv_kept[h] = run->r.kv_kept[h];
 }
 
+/* Where a fake of Backend.keep puts the tokens of a batch's i-th pair of sequence and head. */
+static inline int *kept_at(const struct KeepArgs *k, int heads, int i)
+{
+    return k->keep + k->step * (size_t)(i / heads) + (size_t)k->stride * (size_t)(i % heads);
+}
+
 static inline struct Outcome outcome_of(struct Engine *e, struct Prompt p)
 {
     struct Run run;

@@ -219,7 +219,7 @@ static int device_keep(struct Device *d, const struct AttnArgs *args, const stru
     TRY(backend_cpu.attn_mass(d, args, k->obs_rows, mass, KEYS));
     for (int i = 0; i < args->n_seqs * heads; i++) {
         int n = kv_evict(&rule, mass + (size_t)i * KEYS + k->first, k->n[i / heads], work, all);
-        memcpy(k->keep + (size_t)i * (size_t)k->stride, all, sizeof *all * (size_t)n);
+        memcpy(kept_at(k, heads, i), all, sizeof *all * (size_t)n);
     }
     return PC_OK;
 }

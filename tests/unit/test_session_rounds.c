@@ -464,7 +464,7 @@ static int keep_by_policy(struct Device *d, const struct AttnArgs *args, const s
     for (int i = 0; i < args->n_seqs * HEADS; i++) {
         struct KvEvict rule = {k->cap, k->pool};
         const float *of = mass + (size_t)i * KEYS + k->first;
-        kv_evict(&rule, of, k->n[i / HEADS], work, k->keep + (size_t)i * (size_t)k->stride);
+        kv_evict(&rule, of, k->n[i / HEADS], work, kept_at(k, HEADS, i));
     }
     return PC_OK;
 }

@@ -47,7 +47,7 @@ static int fake_keep(struct Device *d, const struct AttnArgs *args, const struct
     TRY(backend_cpu.attn_mass(d, args, k->obs_rows, mass, KEYS));
     for (int i = 0; i < args->n_seqs * heads; i++)
         kv_evict(&rule, mass + (size_t)i * KEYS + k->first, k->n[i / heads], work,
-                 k->keep + (size_t)i * (size_t)k->stride);
+                 kept_at(k, heads, i));
     fake.chosen++;
     return PC_OK;
 }
