@@ -65,8 +65,8 @@ int early_survivors(const float *ahead, int n_samples, int n_chunks, double risk
     return high;
 }
 
-int early_most(size_t chunk_bytes)
+int early_most(size_t chunk_bytes, size_t memory)
 {
-    size_t n = chunk_bytes ? ((size_t)EARLY_HELD_MIB << 20) / chunk_bytes : 0;
+    size_t n = chunk_bytes ? memory / chunk_bytes : 0;
     return n > EARLY_SURVIVORS ? (int)(n < INT32_MAX ? n : INT32_MAX) : EARLY_SURVIVORS;
 }

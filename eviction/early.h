@@ -13,9 +13,7 @@ enum {
     PEAK_TOKENS = 16,
     LAST_ROWS = 4,   /* last rows behind the question, which ask for the answer's first word, */
     EARLY_ROWS = 32, /* or its own last ones too; as far as there are so many */
-    EARLY_SURVIVORS = 32, /* that a profile's decision may let go on however large they are, */
-    EARLY_HELD_MIB =
-        1024, /* or as many as this holds the rows of: what is held of survivors stays small */
+    EARLY_SURVIVORS = 32, /* that a profile's decision may let go on however large they are */
 };
 
 /* mass[n]: the sum over `rows` softmax rows for each token of the chunk. Natural log of the share of a row's attention
@@ -27,7 +25,7 @@ double early_measure(enum EarlyMeasure measure, const float *mass, int n, int ro
 double early_risk(const float *ahead, int n_samples, int n_chunks, int survivors);
 /* The fewest survivors, `least` at least, with no more risk than that; all n_chunks where no fewer will do. */
 int early_survivors(const float *ahead, int n_samples, int n_chunks, double risk, int least);
-/* Most survivors of chunks whose rows take that many bytes each. */
-int early_most(size_t chunk_bytes);
+/* Most survivors of chunks whose rows take that many bytes each, where `memory` may hold them. */
+int early_most(size_t chunk_bytes, size_t memory);
 
 #endif

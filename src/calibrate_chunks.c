@@ -363,7 +363,8 @@ static int count_survivors(const struct ChunkStudy *st, const struct ChunkStop *
 static int most_survivors(const struct ChunkStudy *st)
 {
     size_t rows = (size_t)st->chunk + EARLY_ROWS;
-    return early_most(sizeof(float) * rows * (size_t)st->e->model.cfg.dim);
+    return early_most(sizeof(float) * rows * (size_t)st->e->model.cfg.dim,
+                      st->e->settings.early_memory);
 }
 
 /* Survivors and share where this is the only decision. */
@@ -493,6 +494,18 @@ static void note_ends(const struct ChunkStudy *st, struct ChunkReport *r)
     }
 }
 
+/* Rows of real questions whose right chunk would be kept, by the final score and so many nats of heads. */
+static int rows_kept(const struct ChunkStudy *st, const struct ChunkSamples *s,
+                     const struct ChunkScorer *scorer, double nats)
+{
+    int n = 0;
+    for (int i = st->n_made[s - st->half]; i < s->n; i++) {
+        int ahead = blended_ahead(s, i, scorer, nats);
+        n += ahead >= 0 && ahead < st->keep;
+    }
+    return n;
+}
+
 /* The heads of all layers whose attention counts beside the final score, and how much, by the half that chooses. */
 static int choose_last(const struct ChunkStudy *st, struct ChunkProfile *p, struct ChunkReport *r)
 {
@@ -507,6 +520,8 @@ static int choose_last(const struct ChunkStudy *st, struct ChunkProfile *p, stru
     mem_free(allowed);
     TRY(status);
     p->nats = (float)chunk_blend(all, &scorer);
+    /* made-up facts are many, and easier for heads than what real questions ask for: these count apart */
+    if (rows_kept(st, all, &scorer, (double)p->nats) < rows_kept(st, all, &scorer, 0)) p->nats = 0;
     p->last.layer = st->e->model.cfg.n_layers;
     set_heads(st, &scorer, &p->last);
     for (int i = 0; i < told->n; i++)

@@ -114,6 +114,13 @@ static int early_text(const struct PlanInfo *plan, struct Str *out)
         if (!isnan(d->risk)) TRY(str_appendf(out, ", at a risk of %.2g%%", 100 * (double)d->risk));
         TRY(str_appendf(out, "\n"));
     }
+    char bytes[32];
+    if (plan->n_early && plan->early_safe)
+        TRY(str_appendf(out, "early    the %d that share most words with the question among them\n",
+                        plan->early_safe));
+    if (plan->early_wants)
+        TRY(str_appendf(out, "early    one decision more with --early-memory of %s\n",
+                        bytes_text(plan->early_wants, bytes)));
     if (plan->read_share == 1 || plan->method != METHOD_PARALLELCOMP) return PC_OK;
     return str_appendf(out, "share    %.1f%% of the arithmetic of reading every chunk whole\n",
                        100 * plan->read_share);

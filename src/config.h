@@ -73,8 +73,9 @@ struct Settings {
     int rounds; /* choices of chunks in turn, each led by what those before found; 1: one by the question alone */
     int prefilter; /* chunks read, those that share most words with the question; 0: all */
     enum Early early;
-    char early_at[256]; /* "8:12,50%:6": layers done and survivors; empty: as the profile says */
-    float early_risk;   /* chance to lose the best chunk at one of the profile's decisions */
+    char early_at[256];  /* "8:12,50%:6": layers done and survivors; empty: as the profile says */
+    float early_risk;    /* chance to lose the best chunk at one of the profile's decisions */
+    size_t early_memory; /* bytes for the rows of those that survive one */
     char chunk_profile[1024]; /* its file; empty: found by the model's hash */
     int prefix_copies; /* weight of the shared prefix in the merged cache, as that many copies */
     struct CalibRule calib[CALIB_RULES_MAX];

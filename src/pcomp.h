@@ -109,9 +109,12 @@ struct PlanInfo {
     int n_chunks, chunk_tokens, wave, keep, kv_cap, window; /* resolved values, no AUTO left */
     int n_read; /* chunks prefilled: all, those that prefilter chose, or the kept ones where they are known beforehand */
     struct EarlyDecision early[STOPS_MAX];
-    int n_early;       /* 0: all layers read every one of them */
-    int rounds;        /* choices of chunks, which share keep */
-    int n_found;       /* tokens of findings that go with the question, at most; 0: one round */
+    int n_early; /* 0: all layers read every one of them */
+    int early_safe; /* chunks that share most words with the question: a profile's decisions keep them */
+    size_t
+        early_wants; /* bytes of early_memory that a decision of the profile lacked; 0: none did */
+    int rounds;      /* choices of chunks, which share keep */
+    int n_found;     /* tokens of findings that go with the question, at most; 0: one round */
     double read_share; /* chunks times layers that are read, of all chunks times all layers */
     int question_pos;  /* position of the first question token in stage 2 */
     int n_positions; /* no two tokens that see each other are so far apart, as the rotation counts it */

@@ -460,6 +460,8 @@ int plan_check(const struct Session *s)
         "--keep (now %d), --chunk (now %d) or --wave 1%s, or %s",
         p->peak_bytes / gib, gpu ? "GPU memory beside the weights" : "memory",
         p->available_bytes / gib, p->kv_cap, p->keep, p->chunk_tokens,
-        p->n_early ? ", fewer survivors in --early-at" : "",
+        !p->n_early        ? ""
+        : *s->set.early_at ? ", fewer survivors in --early-at"
+                           : ", a smaller --early-memory",
         gpu ? "raise --gpu-memory" : "raise --memory");
 }

@@ -104,6 +104,7 @@ static void add_plan(cJSON *root, const struct PlanInfo *plan)
     cJSON_AddNumberToObject(object, "n_read", plan->n_read);
     cJSON_AddNumberToObject(object, "read_share", plan->read_share);
     add_early(object, plan);
+    cJSON_AddNumberToObject(object, "early_safe", plan->early_safe);
     cJSON_AddNumberToObject(object, "chunk_tokens", plan->chunk_tokens);
     cJSON_AddNumberToObject(object, "wave", plan->wave);
     cJSON_AddNumberToObject(object, "keep", plan->keep);

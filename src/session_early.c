@@ -8,6 +8,10 @@
  *
  * Where chunk_score is attention, heads of all layers count once more in the end, whether chunks leave early or not.
  *
+ * What heads of the first layers find is what the question names. A chunk that the answer takes to know first, as with several
+ * hops, shares words with the question more often than those heads find it, so that at a profile's decisions the chunks
+ * that share most words stay in any case.
+ *
  * A score depends on its chunk alone, so the survivors depend neither on the order of chunks nor on waves. Of several ranks
  * each has the best of its own; then they tell each other all scores, and go on with the best of all.
  */
@@ -82,8 +86,9 @@ static void decide(struct Session *s, const struct ChunkStop *stop, int survivor
         .layer = stop->layer,
         .n_before = before,
         .survivors = survivors,
-        .risk =
-            stop->n_ahead ? (float)early_risk(stop->ahead, stop->n_ahead, before, survivors) : NAN};
+        .risk = stop->n_ahead ? (float)early_risk(stop->ahead, stop->n_ahead, before,
+                                                  survivors - p->early_safe)
+                              : NAN};
     e->stop[e->n++] = *stop;
 }
 
@@ -110,18 +115,30 @@ static size_t chunk_floats(const struct Session *s)
     return (size_t)(p->chunk_tokens + p->n_question + p->n_found) * (size_t)s->e->model.cfg.dim;
 }
 
+/* Chunks that words keep in any case: some of all there are, and few of those that a prefilter left. */
+static int safe_by_words(const struct Session *s)
+{
+    enum { OF_ALL = 32, OF_READ = 8 };
+    const struct PlanInfo *p = &s->plan;
+    return session_has_text(s) ? p->keep + min_int(p->n_chunks / OF_ALL, p->n_read / OF_READ) : 0;
+}
+
 /* Of the profile, those at which anything would leave; what cannot keep to the risk lets nothing go. */
 static void profile_stops(struct Session *s)
 {
+    int safe = s->plan.early_safe = safe_by_words(s);
     const struct ChunkProfile *p = &s->e->chunks;
-    int most = early_most(sizeof(float) * chunk_floats(s));
+    size_t rows = sizeof(float) * chunk_floats(s);
+    int most = early_most(rows, s->set.early_memory);
     for (int i = 0; i < p->n_stops; i++) {
         const struct ChunkStop *stop = &p->stops[i];
         int before = s->early.n ? s->plan.early[s->early.n - 1].survivors : s->plan.n_read;
         int n = early_survivors(stop->ahead, stop->n_ahead, before, (double)s->set.early_risk,
-                                2 * s->plan.keep);
-        if (n > most && n > 2 * s->plan.keep) continue;
-        if (n < before) decide(s, stop, n);
+                                2 * s->plan.keep) +
+                safe;
+        bool fits = n <= most || n <= 2 * s->plan.keep + safe;
+        if (n < before && fits) decide(s, stop, n);
+        if (n < before && !fits && !s->plan.early_wants) s->plan.early_wants = rows * (size_t)n;
     }
 }
 
@@ -317,7 +334,7 @@ bool early_words(const struct Session *s)
 {
     for (int d = 0; d < s->early.n; d++)
         if (s->early.stop[d].words > 0) return true;
-    return false;
+    return s->early.n && s->plan.early_safe > 0;
 }
 
 double early_last(const struct Session *s, int chunk)
@@ -326,6 +343,28 @@ double early_last(const struct Session *s, int chunk)
     if (e->n_looks == e->n) return 0;
     size_t at = (size_t)e->n * (size_t)s->plan.n_chunks + (size_t)chunk;
     return (double)s->e->chunks.nats * e->score[at];
+}
+
+static int by_size_down(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x < y) - (x > y);
+}
+
+/* Those that share most words with the question, ahead of all others at every decision. */
+static void set_safe(struct Session *s)
+{
+    const double ahead = 1e6; /* of any sum of logs of attention */
+    struct EarlyRun *e = &s->early;
+    int n = s->plan.n_chunks, safe = min_int(s->plan.early_safe, n);
+    if (safe == 0) return;
+    memcpy(e->told, s->shared, sizeof *e->told * (size_t)n);
+    qsort(e->told, (size_t)n, sizeof *e->told, by_size_down);
+    double least = e->told[safe - 1];
+    for (int d = 0; d < e->n; d++)
+        for (int c = 0; c < n; c++)
+            if (s->shared[c] > 0 && s->shared[c] >= least)
+                e->score[(size_t)d * (size_t)n + (size_t)c] += ahead;
 }
 
 void early_begin(struct Session *s)
@@ -337,6 +376,7 @@ void early_begin(struct Session *s)
         for (int c = 0; c < n && s->early.stop[d].words > 0; c++)
             s->early.score[(size_t)d * (size_t)n + (size_t)c] =
                 (double)s->early.stop[d].words * s->shared[c];
+    set_safe(s);
 }
 
 /* The next smaller number of rows than `below` that some decision looks at in this layer; 0: none. */

@@ -103,12 +103,12 @@ static void test_survivors(void **state)
 static void test_most(void **state)
 {
     (void)state;
-    const size_t mib = (size_t)1 << 20;
-    assert_int_equal(early_most(0), EARLY_SURVIVORS);
-    assert_int_equal(early_most(EARLY_HELD_MIB * mib), EARLY_SURVIVORS);
-    assert_int_equal(early_most(EARLY_HELD_MIB * mib / EARLY_SURVIVORS), EARLY_SURVIVORS);
-    assert_int_equal(early_most(4 * mib), EARLY_HELD_MIB / 4);
-    assert_int_equal(early_most(4 * mib + 1), EARLY_HELD_MIB / 4 - 1);
+    const size_t mib = (size_t)1 << 20, gib = mib << 10;
+    assert_int_equal(early_most(0, gib), EARLY_SURVIVORS);
+    assert_int_equal(early_most(gib, gib), EARLY_SURVIVORS);
+    assert_int_equal(early_most(gib / EARLY_SURVIVORS, gib), EARLY_SURVIVORS);
+    assert_int_equal(early_most(4 * mib, gib), 256);
+    assert_int_equal(early_most(4 * mib + 1, gib), 255);
 }
 
 /* ==== Profiles ==== */

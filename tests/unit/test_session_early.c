@@ -246,6 +246,7 @@ static void test_words(void **state)
     struct Run run; /* token ids have no words */
     struct Prompt prompt = make_prompt(input);
     memset(&run, 0, sizeof run);
+    p->stops[0].words = 3;
     assert_int_equal(session_open(&run.s, e, &no_request, &prompt, &run.r), PC_ECONFIG);
     assert_non_null(strstr(err_text(), "words"));
     session_close(&run.s);
@@ -257,6 +258,43 @@ static void test_words(void **state)
     run_open(&run, e, input);
     assert_true(run.s.plan.n_early == 1 && run.s.early.stop[0].words == 0);
     run_close(&run);
+    engine_close(e);
+}
+
+/* Whatever the heads say, the chunks that share most words with the question go on, beside as many as without them. */
+static void test_safe(void **state)
+{
+    (void)state;
+    struct Engine *e = open_early("llama", PRECISION_F32, "");
+    struct ChunkProfile *p = &e->chunks;
+    char text[BYTES + 1] = "";
+    double score[64];
+    bool gone[64];
+    uint64_t seed = 6;
+    for (int i = 0; i < BYTES; i++)
+        text[i] = i % 4 == 3 ? ' ' : (char)('a' + next_number(&seed) % 26);
+    memcpy(text + 700, " XYZZY ", 7);
+    e->settings.early = EARLY_PROFILE;
+    e->settings.early_risk = 0.4f;
+    e->settings.keep = 1;
+    *p = (struct ChunkProfile){.n_layers = LAYERS, .n_kv_heads = 2, .n_stops = 2};
+    for (int d = 0; d < 2; d++)
+        p->stops[d] = (struct ChunkStop){.layer = 1 + d, .n_heads = 1, .n_ahead = 1};
+    int found[2];
+    for (int way = 0; way < 2; way++) {
+        for (int d = 0; d < 2; d++)
+            p->stops[d].heads[0] = (struct StopHead){d, way, MEASURE_SUM, 32, way ? -1 : 1};
+        int n = text_scores(e, text, score, gone), best = 0, left = 0;
+        for (int c = 0; c < n; c++) {
+            left += gone[c];
+            if (score[c] > score[best]) best = c;
+        }
+        assert_true(score[best] > 1e5 && !gone[best]); /* the only one that shares a word */
+        for (int c = 0; c < n; c++) assert_true(c == best || score[c] < 1e5);
+        assert_int_equal(n - left, 2 + 1); /* twice keep, and keep by words */
+        found[way] = best;
+    }
+    assert_int_equal(found[0], found[1]);
     engine_close(e);
 }
 
@@ -558,6 +596,7 @@ int main(void)
         cmocka_unit_test(test_survivors),
         cmocka_unit_test(test_profile),
         cmocka_unit_test(test_words),
+        cmocka_unit_test(test_safe),
         cmocka_unit_test(test_attention),
         cmocka_unit_test(test_attention_words),
         cmocka_unit_test(test_team),
