@@ -245,8 +245,8 @@ static void wave_shapes(struct Session *s)
                       (size_t)kv_pages(s->cap);
     s->n_pages = in_slots + (size_t)p->heads_full * (size_t)before +
                  (size_t)parts_heads(s) * (size_t)behind +
-                 (size_t)p->heads_streaming * ((size_t)s->n_slots * heads_chunk_pages(s) + before +
-                                               min_int(behind, heads_ring(s)));
+                 (size_t)p->heads_streaming * ((size_t)(heads_ends(s) * heads_chunk_pages(s)) +
+                                               before + min_int(behind, heads_ring(s)));
     tiers_split(s, in_slots, keep * kv_pages(s->cap));
     s->mass_stride = needs_mass(s) ? max_int(mass_keys, answer_keys) : 0;
 }

@@ -282,7 +282,8 @@ static int keep_tokens(struct Session *s, struct Wave *w, int layer, const struc
         for (int h = 0; h < heads; h++) {
             struct KvRows rows = all;
             if (heads_stream(s, layer, h)) {
-                TRY(heads_keep_chunk(s, &w->slot[i]->table, layer, h, &all));
+                if (heads_may_end(s, w->chunk[i]))
+                    TRY(heads_keep_chunk(s, &w->slot[i]->table, layer, h, &all));
                 continue;
             }
             if (chosen) {

@@ -266,7 +266,9 @@ int heads_share(const struct Session *s, int cap); /* the cap of full heads, wit
 int heads_formula(const struct Session *s, size_t page_tokens, size_t *bytes);
 bool heads_stream(const struct Session *s, int layer, int kv_head);
 int heads_chunk_pages(
-    const struct Session *s); /* of one head and a chunk in its slot; 0: none streams */
+    const struct Session *s);            /* of one head and a chunk in its slot; 0: none streams */
+int heads_ends(const struct Session *s); /* chunks that have such at a time, at most */
+bool heads_may_end(const struct Session *s, int chunk); /* it may be the last kept one */
 int heads_keep_chunk(struct Session *s, struct HeadTable *t, int layer, int kv_head,
                      const struct KvRows *chunk);
 void heads_forget_chunk(struct Session *s, struct HeadTable *t); /* what streaming heads kept */

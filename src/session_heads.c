@@ -104,6 +104,22 @@ int heads_chunk_pages(const struct Session *s)
     return s->plan.heads_streaming ? kv_pages(keep.first + keep.last) : 0;
 }
 
+/* Where all chunks are kept, the last one is known beforehand. */
+static bool keeps_all(const struct Session *s)
+{
+    return s->plan.keep >= s->plan.n_read && s->plan.rounds == 1;
+}
+
+bool heads_may_end(const struct Session *s, int chunk)
+{
+    return !keeps_all(s) || s->place[chunk] == s->n_todo - 1;
+}
+
+int heads_ends(const struct Session *s)
+{
+    return keeps_all(s) ? 1 : s->n_slots;
+}
+
 int heads_share(const struct Session *s, int cap)
 {
     int full = s->plan.heads_full, n = full + s->plan.heads_streaming;

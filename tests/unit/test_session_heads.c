@@ -226,12 +226,34 @@ static void check_last_kept(struct Input in, int sinks, int recent, int keep)
 static void test_last_kept(void **state)
 {
     (void)state;
-    for (int keep = 1; keep < 4; keep++) {
+    static const int keeps[] = {1, 2, 3, KEEP_ALL};
+    for (int i = 0; i < 4; i++) {
+        int keep = keeps[i];
         check_last_kept((struct Input){9, 640, 14, 1}, 4, 40, keep);
         check_last_kept((struct Input){9, 640, 14, 2}, 64, 65, keep); /* sinks end in the chunk */
         check_last_kept((struct Input){0, 512, 5, 3}, 7, 200, keep);
         check_last_kept((struct Input){200, 512, 5, 3}, 70, 33, keep); /* and in the prefix */
     }
+}
+
+/* Where all chunks are kept only the last one's end is ever held. */
+static void test_all_kept(void **state)
+{
+    (void)state;
+    struct Engine *e = open_engine("qwen2", PRECISION_F32, 1);
+    size_t pages[2];
+    set_map(e, 4, 4, 40, 0);
+    for (int all = 0; all < 2; all++) {
+        struct Run run;
+        e->settings.keep = all ? KEEP_ALL : 4;
+        run_open(&run, e, (struct Input){9, 640, 14, 1});
+        assert_true(run.s.plan.n_chunks > 4);
+        pages[all] = run.s.n_pages;
+        must(session_stages(&run.s, false));
+        run_close(&run);
+    }
+    assert_true(pages[1] < pages[0]);
+    engine_close(e);
 }
 
 /* Full heads hold what they hold without streaming ones, or more at the same memory; streaming ones sinks and recent tokens. */
@@ -359,9 +381,9 @@ int main(void)
         cmocka_unit_test(test_duo),       cmocka_unit_test(test_int16),
         cmocka_unit_test(test_headwise),  cmocka_unit_test(test_nothing_streams),
         cmocka_unit_test(test_short),     cmocka_unit_test(test_one_chunk),
-        cmocka_unit_test(test_last_kept), cmocka_unit_test(test_held),
-        cmocka_unit_test(test_memory),    cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_file),
+        cmocka_unit_test(test_last_kept), cmocka_unit_test(test_all_kept),
+        cmocka_unit_test(test_held),      cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_refusals),  cmocka_unit_test(test_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
