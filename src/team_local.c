@@ -48,11 +48,15 @@ static bool try_again(ssize_t n)
 
 /* ==== News ==== */
 
-/* The next packet of a rank, left where it is. Its length, 0 when there is none, -1 when the rank is gone. */
+/* The next packet of a rank, left where it is. Its length, 0 when there is none, -1 when the rank is gone. That a rank has
+ * closed its socket may be told before what it sent is given out, so that only the second word of it counts. */
 static ssize_t peek(const struct SocketLink *l, int from, struct Packet *p)
 {
-    ssize_t n = recv(l->ends[from].news, p, sizeof *p, MSG_PEEK | MSG_DONTWAIT);
-    if (try_again(n)) return 0;
+    ssize_t n = 0;
+    for (int i = 0; i < 2 && n <= 0; i++) {
+        n = recv(l->ends[from].news, p, sizeof *p, MSG_PEEK | MSG_DONTWAIT);
+        if (try_again(n)) return 0;
+    }
     return n > 0 ? n : -1;
 }
 

@@ -429,6 +429,34 @@ static int send_less_other(struct Team *t, void *user)
     return end_other(t, send_less(t, user));
 }
 
+/* A rank leaves with news unread, which the kernel tells the one that sent them as an error, ahead of its last word. */
+static void test_word_before_close(void **state)
+{
+    (void)state;
+    struct TeamEnds ends[2][2];
+    struct Team team[2] = {{0}};
+    int data[2], news[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, data), 0);
+    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, news), 0);
+    for (int i = 0; i < 2; i++) {
+        ends[i][i] = (struct TeamEnds){-1, -1};
+        ends[i][!i] = (struct TeamEnds){data[i], news[i]};
+        assert_int_equal(team_sockets_open(ends[i], i, 2, &team[i]), PC_OK);
+        team[i].closing = true;
+    }
+    struct TeamNews bad = {.status = PC_EFORMAT, .own = true, .text = "a bad file"};
+    int32_t status = PC_EFORMAT, heard = PC_OK;
+    assert_int_equal(team[1].link->send(team[1].self, &team[1], 0, TEAM_FAIL, &bad, sizeof bad),
+                     PC_OK);
+    assert_int_equal(
+        team[0].link->send(team[0].self, &team[0], 1, TEAM_END, &status, sizeof status), PC_OK);
+    team[0].link->close(team[0].self, true, 0);
+    assert_int_equal(
+        team[1].link->receive(team[1].self, &team[1], 0, TEAM_END, &heard, sizeof heard), PC_OK);
+    assert_int_equal(heard, PC_EFORMAT);
+    team[1].link->close(team[1].self, true, 0);
+}
+
 static void test_lengths(void **state)
 {
     (void)state;
@@ -517,6 +545,7 @@ int main(void)
         cmocka_unit_test(test_stop),
         cmocka_unit_test(test_death_of_first),
         cmocka_unit_test(test_news_before_data),
+        cmocka_unit_test(test_word_before_close),
         cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_local),
         cmocka_unit_test(test_local_refused),
