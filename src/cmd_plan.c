@@ -187,10 +187,11 @@ static int does_not_fit(const struct Engine *engine, const struct PlanInfo *plan
     if (plan->made_bytes) TRY(geometry_room(engine_model(engine), plan->available_bytes));
     return err_set(PC_ENOMEM,
                    "the run needs %s %s the model, %s available; try --kv-cap %d, --wave 1 or "
-                   "a smaller --keep",
+                   "a smaller --keep%s",
                    bytes_text(plan->peak_bytes, need), plan->made_bytes ? "with" : "besides",
                    bytes_text(plan->available_bytes, have),
-                   plan->kv_cap > 1 ? plan->kv_cap / 2 : plan->chunk_tokens / 2);
+                   plan->kv_cap > 1 ? plan->kv_cap / 2 : plan->chunk_tokens / 2,
+                   plan->n_early ? " or --early-memory" : "");
 }
 
 int plan_show(struct Cli *cli, struct Engine *engine, const struct Request *req)
