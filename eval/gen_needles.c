@@ -1,8 +1,6 @@
 /* gen_needles.c - tasks that hide sentences: passkey, number_string, niah_*, needle, needles, passphrase, vt, hops. */
 #include "gen_task.h"
 
-#include "calib/passkey.h"
-
 #include <stdio.h>
 #include <string.h>
 

@@ -8,8 +8,8 @@
  *
  * Where chunk_score is attention, heads of all layers count once more in the end, whether chunks leave early or not.
  *
- * What heads of the first layers find is what the question names. A chunk that the answer takes to know first, as with several
- * hops, shares words with the question more often than those heads find it, so that at a profile's decisions the chunks
+ * Heads of the first layers find what the question names. Where the answer's chunk puts it in other words, or another fact
+ * leads to it, they often miss, while it still shares words with the question: so at a profile's decisions the chunks
  * that share most words stay in any case.
  *
  * A score depends on its chunk alone, so the survivors depend neither on the order of chunks nor on waves. Of several ranks
