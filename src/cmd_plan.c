@@ -191,7 +191,8 @@ static int does_not_fit(const struct Engine *engine, const struct PlanInfo *plan
                    bytes_text(plan->peak_bytes, need), plan->made_bytes ? "with" : "besides",
                    bytes_text(plan->available_bytes, have),
                    plan->kv_cap > 1 ? plan->kv_cap / 2 : plan->chunk_tokens / 2,
-                   plan->n_early ? " or --early-memory" : "");
+                   plan->n_early && !*engine_settings(engine)->early_at ? " or --early-memory"
+                                                                        : "");
 }
 
 int plan_show(struct Cli *cli, struct Engine *engine, const struct Request *req)

@@ -386,7 +386,7 @@ bool session_has_text(const struct Session *s);
 /* session_early.c: chunks that leave before the last layer. */
 /* Fills early.stop and the plan's decisions. PC_ECONFIG names what they do not go with. */
 int early_plan(struct Session *s);
-bool early_words(const struct Session *s); /* whether a decision counts words */
+bool early_words(const struct Session *s); /* whether a decision goes by words, too */
 double early_last(const struct Session *s,
                   int chunk);                /* nats that attention takes off the chunk's score */
 int early_slots(const struct Session *s);    /* chunks that have pages at once, at most */

@@ -246,7 +246,6 @@ static void test_words(void **state)
     struct Run run; /* token ids have no words */
     struct Prompt prompt = make_prompt(input);
     memset(&run, 0, sizeof run);
-    p->stops[0].words = 3;
     assert_int_equal(session_open(&run.s, e, &no_request, &prompt, &run.r), PC_ECONFIG);
     assert_non_null(strstr(err_text(), "words"));
     session_close(&run.s);
