@@ -352,12 +352,19 @@ uint8_t *stage_at(const struct Session *s, int place);
 int stage_lay(struct Session *s, int i, int place, int n, const struct HeadTable *past);
 /* A stored chunk behind the prefix, as table i; its pages are read unless they are there. */
 int stage_load(struct Session *s, int chunk, int i);
+/* The same of layers [from, to) alone, unless it is to stay. */
+int stage_load_layers(struct Session *s, int chunk, int i, int from, int to);
 bool stage_has(const struct Session *s, int chunk); /* its pages are there already */
 /* Where the device puts its choice of a layer's tokens: a chunk's together, as a slot has them. */
 void recall_choice(const struct Session *s, int layer, struct KeepArgs *out);
 size_t recall_choices(const struct Session *s); /* ints of a wave; 0 where the host chooses */
 
-int recall_wave(struct Session *s, int first, int n); /* as prefill_wave */
+/* Of stored chunks, as wave_begin, wave_layers and prefill_wave. */
+int recall_begin(struct Session *s, struct Wave *w);
+int recall_layers(struct Session *s, struct Wave *w);
+int recall_wave(struct Session *s, int first, int n);
+/* What the device chose in layers [from, to) for chunks that stay, into their slots: their pages come later. */
+int recall_note(struct Session *s, const struct Wave *w);
 /* What full heads keep of the queue's chunks, into their slots; and what streaming heads do of the last of them. */
 int recall_kept(struct Session *s);
 int recall_ends(struct Session *s);

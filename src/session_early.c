@@ -3,7 +3,8 @@
  * All chunks are read by the first layers, in waves as elsewhere. Then each has a score, made of the attention that the
  * question's rows pay to its tokens in heads that the model's profile names, and only the best go on: the survivors, in
  * waves of their own, from the layer where they stopped. What a chunk needs for that is its rows of the residual stream,
- * which are put aside, and its pages, which it has anyway. A queue of the best so far runs along with the first waves, so
+ * which are put aside, and its pages, which it has anyway; of a store, whose chunks all layers have read, it is the question's
+ * rows behind each that stop early, and further layers of losers that are not loaded. A queue of the best so far runs along with the first waves, so
  * that a loser's pages and rows are free at once: memory is (survivors + wave) chunks, however long the text is.
  *
  * Where chunk_score is attention, heads of all layers count once more in the end, whether chunks leave early or not.
@@ -112,7 +113,8 @@ static int given_stops(struct Session *s)
 static size_t chunk_floats(const struct Session *s)
 {
     const struct PlanInfo *p = &s->plan;
-    return (size_t)(p->chunk_tokens + p->n_question + p->n_found) * (size_t)s->e->model.cfg.dim;
+    int text = s->store ? 0 : p->chunk_tokens;
+    return (size_t)(text + p->n_question + p->n_found) * (size_t)s->e->model.cfg.dim;
 }
 
 /* Chunks that words keep in any case: some of all there are, and few of those that a prefilter left. */
@@ -183,17 +185,12 @@ static const char *unable(const struct Session *s)
 static int applies(const struct Session *s, bool *out)
 {
     const struct Settings *set = &s->set;
-    bool named = set->early == EARLY_PROFILE || (set->early == EARLY_AUTO && *set->early_at);
     *out = false;
     if (set->early == EARLY_OFF || s->observer || ranks_ahead(set)) return PC_OK;
-    if (s->store && named)
-        return err_set(PC_ECONFIG,
-                       "setting 'early': a store holds chunks that all layers have read; use "
-                       "--early off or auto, or ask the text itself");
     const char *why = *set->early_at ? NULL : unable(s);
     if (why && set->early == EARLY_AUTO) return PC_OK;
     if (why) return err_set(PC_ECONFIG, "setting 'early': %s: %s", s->e->model.cfg.name, why);
-    *out = !s->store && s->plan.keep < s->plan.n_read;
+    *out = s->plan.keep < s->plan.n_read;
     return PC_OK;
 }
 
@@ -531,12 +528,16 @@ static int early_wave(struct Session *s, struct Wave *w, int d)
 {
     set_progress(s, w);
     TRY(w->from ? find_slots(s, w) : wave_slots(s, w));
-    TRY(wave_begin(s, w, s->prompt.tail.n));
+    TRY(s->store ? recall_begin(s, w) : wave_begin(s, w, s->prompt.tail.n));
     for (int i = 0; w->from && i < w->n; i++) TRY(move_rows(s, w, i, true));
-    TRY(wave_layers(s, w));
-    if (d < s->early.n) return wave_decide(s, w, d);
-    TRY(wave_score(s, w));
-    return wave_evict(s, w);
+    TRY(s->store ? recall_layers(s, w) : wave_layers(s, w));
+    if (d < s->early.n) {
+        TRY(wave_decide(s, w, d));
+    } else {
+        TRY(wave_score(s, w));
+        TRY(wave_evict(s, w));
+    }
+    return s->store ? recall_note(s, w) : PC_OK;
 }
 
 /* Work of this rank, if survivors are spread evenly. */

@@ -188,21 +188,28 @@ int stage_lay(struct Session *s, int i, int place, int n, const struct HeadTable
     return PC_OK;
 }
 
-int stage_load(struct Session *s, int chunk, int i)
+int stage_load_layers(struct Session *s, int chunk, int i, int from, int to)
 {
     struct StoreInfo layout = stage_layout(s);
     struct StoreChunk c;
-    const struct Chunk *cut = &s->chunks[chunk];
-    int place = s->resident ? resident_place(s, chunk) : i;
-    TRY(stage_lay(s, i, place, cut->end - cut->begin, &s->prefix));
+    int len = s->chunks[chunk].end - s->chunks[chunk].begin,
+        place = s->resident ? resident_place(s, chunk) : i;
+    TRY(stage_lay(s, i, place, len, &s->prefix));
     TRY(store_chunk(s->store, chunk, &c));
     s->marks[i] = c.marks;
     if (stage_has(s, chunk)) return PC_OK;
-    if (c.n_pages != store_pages(&layout, cut->end - cut->begin) || c.n_pages > s->stage_pages)
+    if (c.n_pages != store_pages(&layout, len) || c.n_pages > s->stage_pages)
         return err_set(PC_EFORMAT, "%s: chunk %d has other pages than its head map says",
                        s->store->path, chunk + 1);
-    TRY(s->tf.be->upload(s->tf.dev, stage_at(s, place), c.pages,
-                         c.n_pages * s->kv.pool.page_bytes));
+    if (s->resident) from = 0, to = layout.n_layers;
+    size_t begin = store_pages_before(&layout, from, len) * s->kv.pool.page_bytes,
+           end = store_pages_before(&layout, to, len) * s->kv.pool.page_bytes;
+    TRY(s->tf.be->upload(s->tf.dev, stage_at(s, place) + begin, c.pages + begin, end - begin));
     if (s->resident) s->e->resident.there[place] = 1;
     return PC_OK;
+}
+
+int stage_load(struct Session *s, int chunk, int i)
+{
+    return stage_load_layers(s, chunk, i, 0, s->e->model.cfg.n_layers);
 }

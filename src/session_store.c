@@ -319,13 +319,15 @@ void recall_choice(const struct Session *s, int layer, struct KeepArgs *out)
     out->step = choice_size(s);
 }
 
-static int recall_begin(struct Session *s, struct Wave *w)
+int recall_begin(struct Session *s, struct Wave *w)
 {
     int q = s->prompt.tail.n;
+    for (int i = w->n; i < w->n + w->n_next; i++)
+        if (!stage_has(s, w->chunk[i])) store_expect(s->store, w->chunk[i]);
     store_check(s->store, w->chunk, w->n, s->e->settings.threads);
     for (int i = 0; i < w->n; i++) {
         int n = wave_len(s, w, i);
-        TRY(stage_load(s, w->chunk[i], i));
+        TRY(stage_load_layers(s, w->chunk[i], i, w->from, w->to));
         s->seq_begin[i] = i * q;
         batch_rows_fill(s, s->prompt.tail.ids, q, i * q, s->plan.n_prefix + n);
         w->row[i] = i * q;
@@ -344,15 +346,16 @@ static int recall_begin(struct Session *s, struct Wave *w)
     return tf_begin(&s->tf, &w->batch);
 }
 
-/* What the device chose for chunks that stay, into their slots: their pages come later. */
-static int note_choices(struct Session *s, const struct Wave *w)
+int recall_note(struct Session *s, const struct Wave *w)
 {
-    size_t size = choice_size(s);
+    size_t size = choice_size(s), layer = size / (size_t)s->e->model.cfg.n_layers,
+           begin = layer * (size_t)w->from, n = layer * (size_t)(w->to - w->from);
+    if (!s->mass || !wave_chooses_on_device(s)) return PC_OK;
     for (int i = 0; i < w->n; i++) {
         struct Slot *slot = session_slot(s, w->chunk[i]);
         if (!slot) continue;
-        TRY(s->tf.be->download(s->tf.dev, slot->index, s->keep_dev + size * (size_t)i,
-                               size * sizeof *slot->index));
+        TRY(s->tf.be->download(s->tf.dev, slot->index + begin,
+                               s->keep_dev + size * (size_t)i + begin, n * sizeof *slot->index));
     }
     return PC_OK;
 }
@@ -370,29 +373,40 @@ static int put_last_rows(struct Session *s, const struct Wave *w)
     return PC_OK;
 }
 
-int recall_wave(struct Session *s, int first, int n)
+int recall_layers(struct Session *s, struct Wave *w)
 {
-    struct Wave w = {.chunk = s->todo + first, .n = n};
-    bool scored = !ranks_ahead(&s->set);
-    TRY(wave_slots(s, &w));
-    for (int i = first + n; i < first + 2 * n && i < s->n_mine; i++)
-        if (!stage_has(s, s->todo[i])) store_expect(s->store, s->todo[i]);
-    if (scored || s->mass) TRY(recall_begin(s, &w));
-    for (int l = 0; (scored || s->mass) && l < s->e->model.cfg.n_layers; l++) {
+    for (int l = w->from; l < w->to; l++) {
         struct AttnArgs args;
         TRY(session_stop(s));
-        TRY(tf_attend(&s->tf, &w.batch, l, 0, &args));
-        if (s->early.n_looks) TRY(early_look(s, &w, &args));
-        if (s->mass) TRY(wave_choose(s, &w, l, &args));
-        TRY(tf_ffn(&s->tf, l, s->seq_begin[n]));
+        TRY(tf_attend(&s->tf, &w->batch, l, 0, &args));
+        if (s->early.n_looks) TRY(early_look(s, w, &args));
+        if (s->mass) TRY(wave_choose(s, w, l, &args));
+        TRY(tf_ffn(&s->tf, l, s->seq_begin[w->n]));
+        session_progress(s, STAGE_PREFILL, w->n_read,
+                         w->n_before + w->n_tokens * (l + 1 - w->from) / (w->to - w->from));
+    }
+    return w->to == s->e->model.cfg.n_layers ? put_last_rows(s, w) : PC_OK;
+}
+
+int recall_wave(struct Session *s, int first, int n)
+{
+    struct Wave w = {
+        .chunk = s->todo + first, .n = n, .to = s->e->model.cfg.n_layers, .n_read = first};
+    bool scored = !ranks_ahead(&s->set);
+    w.n_next = min_int(n, s->n_mine - first - n);
+    w.n_before = wave_tokens_before(s, first);
+    w.n_tokens = wave_tokens_before(s, first + n) - w.n_before;
+    TRY(wave_slots(s, &w));
+    if (scored || s->mass) {
+        TRY(recall_begin(s, &w));
+        TRY(recall_layers(s, &w));
     }
     if (scored) {
-        TRY(put_last_rows(s, &w));
         TRY(wave_score(s, &w));
         TRY(wave_evict(s, &w));
     }
-    if (s->mass && wave_chooses_on_device(s)) TRY(note_choices(s, &w));
-    session_progress(s, STAGE_PREFILL, first + n, wave_tokens_before(s, first + n));
+    TRY(recall_note(s, &w));
+    session_progress(s, STAGE_PREFILL, first + n, w.n_before + w.n_tokens);
     return PC_OK;
 }
 

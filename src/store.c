@@ -16,14 +16,19 @@ struct HeadEnds store_tokens(const struct StoreInfo *info, int head, int n)
     return headmap_ends(info->sinks, info->recent, info->n_prefix, n);
 }
 
-size_t store_pages(const struct StoreInfo *info, int n)
+size_t store_pages_before(const struct StoreInfo *info, int layer, int n)
 {
     size_t pages = 0;
-    for (int h = 0; h < info->n_layers * info->n_kv_heads; h++) {
+    for (int h = 0; h < layer * info->n_kv_heads; h++) {
         struct HeadEnds t = store_tokens(info, h, n);
         pages += ((size_t)t.first + (size_t)t.last + PAGE_TOKENS - 1) / PAGE_TOKENS;
     }
     return pages;
+}
+
+size_t store_pages(const struct StoreInfo *info, int n)
+{
+    return store_pages_before(info, info->n_layers, n);
 }
 
 static bool round_up(size_t at, size_t step, size_t *out)

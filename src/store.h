@@ -52,6 +52,8 @@ struct StoreInfo {
 struct HeadEnds store_tokens(const struct StoreInfo *info, int head, int n);
 /* Pages of a chunk of n context tokens, all heads. */
 size_t store_pages(const struct StoreInfo *info, int n);
+/* Those of the layers before `layer`, which come first. */
+size_t store_pages_before(const struct StoreInfo *info, int layer, int n);
 /* Bytes that mark which of n context tokens a head keeps; 0: it keeps them all, or its ends. */
 size_t store_mark_bytes(const struct StoreInfo *info, int n);
 /* The same of all heads, to whole lines of the file. */

@@ -102,6 +102,27 @@ static void test_stays(struct Engine *e, struct Store *store)
     result_free(&alone);
 }
 
+/* The same of chunks that leave early, which are as many as those of a cold run. */
+static void test_early(struct Engine *e, struct Store *store)
+{
+    struct Settings before = e->settings, set = before;
+    settings_set(&set, "early", "auto");
+    for (int i = 0; i < 4; i++) {
+        struct Result r;
+        int n_left = 0;
+        settings_set(&set, "early_at", i % 2 ? "1:9,50%:6" : "50%:7");
+        settings_set(&set, "kv_cap", i / 2 ? "60" : "off");
+        check(engine_configure(e, &set) == PC_OK, "settings", set.early_at);
+        test_stays(e, store);
+        check(ask(e, store, &r) == PC_OK, "asked", set.early_at);
+        for (int c = 0; c < r.plan.n_chunks; c++)
+            n_left += r.chunks[c].n_layers < e->model.cfg.n_layers;
+        check(n_left == r.plan.n_chunks - (i % 2 ? 6 : 7), "as many leave", set.early_at);
+        result_free(&r);
+    }
+    engine_configure(e, &before);
+}
+
 static void test_all(struct Engine *e)
 {
     static const char *const with[][2] = {
@@ -122,6 +143,7 @@ static void test_all(struct Engine *e)
     for (size_t i = 0; store.checked && i < sizeof with / sizeof *with; i++)
         test_with(e, &store, with[i][0], with[i][1]);
     if (store.checked) test_stays(e, &store);
+    if (store.checked) test_early(e, &store);
     store_close(&store);
 }
 

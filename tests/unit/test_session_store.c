@@ -556,41 +556,74 @@ static void test_faults(void **state)
     engine_close(e);
 }
 
-/* Words choose chunks of a store as of a text; leaving early is refused where it is asked for by name. */
-static void test_early(void **state)
+/* Words choose chunks of a store as of a text. */
+static void test_prefilter(void **state)
 {
     (void)state;
     struct Engine *e = open_engine("llama", PRECISION_F32, 1);
-    struct Store store;
-    struct Result r, cold;
-    float logits[VOCAB_MAX];
     e->settings.keep = 2;
+    e->settings.prefilter = 5;
+    index_text(e);
+    check_questions(e, 0, QUESTIONS, "prefilter");
+    engine_close(e);
+}
+
+/* Where each chunk left, too. */
+static void check_left(struct Engine *e, struct Store *store, const char *question, int *n_left)
+{
+    struct Result cold, asked;
+    float want[VOCAB_MAX], have[VOCAB_MAX];
+    answer(e, NULL, question, &cold, want);
+    answer(e, store, question, &asked, have);
+    same_answer(e, &cold, &asked, e->settings.early_at);
+    assert_true(cold.plan.n_early > 0);
+    assert_memory_equal(&asked.plan.early, &cold.plan.early, sizeof cold.plan.early);
+    for (int c = 0; c < cold.plan.n_chunks; c++) {
+        assert_int_equal(asked.chunks[c].n_layers, cold.chunks[c].n_layers);
+        *n_left += asked.chunks[c].n_layers < LAYERS;
+    }
+    result_free(&cold);
+    result_free(&asked);
+}
+
+static void check_early(struct Engine *e)
+{
+    static const char *const stops[] = {"1:6", "2:4", "1:7,2:3"};
+    struct Store store;
     index_text(e);
     must(store_open(path, &store));
-    e->settings.prefilter = 5;
-    answer(e, NULL, questions[0], &cold, logits);
-    answer(e, &store, questions[0], &r, logits);
-    assert_int_equal(r.plan.n_read, 5);
-    same_answer(e, &cold, &r, "prefilter");
-    result_free(&r);
-    result_free(&cold);
-    e->settings.early = EARLY_AUTO;
-    ask(e, &store, questions[0], &r);
-    assert_int_equal(r.plan.n_early, 0);
-    result_free(&r);
-    snprintf(e->settings.early_at, sizeof e->settings.early_at, "1:4");
-    struct Request req = {.store = &store, .question = questions[0]};
-    assert_int_equal(session_run(e, &req, &r), PC_ECONFIG);
-    assert_non_null(strstr(err_text(), "early"));
-    result_free(&r);
+    for (size_t i = 0; i < sizeof stops / sizeof *stops; i++)
+        for (int wave = 0; wave < 4; wave++) {
+            int n_left = 0;
+            e->settings.wave = wave;
+            e->settings.kv_cap = wave % 2 ? 40 : CAP_OFF;
+            snprintf(e->settings.early_at, sizeof e->settings.early_at, "%s", stops[i]);
+            check_left(e, &store, questions[wave % QUESTIONS], &n_left);
+            assert_true(n_left >= 3);
+        }
     store_close(&store);
-    engine_close(e);
+}
+
+/* Chunks of a store leave where those of the text do, at the question's rows alone. */
+static void test_early(void **state)
+{
+    (void)state;
+    for (int a = 0; a < N_ARCHS; a++)
+        for (int i = 0; i < 4; i++) {
+            struct Engine *e = open_engine(archs[a], i % 2 ? PRECISION_F32 : PRECISION_INT16, 1);
+            e->settings.keep = 2;
+            e->settings.early = EARLY_AUTO;
+            if (i / 2) set_map(e, 4, 4, 30, 0.5f);
+            check_early(e);
+            engine_close(e);
+        }
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_early),
+        cmocka_unit_test_teardown(test_prefilter, clean),
+        cmocka_unit_test_teardown(test_early, clean),
         cmocka_unit_test_teardown(test_scores, clean),
         cmocka_unit_test_teardown(test_settings, clean),
         cmocka_unit_test_teardown(test_calibration, clean),

@@ -187,6 +187,25 @@ static void test_stays(void **state)
     engine_close(e);
 }
 
+/* Chunks that leave early are there for a further question as the others are; where none stays, the answer is the same. */
+static void test_early(void **state)
+{
+    (void)state;
+    struct Engine *e = open_fake();
+    struct Store store;
+    e->settings.early = EARLY_AUTO;
+    snprintf(e->settings.early_at, sizeof e->settings.early_at, "1:6,2:4");
+    index_text(e);
+    must(store_open(path, &store));
+    for (int wave = 1; wave <= 8; wave += 3) {
+        e->settings.wave = wave;
+        check_row(e, &store);
+        check(e, &store, questions[0], false, 0);
+    }
+    store_close(&store);
+    engine_close(e);
+}
+
 /* Without a question to come nothing stays; nor where winners are known before anything is read. */
 static void test_leaves(void **state)
 {
@@ -324,9 +343,10 @@ static void test_faults(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_stays),   cmocka_unit_test(test_leaves),
-        cmocka_unit_test(test_anew),    cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_damaged), cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_stays),  cmocka_unit_test(test_early),
+        cmocka_unit_test(test_leaves), cmocka_unit_test(test_anew),
+        cmocka_unit_test(test_memory), cmocka_unit_test(test_damaged),
+        cmocka_unit_test(test_faults),
     };
     return cmocka_run_group_tests_name("stage", tests, prepare, clean) != 0;
 }

@@ -39,10 +39,19 @@ struct Kind {
     bool heads, shares, selects;
     enum ChunkScore score;
     enum AnswerRanks answer;
+    const char *early_at; /* NULL: all layers read every chunk */
+    int rounds;
 };
 
-static const struct Kind base = {"llama", PRECISION_F32, KV_AUTO,        50,         3, AUTO, false,
-                                 false,   false,         SCORE_QUESTION, ANSWER_LEAD};
+static const struct Kind base = {.arch = "llama",
+                                 .precision = PRECISION_F32,
+                                 .kv_type = KV_AUTO,
+                                 .cap = 50,
+                                 .keep = 3,
+                                 .wave = AUTO,
+                                 .score = SCORE_QUESTION,
+                                 .answer = ANSWER_LEAD,
+                                 .rounds = 1};
 
 static struct Engine *open_kind(const struct Kind *k)
 {
@@ -54,6 +63,9 @@ static struct Engine *open_kind(const struct Kind *k)
     set->wave = k->wave;
     set->chunk_score = k->score;
     set->answer_ranks = k->answer;
+    set->rounds = k->rounds;
+    set->early = k->early_at ? EARLY_AUTO : EARLY_OFF;
+    snprintf(set->early_at, sizeof set->early_at, "%s", k->early_at ? k->early_at : "");
     if (k->selects) must(settings_set(set, "select", "bound"));
     if (k->selects) must(settings_set(set, "select_pages", "1"));
     set->select_sinks = set->select_recent = 0;
@@ -81,6 +93,7 @@ struct Answer {
     double score[MAX_CHUNKS];
     int64_t kv_kept[64], pages_read, pages_there;
     uint64_t hash;
+    int n_left; /* chunks that left early */
 };
 
 static int run_one(struct Engine *e, bool stored, struct Answer *out)
@@ -94,7 +107,8 @@ static int run_one(struct Engine *e, bool stored, struct Answer *out)
     int status = session_run(e, &req, &r);
     for (int c = 0; status == PC_OK && c < r.plan.n_chunks; c++) {
         out->kept[c] = r.chunks[c].kept;
-        out->score[c] = r.chunks[c].score;
+        out->n_left += r.chunks[c].n_layers < e->model.cfg.n_layers;
+        out->score[c] = isnan(r.chunks[c].score) ? -r.chunks[c].n_layers : r.chunks[c].score;
     }
     out->n_chunks = r.plan.n_chunks;
     out->n_ids = r.n_ids;
@@ -250,6 +264,7 @@ static void check_team(const struct Kind *k)
     struct Answer one, many;
     index_text(e);
     must(run_one(e, true, &one));
+    assert_true(!k->early_at || one.n_left > 3);
     engine_close(e);
     for (int size = 2; size <= 4; size++) {
         ask_team(k, size, &many);
@@ -280,6 +295,26 @@ static void test_ranks(void **state)
     }
 }
 
+/* Ranks tell each other what stays at each decision; with a second round in both. */
+static void test_early_ranks(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 8; i++) {
+        struct Kind k = base;
+        k.early_at = i % 2 ? "1:6,2:4" : "2:5";
+        k.arch = archs[i % N_ARCHS];
+        k.precision = i % 3 ? PRECISION_INT16 : PRECISION_F32;
+        k.keep = 3;
+        k.wave = i % 3;
+        k.heads = i >= 5;
+        k.rounds = 1 + i / 2 % 2;
+        check_kind(&k, k.heads ? 5e-3 : 0);
+        check_team(&k);
+        k.answer = ANSWER_ALL;
+        if (k.rounds == 1) check_team(&k);
+    }
+}
+
 /* Only one rank writes: the engine's team is left out of it, and is there again afterwards. */
 static void test_index_alone(void **state)
 {
@@ -301,6 +336,7 @@ int main(void)
         cmocka_unit_test_teardown(test_codes, clean),
         cmocka_unit_test_teardown(test_codes_bytes, clean),
         cmocka_unit_test_teardown(test_ranks, clean),
+        cmocka_unit_test_teardown(test_early_ranks, clean),
         cmocka_unit_test_teardown(test_index_alone, clean),
     };
     return cmocka_run_group_tests_name("store_kinds", tests, prepare, clean) != 0;
