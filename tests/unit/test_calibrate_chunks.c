@@ -224,6 +224,59 @@ static void test_profile(void **state)
     engine_close(e);
 }
 
+/* Made-up questions whose right chunk a head finds and the final score does not; and two rows with which it is the other way. */
+static void fill_half(struct ChunkSamples *s)
+{
+    enum { HEAD = 2, ROWS = 2 };
+    for (int i = 0; i < s->n; i++) {
+        bool real = i >= s->n - ROWS;
+        int right = i % s->n_chunks;
+        s->chunks[i] = s->n_chunks;
+        for (int c = 0; c < s->n_chunks; c++) {
+            int at = i * s->n_chunks + c;
+            s->right[at] = c == right;
+            s->final[at] = (c == right) == real ? 0 : real ? 0.01 : 0.1;
+            s->feature[at * s->n_features + HEAD] = (c == right) == real ? (real ? -1 : -5) : 0;
+        }
+    }
+}
+
+/* What heads say in the end counts where that helps, unless it loses a user's own rows, few as they may be. */
+static void test_rows_count(void **state)
+{
+    (void)state;
+    enum { SAMPLES = 10, CHUNKS = 6 };
+    struct Engine *e = open_small("llama");
+    struct ChunkStudy st;
+    must(open_study(&st, e));
+    struct ChunkSamples own = st.half[HALF_CHOOSES];
+    int n = own.n_features;
+    struct ChunkSamples s = {SAMPLES,
+                             CHUNKS,
+                             n,
+                             calloc((size_t)(SAMPLES * CHUNKS * n), sizeof *s.feature),
+                             calloc(SAMPLES * CHUNKS, sizeof *s.final),
+                             calloc(SAMPLES * CHUNKS, 1),
+                             calloc(SAMPLES, sizeof *s.chunks)};
+    fill_half(&s);
+    st.half[HALF_CHOOSES] = s;
+    for (int rows = 0; rows <= 2; rows++) {
+        struct ChunkReport report;
+        static struct ChunkProfile p;
+        st.n_made[HALF_CHOOSES] = SAMPLES - rows;
+        must(chunk_study_choose(&st, &p, &report));
+        assert_true(rows ? p.nats == 0 : p.nats > 0);
+        chunk_report_free(&report);
+    }
+    st.half[HALF_CHOOSES] = own;
+    free(s.feature);
+    free(s.final);
+    free(s.right);
+    free(s.chunks);
+    chunk_study_close(&st);
+    engine_close(e);
+}
+
 /* ==== Failures ==== */
 
 static void test_too_short(void **state)
@@ -304,9 +357,9 @@ static void test_faults(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_notes),   cmocka_unit_test(test_rows_left_out),
-        cmocka_unit_test(test_profile), cmocka_unit_test(test_too_short),
-        cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_notes),     cmocka_unit_test(test_rows_left_out),
+        cmocka_unit_test(test_profile),   cmocka_unit_test(test_rows_count),
+        cmocka_unit_test(test_too_short), cmocka_unit_test(test_faults),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
