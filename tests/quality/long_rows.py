@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """LongBench's questions over a million tokens: every English context one behind the other, in a random order, as the text of each.
 
-  long_rows.py DATA OUT [SEED]      writes OUT/h1 and OUT/h2: every other row of each task, from the first and from the second on
+  long_rows.py DATA OUT [SEED [BYTES]]      writes OUT/h1 and OUT/h2: every other row of each task, from the first and from the second on
+
+With BYTES a row's text is its own context among so many others as come to that length, drawn for each row.
 
 Rows count whose answer, more than three bytes long, stands in their own context and nowhere else. Then, for either half:
 
@@ -21,9 +23,25 @@ def rows_of(data, task):
     return [json.loads(line) for line in (data / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def haystack(data, seed):
-    texts = sorted({row["context"] for task in ASKED + BESIDE for row in rows_of(data, task)})
-    random.Random(seed).shuffle(texts)
+def all_texts(data):
+    return sorted({row["context"] for task in ASKED + BESIDE for row in rows_of(data, task)})
+
+
+def drawn(texts, own, size, draw):
+    """`own` and as many others as come to `size` bytes together."""
+    left = size - len(own.encode())
+    for text in draw.sample(texts, len(texts)):
+        n = len(text.encode()) + 2
+        if text != own and n <= left:
+            left -= n
+            yield text
+    yield own
+
+
+def haystack(texts, own, size, seed):
+    draw = random.Random(seed)
+    texts = list(drawn(texts, own, size, draw) if size else texts)
+    draw.shuffle(texts)
     return "\n\n".join(texts)
 
 
@@ -34,18 +52,25 @@ def own_answers(row, text):
     return [a for a in answers if len(a.encode()) > 3 and 0 < own.count(a.lower()) == text.count(a.lower())]
 
 
+def long_row(row, texts, seed, size):
+    """Its line; none where no answer is its own."""
+    text = haystack(texts, row["context"], size, f"{seed} {row['_id']}" if size else seed)
+    own = own_answers(row, text.lower())
+    if own:
+        yield json.dumps(dict(row, answers=own, context=text), ensure_ascii=False) + "\n"
+
+
 def main():
-    if len(sys.argv) not in (3, 4):
+    if not 3 <= len(sys.argv) <= 5:
         sys.exit(__doc__)
     data, out = map(pathlib.Path, sys.argv[1:3])
-    text = haystack(data, int(sys.argv[3]) if len(sys.argv) == 4 else 1)
-    low = text.lower()
+    seed, size = (list(map(int, sys.argv[3:])) + [1, 0][len(sys.argv) - 3:])[:2]
+    texts = all_texts(data)
     for half in (1, 2):
         folder = out / f"h{half}"
         folder.mkdir(parents=True, exist_ok=True)
         for task in ASKED:
-            rows = [dict(row, answers=own_answers(row, low)) for row in rows_of(data, task)[half - 1::2]]
-            lines = [json.dumps(dict(row, context=text), ensure_ascii=False) + "\n" for row in rows if row["answers"]]
+            lines = [line for row in rows_of(data, task)[half - 1::2] for line in long_row(row, texts, seed, size)]
             if lines:
                 (folder / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
                 print(f"half {half}, {task}: {len(lines)} rows")
