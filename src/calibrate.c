@@ -10,8 +10,8 @@ struct MethodName {
 };
 
 static const struct MethodName METHODS[N_HEAD_METHODS] = {
-    [HEADS_ABLATE] = {"ablate"}, [HEADS_DESCEND] = {"descend"}, [HEADS_DEVIATE] = {"deviate"},
-    [HEADS_MASS] = {"mass"},     [HEADS_COPY] = {"copy"},       [HEADS_ECHO] = {"echo"},
+    [HEADS_ABLATE] = {"ablate"}, [HEADS_ALONE] = {"alone"},   [HEADS_DEVIATE] = {"deviate"},
+    [HEADS_MASS] = {"mass"},     [HEADS_COPY] = {"copy"},     [HEADS_ECHO] = {"echo"},
     [HEADS_ROPE] = {"rope"},     [HEADS_RANDOM] = {"random"},
 };
 
@@ -29,7 +29,7 @@ int head_method_by_name(const char *name, enum HeadMethod *out)
         }
     return err_set(PC_ECONFIG,
                    "flag '--score': '%.32s' is not known; did you mean '%s'? Accepted: ablate, "
-                   "descend, deviate, mass, copy, echo, rope, random",
+                   "alone, deviate, mass, copy, echo, rope, random",
                    name, word_nearest(name, METHODS, N_HEAD_METHODS, sizeof *METHODS));
 }
 
@@ -238,8 +238,8 @@ int study_scores(struct Study *st, enum HeadMethod method, struct HeadMap *map, 
         TRY(headmap_random(&st->shape, st->opt.seed, map));
     } else {
         TRY(headmap_open(&st->shape, !runs_heads(method), map));
-        status = run_samples(st, method == HEADS_DESCEND ? HEADS_ABLATE : method, map, unit);
-        if (status == PC_OK && method == HEADS_DESCEND) status = study_descend(st, map, unit);
+        status = run_samples(st, method == HEADS_ABLATE ? HEADS_ALONE : method, map, unit);
+        if (status == PC_OK && method == HEADS_ABLATE) status = study_descend(st, map, unit);
         if (status < 0) {
             headmap_close(map);
             return status;
@@ -279,7 +279,7 @@ static void add_joint(const struct Reading *r, struct Joint *j, int n_samples)
     j->exact += (double)exact / s->n_asks / n_samples;
 }
 
-static int joint_sample(struct Study *st, const struct SamplePlace *place, int n_samples,
+static int joint_sample(struct Study *st, const struct SamplePlace *place, int first, int n_samples,
                         const uint8_t *keep, int n_choices, struct Joint *out, struct Joint *full)
 {
     size_t heads = (size_t)st->shape.n_layers * (size_t)st->shape.n_kv_heads;
@@ -289,7 +289,7 @@ static int joint_sample(struct Study *st, const struct SamplePlace *place, int n
         TRY(tail_confined(st, keep + (size_t)c * heads));
         add_joint(&st->reading, &out[c], n_samples);
         study_progress(st, place->held_out ? "held-out samples" : "choices",
-                       (place->index + (c + 1.0) / n_choices) / n_samples);
+                       (place->index - first + (c + 1.0) / n_choices) / n_samples);
     }
     return PC_OK;
 }
@@ -301,8 +301,8 @@ int study_joint(struct Study *st, const struct SamplePlace *set, int n_samples, 
     memset(out, 0, sizeof *out * (size_t)n_choices);
     *full = (struct Joint){0};
     for (int i = 0; i < n_samples && status == PC_OK; i++) {
-        struct SamplePlace place = {set->kind, set->held_out, i};
-        status = joint_sample(st, &place, n_samples, keep, n_choices, out, full);
+        struct SamplePlace place = {set->kind, set->held_out, set->index + i};
+        status = joint_sample(st, &place, set->index, n_samples, keep, n_choices, out, full);
         study_leave(st);
     }
     return status;

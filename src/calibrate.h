@@ -23,8 +23,8 @@ enum { STUDY_LENS_MAX = 16, OWN_TOKENS = 16 };
 
 /* How heads are scored. Those before HEADS_MASS run heads without their past, the next look at attention. */
 enum HeadMethod {
-    HEADS_ABLATE, /* KL of the answers when this head alone is confined */
-    HEADS_DESCEND, /* joint KL at which this head goes, when the least needed of those left goes each time */
+    HEADS_ABLATE, /* joint KL of the answers at which this head goes, when the least needed of those left goes each time */
+    HEADS_ALONE,  /* KL of the answers when this head alone is confined */
     HEADS_DEVIATE, /* change of the layer's attention output alone, relative, squared */
     HEADS_MASS,    /* attention of answer rows on the passkey that they spell */
     HEADS_COPY,    /* share of answer tokens that the head attends to most, in the needle */
@@ -124,11 +124,11 @@ int study_open(struct Study *st, struct Engine *e, const struct StudyOptions *op
                size_t len);
 void study_close(struct Study *st);
 
-/* Scores every head over the samples into map, which the caller owns: headmap_close. Scores are 0..1: ablate and
+/* Scores every head over the samples into map, which the caller owns: headmap_close. Scores are 0..1: ablate, alone and
  * deviate by the largest, *unit, so that score * unit is in nats or a ratio; 1 for the others. */
 int study_scores(struct Study *st, enum HeadMethod method, struct HeadMap *map, double *unit);
-/* Each choice keep[n_choices][heads] u8 with all its streaming heads confined at once: out [n_choices], and *full
- * the same samples under full attention. Every sample is read once. */
+/* Each choice keep[n_choices][heads] u8 with all its streaming heads confined at once, on n_samples from set->index on:
+ * out [n_choices], and *full the same samples under full attention. Every sample is read once. */
 int study_joint(struct Study *st, const struct SamplePlace *set, int n_samples, const uint8_t *keep,
                 int n_choices, struct Joint *out, struct Joint *full);
 
@@ -146,7 +146,7 @@ int study_tolerance(struct Study *st, const struct HeadMap *map, const struct To
 /* Up to n_tests exchanges of a kept head near the cut for a dropped one; each that lowers the joint KL stays, as
  * exchanged scores. *n_kept: how many stayed. */
 int study_refine(struct Study *st, struct HeadMap *map, double ratio, int n_tests, int *n_kept);
-/* From a map of ablation, scores in nats * 1/unit, to one in which heads went one after another, all that went before
+/* From a map of heads alone, scores in nats * 1/unit, to one in which heads went one after another, all that went before
  * confined together: a score is the joint KL without that head and those below it. *unit: as of study_scores. */
 int study_descend(struct Study *st, struct HeadMap *map, double *unit);
 

@@ -201,8 +201,8 @@ static int walk_up(struct Study *st, enum HeadMethod method, int at, struct Walk
         double *of_layer = sum + (size_t)l * st->shape.n_kv_heads;
         TRY(study_stop(st));
         TRY(walk_layer(st, l, w));
-        TRY(method == HEADS_ABLATE ? score_ablation(st, l, w, of_layer)
-                                   : score_deviation(st, l, w, of_layer));
+        TRY(method == HEADS_ALONE ? score_ablation(st, l, w, of_layer)
+                                  : score_deviation(st, l, w, of_layer));
         float *x = w->x;
         w->x = w->next;
         w->next = x;

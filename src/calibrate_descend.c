@@ -2,7 +2,8 @@
  *
  * One head alone does not show heads that stand in for each other: of two, either seems needless, and a map that drops
  * both loses what they did. So the joint KL decides. What a head cost when it was last tried is a guess of what it
- * costs now, and mostly a low one, since fewer are left to stand in: only heads with low guesses are tried again.
+ * costs now, and mostly a low one, since fewer are left to stand in: only heads with low guesses are tried again. Heads
+ * are compared on the same samples, and a half of them will do: the halves take turns.
  */
 #include "calibrate.h"
 
@@ -14,10 +15,8 @@ enum {
     GOING_MAX = 4
 }; /* heads tried a round; one of six that are left goes, and 1 to 4 */
 
-static const struct SamplePlace SCORING = {SAMPLE_PASSKEYS, false, 0};
-
 struct Descent {
-    int heads, left;
+    int heads, left, n_rounds;
     uint8_t *kept; /* [heads] */
     double *cost;  /* [heads] guess of what its going adds to the joint KL, nats */
     double *gone;  /* [heads] joint KL at which it went, never falling */
@@ -71,7 +70,9 @@ static int try_round(struct Study *st, struct Descent *d)
         memcpy(keep, d->kept, (size_t)d->heads);
         if (c) keep[d->tried[c - 1]] = 0;
     }
-    TRY(study_joint(st, &SCORING, st->opt.samples, d->keep, d->n_tried + 1, d->joint, &d->full));
+    int n = (st->opt.samples + 1) / 2, turn = d->n_rounds++ % 2;
+    const struct SamplePlace half = {SAMPLE_PASSKEYS, false, turn * (st->opt.samples - n)};
+    TRY(study_joint(st, &half, n, d->keep, d->n_tried + 1, d->joint, &d->full));
     for (int c = 0; c < d->n_tried; c++) d->cost[d->tried[c]] = d->joint[c + 1].kl - d->joint[0].kl;
     return PC_OK;
 }
@@ -98,7 +99,7 @@ static int descend(struct Study *st, struct Descent *d)
         pick(d);
         TRY(try_round(st, d));
         for (int i = 0; i < (going > 1 ? going : 1); i++) let_go(d);
-        study_progress(st, "descend", 1 - (double)d->left / d->heads);
+        study_progress(st, "ablate", 1 - (double)d->left / d->heads);
     }
     return PC_OK;
 }

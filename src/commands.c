@@ -90,7 +90,7 @@ static const struct Flag FLAGS[] = {
     {"output", 'o', FLAG_TEXT, AT(output), 0, 0, ON_CALIBRATE, "DIR",
      "folder for tables, JSON and pictures (heads: default none, only the table is printed)"},
     {"score", 0, FLAG_TEXT, AT(score), 0, 0, ON_CALIBRATE, "METHOD",
-     "ablate (default), deviate, mass, copy, echo, rope, random"},
+     "ablate (default), alone, deviate, mass, copy, echo, rope, random"},
     {"len", 0, FLAG_TEXT, AT(len), 0, 0, ON_CALIBRATE, "LIST",
      "tokens of the samples, as 1024,4096 (default: by the window)"},
     {"samples", 0, FLAG_INT, AT(samples), 1, 1000, ON_CALIBRATE, "N",
@@ -177,7 +177,7 @@ static const struct Command COMMANDS[] = {
     {"calibrate", ON_CALIBRATE, cmd_calibrate,
      "measure a model: which heads must remember, which tokens draw too much, which chunks can leave early",
      "pcomp calibrate heads|bias|chunks [MODEL] [-f FILE]... [-o DIR]",
-     "heads: hides passkeys in a text (made-up prose, or -f FILE), confines the KV heads one by one to the\n"
+     "heads: hides passkeys in a text (made-up prose, or -f FILE), confines one KV head after another to the\n"
      "first and last tokens, and scores each by what that does to the answers. No training. --method\n"
      "parallelcomp (the default) measures heads on chunks with reused positions, --method full on one sequence.\n"
      "-o DIR gets full_attention_heads.tsv and config.json (DuoAttention's), headwise.json (RTP-LLM's),\n"

@@ -68,7 +68,7 @@ static void compare_scores(struct Engine *cpu, struct Engine *gpu, enum HeadMeth
     char what[192];
     snprintf(what, sizeof what, "%s, %s, %s", gpu->model.cfg.name, head_method_name(method),
              parallel ? "parallel" : "plain");
-    double limit = method == HEADS_ABLATE || method == HEADS_DEVIATE ? 0.25 : 0.05;
+    double limit = method == HEADS_ALONE || method == HEADS_DEVIATE ? 0.25 : 0.05;
     check(apart(b.scores, a.scores, n) < limit, "scores", what, apart(b.scores, a.scores, n));
     check(memcmp(b.scores, again.scores, sizeof(float) * (size_t)n) == 0, "same bytes", what, 0);
     headmap_close(&a);
@@ -79,7 +79,7 @@ static void compare_scores(struct Engine *cpu, struct Engine *gpu, enum HeadMeth
 int main(void)
 {
     static const char *const models[] = {"geometry:tiny", "geometry:tiny-40"};
-    static const enum HeadMethod methods[] = {HEADS_ABLATE, HEADS_DEVIATE, HEADS_MASS, HEADS_ECHO,
+    static const enum HeadMethod methods[] = {HEADS_ALONE, HEADS_DEVIATE, HEADS_MASS, HEADS_ECHO,
                                               HEADS_ROPE};
     if (!&backend_cuda || !backend_cuda.available()) {
         puts("SKIP: no GPU");

@@ -231,7 +231,7 @@ static void check_ablation(struct Engine *e)
         double unit;
         int n = n_heads(&st), distinct = 0;
         uint8_t *keep = malloc((size_t)n);
-        must(study_scores(&st, HEADS_ABLATE, &map, &unit));
+        must(study_scores(&st, HEADS_ALONE, &map, &unit));
         must(study_enter(&st, &first));
         for (int h = 0; h < n; h++) {
             memset(keep, 1, (size_t)n);
@@ -505,7 +505,7 @@ static struct HeadMap ablated(struct Study *st)
 {
     struct HeadMap map;
     double unit;
-    must(study_scores(st, HEADS_ABLATE, &map, &unit));
+    must(study_scores(st, HEADS_ALONE, &map, &unit));
     return map;
 }
 
@@ -547,6 +547,52 @@ static void test_joint(void **state)
 {
     (void)state;
     each_engine(check_joint);
+}
+
+/* Of the heads that are left the one whose going hurts least, with those that went before. Returns its joint KL. */
+static double next_to_go(struct Study *st, uint8_t *kept, int *gone)
+{
+    double least = INFINITY;
+    for (int h = 0; h < n_heads(st); h++) {
+        struct Joint out, full;
+        if (!kept[h]) continue;
+        kept[h] = 0;
+        must(study_joint(st, &first, 1, kept, 1, &out, &full));
+        kept[h] = 1;
+        if (out.kl < least) least = out.kl, *gone = h;
+    }
+    kept[*gone] = 0;
+    return least;
+}
+
+/* Few heads go one at a time, each time after all that are left were tried. */
+static void check_descent(struct Engine *e)
+{
+    struct Study st = open_study(e, options());
+    struct HeadMap map;
+    double unit, most = 0;
+    int n = n_heads(&st), gone = 0;
+    uint8_t *kept = malloc((size_t)n);
+    memset(kept, 1, (size_t)n);
+    assert_int_equal(st.opt.samples, 1);
+    assert_in_range(n, 4, 11);
+    must(study_scores(&st, HEADS_ABLATE, &map, &unit));
+    for (int left = n; left > 0; left--) {
+        double kl = next_to_go(&st, kept, &gone), got = (double)map.scores[gone] * unit;
+        most = fmax(most * (1 + 1e-6), kl); /* what went later is needed more, whatever it cost */
+        if (fabs(got - most) > 1e-5 * most)
+            fail_msg("%s, head %d: %g, by hand %g", e->model.cfg.arch, gone, got, most);
+    }
+    assert_string_equal(map.method, "ablate");
+    free(kept);
+    headmap_close(&map);
+    study_close(&st);
+}
+
+static void test_descent(void **state)
+{
+    (void)state;
+    each_engine(check_descent);
 }
 
 static void check_tolerance(struct Engine *e)
@@ -777,13 +823,14 @@ static void test_faults(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_samples),    cmocka_unit_test(test_whole),
-        cmocka_unit_test(test_ablation),   cmocka_unit_test(test_parallel),
-        cmocka_unit_test(test_looks),      cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_deviation),  cmocka_unit_test(test_joint),
-        cmocka_unit_test(test_tolerance),  cmocka_unit_test(test_refine),
-        cmocka_unit_test(test_same_bytes), cmocka_unit_test(test_picture),
-        cmocka_unit_test(test_refusals),   cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_samples),   cmocka_unit_test(test_whole),
+        cmocka_unit_test(test_ablation),  cmocka_unit_test(test_parallel),
+        cmocka_unit_test(test_looks),     cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_deviation), cmocka_unit_test(test_joint),
+        cmocka_unit_test(test_descent),   cmocka_unit_test(test_tolerance),
+        cmocka_unit_test(test_refine),    cmocka_unit_test(test_same_bytes),
+        cmocka_unit_test(test_picture),   cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_faults),
     };
     return cmocka_run_group_tests(tests, make_text, free_text);
 }

@@ -250,11 +250,11 @@ static void test_rows_count(void **state)
     struct ChunkStudy st;
     must(open_study(&st, e));
     struct ChunkSamples own = st.half[HALF_CHOOSES];
-    int n = own.n_features;
+    size_t n = (size_t)own.n_features;
     struct ChunkSamples s = {SAMPLES,
                              CHUNKS,
-                             n,
-                             calloc((size_t)(SAMPLES * CHUNKS * n), sizeof *s.feature),
+                             own.n_features,
+                             calloc(SAMPLES * CHUNKS * n, sizeof *s.feature),
                              calloc(SAMPLES * CHUNKS, sizeof *s.final),
                              calloc(SAMPLES * CHUNKS, 1),
                              calloc(SAMPLES, sizeof *s.chunks)};

@@ -552,6 +552,9 @@ static void test_faults(void **state)
     index_text(e);
     must(store_open(path, &store));
     each_fault(e, &store, do_ask);
+    e->settings.early = EARLY_AUTO;
+    snprintf(e->settings.early_at, sizeof e->settings.early_at, "1:6,2:4");
+    each_fault(e, &store, do_ask);
     store_close(&store);
     engine_close(e);
 }
