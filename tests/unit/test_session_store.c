@@ -622,11 +622,53 @@ static void test_early(void **state)
         }
 }
 
+/* Of a capped store: a margin for all changes nothing, and survivors have the scores that they have among all. */
+static void check_early_capped(struct Engine *e)
+{
+    struct Store store;
+    struct Result off, all, few;
+    e->settings.store_cap = 40;
+    e->settings.keep = 2;
+    index_text(e);
+    must(store_open(path, &store));
+    for (int wave = 0; wave < 4; wave++) {
+        int n_left = 0;
+        e->settings.wave = wave;
+        e->settings.kv_cap = wave % 2 ? 20 : CAP_OFF;
+        e->settings.early = EARLY_OFF;
+        ask(e, &store, questions[0], &off);
+        e->settings.early = EARLY_AUTO;
+        snprintf(e->settings.early_at, sizeof e->settings.early_at, "1:99,2:99");
+        ask(e, &store, questions[0], &all);
+        same_answer(e, &off, &all, "a margin for all");
+        snprintf(e->settings.early_at, sizeof e->settings.early_at, "1:6,2:4");
+        ask(e, &store, questions[0], &few);
+        for (int c = 0; c < few.plan.n_chunks; c++) {
+            bool left = few.chunks[c].n_layers < LAYERS;
+            n_left += left;
+            assert_true(left ? isnan(few.chunks[c].score)
+                             : few.chunks[c].score == off.chunks[c].score);
+        }
+        assert_int_equal(n_left, few.plan.n_chunks - 4);
+        result_free(&off);
+        result_free(&all);
+        result_free(&few);
+    }
+    store_close(&store);
+}
+
+static void test_early_capped(void **state)
+{
+    (void)state;
+    each_engine(check_early_capped);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(test_prefilter, clean),
         cmocka_unit_test_teardown(test_early, clean),
+        cmocka_unit_test_teardown(test_early_capped, clean),
         cmocka_unit_test_teardown(test_scores, clean),
         cmocka_unit_test_teardown(test_settings, clean),
         cmocka_unit_test_teardown(test_calibration, clean),
