@@ -3,9 +3,11 @@
  * All chunks are read by the first layers, in waves as elsewhere. Then each has a score, made of the attention that the
  * question's rows pay to its tokens in heads that the model's profile names, and only the best go on: the survivors, in
  * waves of their own, from the layer where they stopped. What a chunk needs for that is its rows of the residual stream,
- * which are put aside, and its pages, which it has anyway; of a store, whose chunks all layers have read, it is the question's
- * rows behind each that stop early, and further layers of losers that are not loaded. A queue of the best so far runs along with the first waves, so
+ * which are put aside, and its pages, which it has anyway. A queue of the best so far runs along with the first waves, so
  * that a loser's pages and rows are free at once: memory is (survivors + wave) chunks, however long the text is.
+ *
+ * Chunks of a store were read by all layers. There the question's rows behind each stop early, and further layers of losers
+ * are not loaded.
  *
  * Where chunk_score is attention, heads of all layers count once more in the end, whether chunks leave early or not.
  *
