@@ -99,7 +99,7 @@ static int descend(struct Study *st, struct Descent *d)
         pick(d);
         TRY(try_round(st, d));
         for (int i = 0; i < (going > 1 ? going : 1); i++) let_go(d);
-        study_progress(st, "ablate", 1 - (double)d->left / d->heads);
+        study_progress(st, head_method_name(HEADS_ABLATE), 1 - (double)d->left / d->heads);
     }
     return PC_OK;
 }

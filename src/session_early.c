@@ -539,7 +539,9 @@ static int early_wave(struct Session *s, struct Wave *w, int d)
         TRY(wave_score(s, w));
         TRY(wave_evict(s, w));
     }
-    return s->store ? recall_note(s, w) : PC_OK;
+    if (!s->store) return PC_OK;
+    session_progress(s, STAGE_PREFILL, w->n_read, w->n_before + w->n_tokens);
+    return recall_note(s, w);
 }
 
 /* Work of this rank, if survivors are spread evenly. */

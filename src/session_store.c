@@ -382,20 +382,18 @@ int recall_layers(struct Session *s, struct Wave *w)
         if (s->early.n_looks) TRY(early_look(s, w, &args));
         if (s->mass) TRY(wave_choose(s, w, l, &args));
         TRY(tf_ffn(&s->tf, l, s->seq_begin[w->n]));
-        session_progress(s, STAGE_PREFILL, w->n_read,
-                         w->n_before + w->n_tokens * (l + 1 - w->from) / (w->to - w->from));
     }
-    return w->to == s->e->model.cfg.n_layers ? put_last_rows(s, w) : PC_OK;
+    bool scored = w->to == s->e->model.cfg.n_layers && !ranks_ahead(&s->set);
+    return scored ? put_last_rows(s, w) : PC_OK;
 }
 
 int recall_wave(struct Session *s, int first, int n)
 {
-    struct Wave w = {
-        .chunk = s->todo + first, .n = n, .to = s->e->model.cfg.n_layers, .n_read = first};
+    struct Wave w = {.chunk = s->todo + first,
+                     .n = n,
+                     .n_next = min_int(n, s->n_mine - first - n),
+                     .to = s->e->model.cfg.n_layers};
     bool scored = !ranks_ahead(&s->set);
-    w.n_next = min_int(n, s->n_mine - first - n);
-    w.n_before = wave_tokens_before(s, first);
-    w.n_tokens = wave_tokens_before(s, first + n) - w.n_before;
     TRY(wave_slots(s, &w));
     if (scored || s->mass) {
         TRY(recall_begin(s, &w));
@@ -406,7 +404,7 @@ int recall_wave(struct Session *s, int first, int n)
         TRY(wave_evict(s, &w));
     }
     TRY(recall_note(s, &w));
-    session_progress(s, STAGE_PREFILL, first + n, w.n_before + w.n_tokens);
+    session_progress(s, STAGE_PREFILL, first + n, wave_tokens_before(s, first + n));
     return PC_OK;
 }
 

@@ -38,9 +38,8 @@ def drawn(texts, own, size, draw):
     yield own
 
 
-def haystack(texts, own, size, seed):
-    draw = random.Random(seed)
-    texts = list(drawn(texts, own, size, draw) if size else texts)
+def haystack(texts, draw):
+    texts = list(texts)
     draw.shuffle(texts)
     return "\n\n".join(texts)
 
@@ -52,9 +51,13 @@ def own_answers(row, text):
     return [a for a in answers if len(a.encode()) > 3 and 0 < own.count(a.lower()) == text.count(a.lower())]
 
 
-def long_row(row, texts, seed, size):
+def own_haystack(texts, row, seed, size):
+    draw = random.Random(f"{seed} {row['_id']}")
+    return haystack(drawn(texts, row["context"], size, draw), draw)
+
+
+def long_row(row, text):
     """Its line; none where no answer is its own."""
-    text = haystack(texts, row["context"], size, f"{seed} {row['_id']}" if size else seed)
     own = own_answers(row, text.lower())
     if own:
         yield json.dumps(dict(row, answers=own, context=text), ensure_ascii=False) + "\n"
@@ -64,13 +67,16 @@ def main():
     if not 3 <= len(sys.argv) <= 5:
         sys.exit(__doc__)
     data, out = map(pathlib.Path, sys.argv[1:3])
-    seed, size = (list(map(int, sys.argv[3:])) + [1, 0][len(sys.argv) - 3:])[:2]
+    seed = int(sys.argv[3]) if len(sys.argv) > 3 else 1
+    size = int(sys.argv[4]) if len(sys.argv) > 4 else 0
     texts = all_texts(data)
+    whole = None if size else haystack(texts, random.Random(seed))
     for half in (1, 2):
         folder = out / f"h{half}"
         folder.mkdir(parents=True, exist_ok=True)
         for task in ASKED:
-            lines = [line for row in rows_of(data, task)[half - 1::2] for line in long_row(row, texts, seed, size)]
+            rows = rows_of(data, task)[half - 1::2]
+            lines = [line for row in rows for line in long_row(row, whole or own_haystack(texts, row, seed, size))]
             if lines:
                 (folder / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
                 print(f"half {half}, {task}: {len(lines)} rows")
