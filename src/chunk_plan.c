@@ -121,6 +121,12 @@ void boundary_classify(const char *text, size_t len, const size_t *offset, int n
 
 /* ==== Cuts ==== */
 
+/* New tokens of a chunk, in all groups but the last. */
+static int step_of(const struct ChunkInput *in)
+{
+    return in->payload - in->slack - in->overlap;
+}
+
 int chunk_count(const struct ChunkInput *in, int *n_chunks)
 {
     if (in->payload < 1 || in->overlap < 0 || in->overlap > in->payload / 2)
@@ -129,8 +135,7 @@ int chunk_count(const struct ChunkInput *in, int *n_chunks)
             "chunks of %d tokens cannot share %d with their neighbours; at most half of a "
             "chunk may overlap: lower --overlap or raise --chunk",
             in->payload, in->overlap);
-    int64_t fresh = in->payload - in->slack - in->overlap,
-            rest = (int64_t)in->n_tokens - in->overlap;
+    int64_t fresh = step_of(in), rest = (int64_t)in->n_tokens - in->overlap;
     *n_chunks = in->n_tokens <= 0             ? 0
                 : in->n_tokens <= in->payload ? 1
                                               : (int)((rest + fresh - 1) / fresh);
@@ -160,26 +165,61 @@ static int best_cut(const uint8_t *near, int lo, int hi, int ideal)
     return best;
 }
 
-/* Moves the cuts from their ideal places (chunks[i].end) to boundaries. */
-static int snap_cuts(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks,
-                     const struct BoundaryReader *reader)
+/* Chunks that are cut together. */
+struct Group {
+    const struct ChunkInput *in;
+    int first, n;         /* chunks [first, first + n) of the text */
+    bool last;            /* the text ends with it */
+    struct Chunk *chunks; /* [n] */
+};
+
+/* Where the chunk before a group would end, if cuts did not move; it repeats nothing that is not there. */
+static int64_t group_base(const struct Group *g)
 {
-    /* Cuts may move by less than half of the shortest stretch between two, so that they never
-     * meet. */
-    int shortest = chunks[0].end - in->overlap;
-    for (int i = 1; i < n_chunks; i++)
-        shortest = at_most(shortest, chunks[i].end - chunks[i - 1].end);
-    int reach = at_most(SNAP_MAX, (shortest - 1) / 2), fresh = in->payload - in->overlap;
+    return (int64_t)g->first * step_of(g->in) + g->in->overlap;
+}
+
+static int64_t group_tokens(const struct Group *g)
+{
+    return g->last ? g->in->n_tokens - group_base(g) : (int64_t)g->n * step_of(g->in);
+}
+
+/* Ends at equal lengths, as far as they go. */
+static void equal_cuts(const struct Group *g)
+{
+    int64_t total = group_tokens(g), end = group_base(g);
+    for (int i = 0; i < g->n; i++) {
+        end += total / g->n + (i < total % g->n);
+        g->chunks[i].end = (int)end;
+    }
+}
+
+/* Cuts may move by less than half of the shortest stretch between two, so that they never meet. In front of the last group,
+ * whose lengths are not known yet, that is a little less than a step. */
+static int cut_reach(const struct Group *g)
+{
+    int step = step_of(g->in),
+        shortest = g->last ? (int)(group_tokens(g) / g->n) : step - step / CUT_GROUP - 1;
+    return at_least(at_most(SNAP_MAX, (shortest - 1) / 2), 0);
+}
+
+/* Moves the cuts from their ideal places (chunks[i].end) to boundaries. before: where the chunk before ends. */
+static int snap_cuts(const struct Group *g, int before, const struct BoundaryReader *reader)
+{
+    const struct ChunkInput *in = g->in;
+    struct Chunk *chunks = g->chunks;
+    int reach = cut_reach(g), fresh = in->payload - in->overlap, n = g->last ? g->n - 1 : g->n;
 
     /* From the back: the earliest place of each cut from which all later chunks still hold the
-     * rest. It is kept in `begin`, which is free until the cuts are final. */
-    int lo_next = in->n_tokens;
-    for (int i = n_chunks - 2; i >= 0; i--) {
+     * rest. It is kept in `begin`, which is free until the cuts are final. Chunks of later groups leave their slack. */
+    int lo_next = g->last ? in->n_tokens : chunks[n - 1].end + fresh;
+    if (!g->last) lo_next -= at_most(reach, CUT_GROUP * in->slack);
+    for (int i = n - 1; i >= 0; i--) {
         chunks[i].begin = at_least(chunks[i].end - reach, lo_next - fresh);
         lo_next = chunks[i].begin;
     }
-    int hi = in->payload;
-    for (int i = 0; i < n_chunks - 1; i++) {
+    int hi = before + fresh;
+    for (int i = 0; i < n; i++) {
         uint8_t near[2 * SNAP_MAX + 1];
         int ideal = chunks[i].end, lo = chunks[i].begin, last = at_most(ideal + reach, hi);
         TRY(reader->near(reader->user, lo, last, near));
@@ -189,32 +229,38 @@ static int snap_cuts(const struct ChunkInput *in, int n_chunks, struct Chunk *ch
     return PC_OK;
 }
 
-/* Ends at equal lengths, as far as they go. */
-static void equal_cuts(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks)
+/* reader NULL: cuts stay. */
+static int cut_group(const struct Group *g, int before, const struct BoundaryReader *reader)
 {
-    int64_t total = in->n_tokens + (int64_t)(n_chunks - 1) * in->overlap;
-    int end = 0;
-    for (int i = 0; i < n_chunks; i++) {
-        int len = (int)(total / n_chunks + (i < total % n_chunks));
-        end += i == 0 ? len : len - in->overlap;
-        chunks[i].end = end;
-    }
+    equal_cuts(g);
+    if (reader) TRY(snap_cuts(g, before, reader));
+    g->chunks[0].begin = g->first ? before - g->in->overlap : 0;
+    for (int i = 1; i < g->n; i++) g->chunks[i].begin = g->chunks[i - 1].end - g->in->overlap;
+    return PC_OK;
 }
 
-static void begin_chunks(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks)
-{
-    for (int i = 0; i < n_chunks; i++)
-        chunks[i].begin = i == 0 ? 0 : chunks[i - 1].end - in->overlap;
-}
-
-int chunk_plan_read(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks,
+int chunk_plan_read(const struct ChunkInput *in, int n_known, int n_chunks, struct Chunk *chunks,
                     const struct BoundaryReader *reader)
 {
-    if (n_chunks < 1) return PC_OK;
-    equal_cuts(in, n_chunks, chunks);
-    TRY(snap_cuts(in, n_chunks, chunks, reader));
-    begin_chunks(in, n_chunks, chunks);
+    for (int first = n_known, n; first < n_chunks; first += n) {
+        bool last = n_chunks - first < 2 * CUT_GROUP;
+        n = last ? n_chunks - first : CUT_GROUP;
+        struct Group g = {in, first, n, last, chunks + first};
+        TRY(cut_group(&g, first ? chunks[first - 1].end : in->overlap, reader));
+    }
     return PC_OK;
+}
+
+int64_t chunk_group_tokens(const struct ChunkInput *in, int first)
+{
+    return in->overlap + (first + (int64_t)2 * CUT_GROUP - 1) * step_of(in) + 1;
+}
+
+int chunk_group_read(const struct ChunkInput *in, int first, int before, struct Chunk *chunks,
+                     const struct BoundaryReader *reader)
+{
+    struct Group g = {in, first, CUT_GROUP, false, chunks};
+    return cut_group(&g, first ? before : in->overlap, reader);
 }
 
 static int copy_near(void *user, int lo, int hi, uint8_t *boundary)
@@ -226,8 +272,6 @@ static int copy_near(void *user, int lo, int hi, uint8_t *boundary)
 void chunk_plan_make(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks)
 {
     struct BoundaryReader reader = {copy_near, (void *)in->boundary};
-    if (n_chunks < 1) return;
-    equal_cuts(in, n_chunks, chunks);
-    if (in->boundary) snap_cuts(in, n_chunks, chunks, &reader); /* copy_near cannot fail */
-    begin_chunks(in, n_chunks, chunks);
+    /* copy_near cannot fail */
+    chunk_plan_read(in, 0, n_chunks, chunks, in->boundary ? &reader : NULL);
 }

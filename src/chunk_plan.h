@@ -68,9 +68,14 @@ struct Chunk {
  * Errors: PC_ERANGE (payload below 1, overlap of more than half of it). */
 int chunk_count(const struct ChunkInput *in, int *n_chunks);
 
+/* Chunks are cut in groups: CUT_GROUP of them while twice as many are left, then all that are left. Lengths in the last group,
+ * before cuts move to boundaries, differ by 1 at most; those in the others are payload less slack. So a group's cuts do
+ * not depend on what follows it, once it is known not to be the last, and a text can be read before its end is known
+ * (session_pipe.c); one of fewer than 2 * CUT_GROUP chunks is balanced as a whole. */
+enum { CUT_GROUP = 64 };
+
 /* Fills chunks[n_chunks], n_chunks as chunk_count gave it, in document order. No token is left
- * out, no chunk is empty or longer than the payload. Before cuts move to boundaries, lengths
- * differ by 1 at most. Each cut in turn, from the front, moves to the strongest boundary in
+ * out, no chunk is empty or longer than the payload. Each cut in turn, from the front, moves to the strongest boundary in
  * reach, of equal ones to the nearest, then to the earlier. */
 void chunk_plan_make(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks);
 
@@ -80,8 +85,16 @@ struct BoundaryReader {
     int (*near)(void *user, int lo, int hi, uint8_t *boundary);
     void *user;
 };
-/* The same cuts as chunk_plan_make with all boundaries; in->boundary is not looked at. Errors: those of near. */
-int chunk_plan_read(const struct ChunkInput *in, int n_chunks, struct Chunk *chunks,
+/* The same cuts as chunk_plan_make with all boundaries; in->boundary is not looked at. The first n_known chunks, which are
+ * whole groups, are known. Errors: those of near. */
+int chunk_plan_read(const struct ChunkInput *in, int n_known, int n_chunks, struct Chunk *chunks,
                     const struct BoundaryReader *reader);
+
+/* Tokens that a text has at least if chunks [first, first + CUT_GROUP) are a group and not the last one. */
+int64_t chunk_group_tokens(const struct ChunkInput *in, int first);
+/* Fills chunks[CUT_GROUP], those from `first` on of such a text; `before`: where the chunk before ends. in->n_tokens is not
+ * looked at. */
+int chunk_group_read(const struct ChunkInput *in, int first, int before, struct Chunk *chunks,
+                     const struct BoundaryReader *reader);
 
 #endif

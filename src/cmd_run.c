@@ -29,11 +29,13 @@ struct Run {
     struct TextStream text; /* run */
     struct Str context;     /* demo, and run with --store */
     bool streams;           /* the text is the stream */
+    struct PipeRead *pipe;  /* what was read of it while a pipe was open; for the first question */
     struct Store store;     /* path "": the text is read now */
     const char *source;     /* name of the text, for the page */
     int index, n_questions;
     int out_status;       /* first failure to write the answer */
     struct Progress last; /* how far the present run came */
+    bool started;         /* its start event has been told */
     bool has_mark;
     size_t mark_begin, mark_end;
 };
@@ -55,7 +57,7 @@ static void on_progress(void *user, const struct Progress *p)
     run->last = *p;
     progress_show(&run->view, p);
     /* the first event of all is the start, which tells the plan */
-    if (!run->cli->jsonl || run->out_status < 0 || p->stage == STAGE_TOKENIZE) return;
+    if (!run->cli->jsonl || run->out_status < 0 || !run->started) return;
     char text[512];
     progress_json(&run->view, p, text, sizeof text - 1);
     size_t len = strlen(text);
@@ -113,6 +115,7 @@ static void show_chunks(const struct Result *r)
     }
     if (shown > 8) fprintf(stderr, " and %d more", shown - 8);
     fprintf(stderr, " of %d; lower score is better\n", r->plan.n_chunks);
+    if (r->n_piped) fprintf(stderr, "pipe     %d chunks were read before it ended\n", r->n_piped);
 }
 
 /* What led each round but the first. */
@@ -246,7 +249,12 @@ static void interrupted(const struct Run *run)
 {
     if (run->out_status < 0 && !signals_got()) return;
     const struct Progress *p = &run->last;
-    if (p->stage == STAGE_PREFILL)
+    if (p->stage == STAGE_PREFILL && p->n_chunks == 0)
+        fprintf(stderr,
+                "pcomp: stopped after %d chunks of a pipe; `%s` stores nothing, so repeat the "
+                "command to start again\n",
+                p->chunks_done, run->cli->command->name);
+    else if (p->stage == STAGE_PREFILL)
         fprintf(
             stderr,
             "pcomp: stopped after %d of %d chunks; `%s` stores nothing, so repeat the command to "
@@ -265,6 +273,7 @@ static int begin_answer(struct Run *run, const struct Request *req)
     struct PlanInfo plan;
     TRY(session_plan(run->engine, req, &plan));
     progress_begin(&run->view, plan.available_bytes);
+    run->started = true;
     if (run->cli->jsonl) {
         cJSON *event = provenance_plan(run->engine, run->cli->model_path, &plan);
         cJSON_AddStringToObject(event, "event", "start");
@@ -323,6 +332,17 @@ static int find_store(struct Run *run, struct Request *req)
     return status;
 }
 
+/* What can be read of the text while a pipe is still open. */
+static int read_pipe(struct Run *run, struct Request *req)
+{
+    progress_begin(&run->view, 0);
+    int status = session_pipe(run->engine, req, &run->pipe);
+    if (status < 0) progress_clear(&run->view);
+    if (status == PC_EINTR) interrupted(run);
+    req->pipe = run->pipe;
+    return status;
+}
+
 static int answer(struct Run *run, const char *question, struct Result *r)
 {
     struct Request req = {
@@ -344,6 +364,8 @@ static int answer(struct Run *run, const char *question, struct Result *r)
     if (run->cli->store_dir && !run->cli->plan) TRY(find_store(run, &req));
     if (run->cli->team.rank > 0) return take_part(run, &req, r);
     if (run->cli->plan) return plan_show(run->cli, run->engine, &req);
+    run->started = false;
+    if (run->streams && run->index == 0) TRY(read_pipe(run, &req));
     TRY(begin_answer(run, &req));
     int status = session_run(run->engine, &req, r);
     progress_clear(&run->view);
@@ -353,6 +375,7 @@ static int answer(struct Run *run, const char *question, struct Result *r)
 
 static void run_close(struct Run *run)
 {
+    pipe_read_free(run->pipe);
     text_stream_close(&run->text);
     str_free(&run->context);
     engine_close(run->engine);

@@ -20,6 +20,7 @@ struct Tokenizer;
 struct PromptFrame; /* prompt.h */
 struct Store;       /* store.h */
 struct TextStream;  /* text_stream.h */
+struct PipeRead;    /* session_pipe() */
 
 /* Opens the model at path (or a geometry, see model_open) with these settings. *out is the caller's: engine_close. */
 int engine_open(const char *model_path, const struct Settings *settings, struct Engine **out);
@@ -44,7 +45,7 @@ struct Progress {
     int chunks_done, n_chunks; /* prefill */
     int64_t tokens_done,
         n_tokens;   /* prefill: context tokens; decode: tokens made and the most there may be;
-                       tokenize: those of a stream, n_tokens by its bytes, 0 while these are not known */
+                       tokenize: those of a stream, n_tokens by its bytes. Totals are 0 while a pipe is open */
     double seconds; /* since this run began */
     size_t memory;  /* bytes held */
 };
@@ -60,6 +61,9 @@ struct Request {
     /* A text that need not fit memory, in place of context: read a stretch at a time, and scanned by the first plan or run.
      * One at a time may use it. NULL: context is the text. */
     struct TextStream *stream;
+    /* What session_pipe() has read of the stream, for the same question and settings; its time is counted with the first run's. May be
+     * NULL. */
+    struct PipeRead *pipe;
     const char *question; /* the user's words; "" for none */
     /* A whole prompt around the context, in place of the settings' instruction and the question; the
      * question is then for the records only. May be NULL. */
@@ -84,7 +88,8 @@ struct ChunkInfo {
                    * chunk_score says */
     bool kept;
     uint8_t round; /* that chose it, from 1; 0: none did, or there is one round alone */
-    int n_layers; /* layers that read it: all, those before the decision at which it left early, or 0 */
+    int n_layers; /* layers that read it: all, those before the decision at which it left early, or 0. As if
+                     so, of chunks that were read while a pipe was open */
 };
 
 /* Of the chunks that got so far, only survivors are read by the layers from `layer` on. */
@@ -150,6 +155,7 @@ struct Result {
     bool stopped_at_eos, stopped_at_text;
     struct PlanInfo plan;
     struct ChunkInfo *chunks;         /* [plan.n_chunks] */
+    int n_piped;                      /* of these, those that were read while a pipe was open */
     struct Str found[ROUNDS_MAX - 1]; /* [plan.rounds - 1] what each round handed on to the next */
     int64_t *kv_in,
         *kv_kept; /* [n_layers * n_kv_heads] context entries seen in kept chunks, and kept */
@@ -169,6 +175,11 @@ int session_plan(struct Engine *e, const struct Request *req, struct PlanInfo *o
 /* Configures the engine for an answer that covers the whole text, as a summary: with several chunks kept and no
  * kv_cap given, the cap that lets them share about half the window. */
 int engine_cover(struct Engine *e, const struct Request *req, struct Settings *settings);
+/* Reads chunks of a stream that is a pipe until that has ended, so that the run that follows need not: its answer is the same.
+ * *out stays NULL where nothing was read: the stream is no pipe or soon at its end, or the settings want all of the
+ * text first. Errors as of session_run; pipe_read_free always. */
+int session_pipe(struct Engine *e, const struct Request *req, struct PipeRead **out);
+void pipe_read_free(struct PipeRead *p);
 /* Runs one request. On PC_EINTR the result holds what was done. result_free always. */
 int session_run(struct Engine *e, const struct Request *req, struct Result *out);
 void result_free(struct Result *r);

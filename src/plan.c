@@ -102,7 +102,9 @@ static int count_chunks(struct Session *s)
     s->cut = (struct ChunkInput){.n_tokens = n, .payload = payload, .overlap = s->set.overlap};
     if (session_has_text(s)) s->cut.slack = min_int(SNAP_MAX, payload / 16);
     s->plan.chunk_tokens = min_int(payload, n);
-    return chunk_count(&s->cut, &s->plan.n_chunks);
+    TRY(chunk_count(&s->cut, &s->plan.n_chunks));
+    if (s->open_end) s->plan.n_chunks = CUT_GROUP;
+    return PC_OK;
 }
 
 static enum ChunkScore usual_score(const struct Session *s)

@@ -329,8 +329,6 @@ int wave_score(struct Session *s, const struct Wave *w)
     for (int i = 0; i < w->n; i++) {
         double *score = &s->out->chunks[w->chunk[i]].score;
         *score = self_information(s->nll + i * per, per, 0, per);
-        if (counts_words(s)) *score -= FUSION_NATS * s->shared[w->chunk[i]];
-        *score -= early_last(s, w->chunk[i]);
     }
     return PC_OK;
 }
@@ -344,13 +342,19 @@ int release_chunk(struct Session *s, int chunk)
     return PC_OK;
 }
 
+int settle_chunk(struct Session *s, int chunk)
+{
+    int loser;
+    double *score = &s->out->chunks[chunk].score;
+    if (counts_words(s)) *score -= FUSION_NATS * s->shared[chunk];
+    *score -= early_last(s, chunk);
+    offer_chunk(s, chunk, &loser);
+    return loser >= 0 && session_slot(s, loser) ? release_chunk(s, loser) : PC_OK;
+}
+
 int wave_evict(struct Session *s, const struct Wave *w)
 {
-    for (int i = 0; i < w->n; i++) {
-        int loser;
-        offer_chunk(s, w->chunk[i], &loser);
-        if (loser >= 0) TRY(release_chunk(s, loser));
-    }
+    for (int i = 0; i < w->n; i++) TRY(settle_chunk(s, w->chunk[i]));
     return PC_OK;
 }
 
@@ -386,16 +390,21 @@ int wave_layers(struct Session *s, struct Wave *w)
     return PC_OK;
 }
 
+int wave_read(struct Session *s, struct Wave *w)
+{
+    w->to = s->e->model.cfg.n_layers;
+    TRY(wave_slots(s, w));
+    TRY(wave_begin(s, w, s->prompt.tail.n));
+    return wave_layers(s, w);
+}
+
 int prefill_wave(struct Session *s, int first, int n)
 {
-    struct Wave w = {
-        .chunk = s->todo + first, .n = n, .to = s->e->model.cfg.n_layers, .n_read = first};
+    struct Wave w = {.chunk = s->todo + first, .n = n, .n_read = first};
     w.n_next = min_int(s->plan.wave, s->n_mine - first - n);
     w.n_before = wave_tokens_before(s, first);
     w.n_tokens = wave_tokens_before(s, first + n) - w.n_before;
-    TRY(wave_slots(s, &w));
-    TRY(wave_begin(s, &w, s->prompt.tail.n));
-    TRY(wave_layers(s, &w));
+    TRY(wave_read(s, &w));
     if (!ranks_ahead(&s->set)) {
         TRY(wave_score(s, &w));
         TRY(wave_evict(s, &w));

@@ -69,9 +69,9 @@ struct PromptFrame {
 struct PromptText {
     const char *context;
     size_t context_len;
-    struct TextStream *stream;                            /* takes the context's place; or NULL */
-    int (*seen)(void *user, const struct TextScan *scan); /* while it is scanned */
-    void *user;
+    struct TextStream *stream; /* takes the context's place; or NULL */
+    int least;                 /* tokens of it that must be known; INT_MAX: all */
+    struct ScanWatch watch;    /* while it is scanned */
     const char *question, *instruction, *answer_prefix; /* NULL or "" for none */
     const char *system;                                 /* as in chat_wrap */
     const struct Chat *chat;

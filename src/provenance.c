@@ -257,6 +257,7 @@ cJSON *provenance_make(const struct Engine *engine, const char *model_path,
                             r->plan.question_pos + r->plan.n_question + r->n_ids - 1);
     cJSON_AddNumberToObject(positions, "window", r->plan.window);
     add_chunks(root, r);
+    cJSON_AddNumberToObject(root, "n_piped", r->n_piped);
     json_add_found(root, r);
     add_entries(root, "kv_in", r->kv_in, cfg);
     add_entries(root, "kv_kept", r->kv_kept, cfg);

@@ -7,6 +7,7 @@
 
 #include "calib/attn_calib.h"
 
+#include <limits.h>
 #include <math.h>
 #include <string.h>
 
@@ -18,21 +19,32 @@ static bool answers(const struct Session *s)
     return s->e->team->rank == 0 || s->together;
 }
 
+/* All of this rank's chunks in waves: KV eviction layer by layer, then chunk eviction. */
+static int read_chunks(struct Session *s)
+{
+    int wave = s->plan.wave;
+    for (int c = 0; c < pipe_known(s); c++) TRY(pipe_offer(s, c));
+    for (int c = 0; c < s->n_mine; c += wave) {
+        int n = min_int(s->n_mine - c, wave);
+        TRY(s->store ? recall_wave(s, c, n) : prefill_wave(s, c, n));
+    }
+    return PC_OK;
+}
+
 /* Chunk eviction: the chunks that stay have pages, or their choice of stored tokens. */
 static int choose_chunks(struct Session *s)
 {
-    int wave = s->plan.wave;
     if (ranks_ahead(&s->set)) TRY(rank_ahead(s)); /* baselines: losers are never read */
+    pipe_skip(s);                                 /* chunks of a pipe: they have been read */
     if (s->shared) TRY(weigh_words(s));
     if (s->set.prefilter && !ranks_ahead(&s->set)) TRY(prefilter_words(s));
     share_chunks(s);
     early_begin(s);
-    if (s->early.n) TRY(early_chunks(s)); /* losers of early decisions are never read to the end */
-    for (int c = s->early.n ? s->n_mine : 0; c < s->n_mine; c += wave) {
-        int n = s->n_mine - c < wave ? s->n_mine - c : wave;
-        /* KV eviction layer by layer, then chunk eviction */
-        TRY(s->store ? recall_wave(s, c, n) : prefill_wave(s, c, n));
-    }
+    if (s->early.n)
+        TRY(early_chunks(s)); /* losers of early decisions are never read to the end */
+    else
+        TRY(read_chunks(s));
+    TRY(pipe_fetch(s));
     /* of several ranks: rank 0 goes on with all kept chunks, or all do */
     TRY(share_winners(s));
     return s->store && answers(s) ? recall_kept(s) : PC_OK;
@@ -291,6 +303,7 @@ struct Slot *session_slot(struct Session *s, int chunk)
 
 int session_stop(struct Session *s)
 {
+    if (s->open_end) TRY(source_take(&s->req->stream->source, 0));
     if (s->req->stop && s->req->stop(s->req->user)) return err_set(PC_EINTR, "stopped");
     return team_check(s->e->team);
 }
@@ -310,12 +323,18 @@ void session_progress(struct Session *s, enum Stage stage, int chunks, int64_t t
         .seconds = clock_seconds() - s->begun,
         .memory = mem_in_use(),
     };
+    if (s->open_end) p.n_chunks = 0, p.n_tokens = 0;
     s->req->on_progress(s->req->user, &p);
 }
 
 /* ==== Requests ==== */
 
 int session_prompt(struct Engine *e, const struct Request *req, struct Prompt *out)
+{
+    return session_prompt_some(e, req, INT_MAX, out);
+}
+
+int session_prompt_some(struct Engine *e, const struct Request *req, int least, struct Prompt *out)
 {
     const struct Settings *set = &e->settings;
     if (req->store) return stored_prompt(e, req, out);
@@ -328,6 +347,7 @@ int session_prompt(struct Engine *e, const struct Request *req, struct Prompt *o
         .system = set->system,
         .chat = &e->chat,
         .frame = req->frame,
+        .least = least,
     };
     stream_begin(e, req, &text);
     TRY(prompt_make(e->tok, &text, out));
@@ -397,11 +417,12 @@ int session_run(struct Engine *e, const struct Request *request, struct Result *
     struct Prompt prompt = {0};
     memset(out, 0, sizeof *out);
     e->be->peak(e->dev, true);
-    s.begun = clock_seconds();
+    double piped = pipe_spent(req);
+    s.begun = clock_seconds() - stream_spent(req) - piped;
     int status = session_prompt(e, req, &prompt);
     if (status == PC_OK) status = session_open(&s, e, req, &prompt, out);
-    s.begun -= stream_spent(req);
-    out->time.tokenize = clock_seconds() - s.begun;
+    stream_spent(req);
+    out->time.tokenize = clock_seconds() - s.begun - piped;
     if (status == PC_OK) {
         status = hash_request(&s);
         if (status == PC_OK) status = session_stages(&s, true);

@@ -100,11 +100,13 @@ struct EarlyRun {
     struct ChunkStop *stop;             /* [n_looks] owned */
     struct ChunkQueue queue[STOPS_MAX]; /* survivors of each */
     int n, n_held;
-    int n_looks;   /* n, and one more where the heads of all layers count in the end */
-    double *score; /* [n_looks, n_chunks] what decisions go by; higher stays */
-    double *told;  /* [n_chunks] the same of all ranks, at one decision */
-    int *list;     /* [n_chunks] survivors that this rank reads on, in document order */
-    float *mass;   /* [wave, n_kv_heads, wave_shape.mass_keys] */
+    int n_looks;    /* n, and one more where the heads of all layers count in the end */
+    double *score;  /* [n_looks, n_chunks] sums of what the stops' heads say; higher stays */
+    double *sorted; /* [n_chunks] scratch */
+    double
+        safe_share; /* of words: chunks that share so much stay in any case; INFINITY: none does */
+    int *list;      /* [n_chunks] survivors that this rank reads on, in document order */
+    float *mass;    /* [wave, n_kv_heads, wave_shape.mass_keys] */
     float *
         rows; /* [n_held, chunk and question tokens, dim] device memory: x of chunks that survived so far */
     int *holds;             /* [n_held] whose; -1: free */
@@ -112,6 +114,19 @@ struct EarlyRun {
 };
 
 enum { FOUND_MOST = 64 }; /* tokens of a finding, with the blank line before it */
+
+/* What is known of a run before it begins: the chunks that were read while a pipe was open (session_pipe.c). */
+struct PipeRead {
+    uint64_t key; /* of the runs that it fits */
+    int n, cap;   /* chunks of the text, from the first one on */
+    struct Chunk *chunks;
+    size_t *places;         /* [cap, 2] and one more, as the session's */
+    double *surprise;       /* [cap] mean NLL of the question */
+    double *looks;          /* [cap, n_looks] sums of what each stop's heads say */
+    struct ChunkStop *stop; /* [n_looks] */
+    int n_looks;
+    double seconds; /* that it took, without the waiting, until a run counts them */
+};
 
 /* What a round hands on to the next: a sentence of a chunk that it chose. */
 struct Finding {
@@ -163,13 +178,17 @@ struct Session {
     struct Store *store; /* the chunks were read before and lie there; NULL: they are read now */
     bool together;       /* all ranks answer, each over the kept chunks that it read */
     bool indexes; /* chunks go to a store: there is no question yet, and nothing is evicted */
+    bool
+        open_end; /* the text is a pipe's, whose end is not known yet: its chunks are a group of it (session_pipe.c) */
+    const struct PipeRead *known; /* what was read then of the first chunks of this run; or NULL */
 
     struct DeviceLimits limits;
     struct ChunkInput cut; /* how the context is cut */
     uint8_t *boundary;     /* [n_context] */
     struct Chunk *chunks;  /* [n_chunks] */
     size_t *
-        places; /* [n_chunks, 2] bytes of the text at which each chunk of a stream begins and ends */
+        places; /* [n_chunks, 2] bytes of the text at which each chunk of a stream begins and ends; where the end is open,
+                  * one more: where the next one begins */
     int *todo;  /* [n_chunks] chunks that this round prefills, n_todo of them, in document order */
     int n_todo;
     struct TextAhead
@@ -373,8 +392,13 @@ void stream_begin(const struct Engine *e, const struct Request *req,
                   struct PromptText *text); /* before prompt_make */
 /* After it: what the method needs of a stream at once. */
 int stream_prompt(const struct Request *req, const struct Settings *set, struct Prompt *out);
+int stream_more(const struct Request *req,
+                int least);                     /* goes on with the scan: text_stream_scan_some */
 double stream_spent(const struct Request *req); /* seconds of scanning that no run has counted */
 int stream_cut(struct Session *s);              /* fills chunks and places */
+/* Of a group, where `first` is its first chunk's number in the text: before and place are where the chunk before ends and where this one
+ * begins, in tokens and bytes. */
+int stream_cut_group(struct Session *s, int first, int before, size_t place);
 int stream_tokens(const struct Session *s);
 size_t text_bytes(const struct Session *s); /* of main memory that text, ids and chunks take */
 int ahead_open(struct Session *s); /* reads the next wave's chunks while the device works */
@@ -405,6 +429,9 @@ int early_open(struct Session *s);
 void early_close(struct Session *s);
 /* Scores as they are before any layer has read a chunk; once a round. */
 void early_begin(struct Session *s);
+double *early_row(const struct Session *s, int look); /* [n_chunks] of its sums */
+/* What decision d goes by: what its heads say of a chunk, and its words. Higher stays. */
+double early_score(const struct Session *s, int d, int chunk);
 /* What the layer's attention says of the wave's chunks, for decisions and scores that ask. */
 int early_look(struct Session *s, const struct Wave *w, const struct AttnArgs *args);
 /* All waves of this rank's chunks, survivors in waves of their own from where they stopped. */
@@ -447,10 +474,13 @@ int64_t wave_tokens_before(const struct Session *s,
  * chose, into the slots. */
 bool wave_chooses_on_device(const struct Session *s);
 int wave_choose(struct Session *s, struct Wave *w, int layer, const struct AttnArgs *args);
-/* Mean NLL of the question under each chunk of the wave (method.md section 2), and what is known of its words. */
+/* The score is the mean NLL of the question under each chunk of the wave (method.md section 2). */
 int wave_score(struct Session *s, const struct Wave *w);
-/* The queue keeps the k most relevant chunks seen so far; a loser's pages are free at once. */
+/* Takes off it what words and attention say, and offers the chunk. The queue keeps the k most relevant chunks seen so far; a
+ * loser's pages are free at once. */
+int settle_chunk(struct Session *s, int chunk);
 int wave_evict(struct Session *s, const struct Wave *w);
+int wave_read(struct Session *s, struct Wave *w); /* all layers, into slots of its own */
 int prefill_prefix(struct Session *s);
 int prefill_wave(struct Session *s, int first, int n);
 int prefill_plain(struct Session *s);
@@ -508,9 +538,24 @@ int decode_answer(struct Session *s);
 /* nll[t], t >= 1, of tail token t given the merged cache and the tail before it. */
 int question_nll(struct Session *s, float *nll);
 
+/* session_pipe.c: chunks that were read while a pipe was still open, in the run that follows. */
+int pipe_cuts(
+    struct Session *s); /* fills in known, where it fits, and its cuts; returns how many */
+double pipe_spent(const struct Request *req); /* seconds that no run has counted */
+size_t pipe_bytes(const struct PipeRead *p);
+/* How many there are in the round at hand: the question of later rounds is another one. */
+int pipe_known(const struct Session *s);
+void pipe_skip(struct Session *s); /* takes them out of todo */
+/* What the heads of a stop said of them, to score[0 .. pipe_known()). */
+void pipe_looks(const struct Session *s, const struct ChunkStop *stop, double *score);
+int pipe_offer(struct Session *s, int chunk); /* with the score it had */
+int pipe_fetch(struct Session *s);            /* reads those that stay, for their pages */
+
 /* session.c */
 /* The request's text, cut and tokenised under the engine's settings. prompt_free frees it, also after an error. */
 int session_prompt(struct Engine *e, const struct Request *req, struct Prompt *out);
+/* The same once so many tokens of a stream are known. */
+int session_prompt_some(struct Engine *e, const struct Request *req, int least, struct Prompt *out);
 /* Takes over prompt, also on failure. */
 int session_open(struct Session *s, struct Engine *e, const struct Request *req,
                  struct Prompt *prompt, struct Result *out);

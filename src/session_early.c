@@ -209,6 +209,17 @@ static int last_heads(struct Session *s)
     return PC_OK;
 }
 
+/* Nothing is decided before all chunks are known, but what decisions may ask for is taken down. */
+static void look_only(struct Session *s)
+{
+    struct EarlyRun *e = &s->early;
+    const struct ChunkProfile *p = &s->e->chunks;
+    bool given = *s->set.early_at;
+    for (int i = 0; i < p->n_stops && !given; i++) e->stop[i] = p->stops[i];
+    e->n_looks = given ? e->n : p->n_stops;
+    e->n = 0;
+}
+
 int early_plan(struct Session *s)
 {
     bool wanted, attends = s->set.chunk_score == SCORE_ATTENTION;
@@ -218,8 +229,9 @@ int early_plan(struct Session *s)
         if (!s->early.stop) return PC_ENOMEM;
     }
     if (wanted && *s->set.early_at) TRY(given_stops(s));
-    if (wanted && !*s->set.early_at) profile_stops(s);
+    if (wanted && !*s->set.early_at && !s->open_end) profile_stops(s);
     s->early.n_looks = s->early.n;
+    if (wanted && s->open_end) look_only(s);
     if (attends) TRY(last_heads(s));
     s->plan.n_early = s->early.n;
     s->plan.read_share = read_share(s);
@@ -307,11 +319,11 @@ int early_open(struct Session *s)
     if (!e->n_looks) return PC_OK;
     TRY(open_queues(s));
     e->score = mem_alloc((size_t)e->n_looks * chunks, sizeof *e->score);
-    e->told = mem_alloc(chunks, sizeof *e->told);
+    e->sorted = mem_alloc(chunks, sizeof *e->sorted);
     e->list = mem_alloc(chunks, sizeof *e->list);
     e->mass = mem_alloc(mass_floats(s), sizeof *e->mass);
     e->holds = mem_alloc((size_t)e->n_held, sizeof *e->holds);
-    if (!e->score || !e->told || !e->list || !e->mass || !e->holds) return PC_ENOMEM;
+    if (!e->score || !e->sorted || !e->list || !e->mass || !e->holds) return PC_ENOMEM;
     for (int i = 0; i < e->n_held; i++) e->holds[i] = -1;
     if (!e->n_held) return PC_OK;
     e->rows = s->e->be->alloc(s->e->dev, early_rows_bytes(s));
@@ -323,7 +335,7 @@ void early_close(struct Session *s)
     struct EarlyRun *e = &s->early;
     if (e->rows) s->e->be->release(s->e->dev, e->rows);
     for (int i = 0; i < STOPS_MAX; i++) chunk_queue_close(&e->queue[i]);
-    void *blocks[] = {e->stop, e->score, e->told, e->list, e->mass, e->holds};
+    void *blocks[] = {e->stop, e->score, e->sorted, e->list, e->mass, e->holds};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
 }
 
@@ -340,8 +352,7 @@ double early_last(const struct Session *s, int chunk)
 {
     const struct EarlyRun *e = &s->early;
     if (e->n_looks == e->n) return 0;
-    size_t at = (size_t)e->n * (size_t)s->plan.n_chunks + (size_t)chunk;
-    return (double)s->e->chunks.nats * e->score[at];
+    return (double)s->e->chunks.nats * early_row(s, e->n)[chunk];
 }
 
 static int by_size_down(const void *a, const void *b)
@@ -350,32 +361,41 @@ static int by_size_down(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* Those that share most words with the question, ahead of all others at every decision. */
-static void set_safe(struct Session *s)
+double *early_row(const struct Session *s, int look)
 {
-    const double ahead = 1e6; /* of any sum of logs of attention */
+    return s->early.score + (size_t)look * (size_t)s->plan.n_chunks;
+}
+
+/* The share of words that keeps a chunk in any case. */
+static void find_safe(struct Session *s)
+{
     struct EarlyRun *e = &s->early;
     int n = s->plan.n_chunks, safe = min_int(s->plan.early_safe, n);
+    e->safe_share = INFINITY;
     if (safe == 0) return;
-    memcpy(e->told, s->shared, sizeof *e->told * (size_t)n);
-    qsort(e->told, (size_t)n, sizeof *e->told, by_size_down);
-    double least = e->told[safe - 1];
-    for (int d = 0; d < e->n; d++)
-        for (int c = 0; c < n; c++)
-            if (s->shared[c] > 0 && s->shared[c] >= least)
-                e->score[(size_t)d * (size_t)n + (size_t)c] += ahead;
+    memcpy(e->sorted, s->shared, sizeof *e->sorted * (size_t)n);
+    qsort(e->sorted, (size_t)n, sizeof *e->sorted, by_size_down);
+    e->safe_share = e->sorted[safe - 1];
 }
 
 void early_begin(struct Session *s)
 {
-    int n = s->plan.n_chunks;
-    if (!s->early.n_looks) return;
-    memset(s->early.score, 0, sizeof *s->early.score * (size_t)s->early.n_looks * (size_t)n);
-    for (int d = 0; d < s->early.n; d++)
-        for (int c = 0; c < n && s->early.stop[d].words > 0; c++)
-            s->early.score[(size_t)d * (size_t)n + (size_t)c] =
-                (double)s->early.stop[d].words * s->shared[c];
-    set_safe(s);
+    struct EarlyRun *e = &s->early;
+    size_t n = (size_t)s->plan.n_chunks;
+    if (!e->n_looks) return;
+    memset(e->score, 0, sizeof *e->score * (size_t)e->n_looks * n);
+    for (int d = 0; d < e->n_looks; d++) pipe_looks(s, &e->stop[d], early_row(s, d));
+    find_safe(s);
+}
+
+double early_score(const struct Session *s, int d, int chunk)
+{
+    const double ahead = 1e6; /* of any sum of logs of attention: chunks that share most words */
+    double score = early_row(s, d)[chunk], words = (double)s->early.stop[d].words;
+    if (words > 0) score += words * s->shared[chunk];
+    bool safe = s->early.safe_share < INFINITY && s->shared[chunk] > 0 &&
+                s->shared[chunk] >= s->early.safe_share;
+    return safe ? score + ahead : score;
 }
 
 /* The next smaller number of rows than `below` that some decision looks at in this layer; 0: none. */
@@ -421,8 +441,7 @@ int early_look(struct Session *s, const struct Wave *w, const struct AttnArgs *a
         for (int d = 0; d < e->n_looks; d++)
             for (int i = 0; i < e->stop[d].n_heads; i++)
                 if (e->stop[d].heads[i].layer == args->layer && e->stop[d].heads[i].rows == n)
-                    add_head(s, w, &e->stop[d].heads[i], rows,
-                             e->score + (size_t)d * (size_t)s->plan.n_chunks);
+                    add_head(s, w, &e->stop[d].heads[i], rows, early_row(s, d));
     }
     return PC_OK;
 }
@@ -462,18 +481,17 @@ static int leave(struct Session *s, int chunk, int d)
     return session_slot(s, chunk) ? release_chunk(s, chunk) : PC_OK;
 }
 
-static int offer(struct Session *s, int chunk, int d, double score)
+static int offer(struct Session *s, int chunk, int d)
 {
     int loser;
-    chunk_queue_push(&s->early.queue[d], chunk, -score, &loser);
+    chunk_queue_push(&s->early.queue[d], chunk, -early_score(s, d, chunk), &loser);
     return loser >= 0 ? leave(s, loser, d) : PC_OK;
 }
 
 /* Of the wave, those that are among the best so far stay, with their rows. */
 static int wave_decide(struct Session *s, const struct Wave *w, int d)
 {
-    const double *score = s->early.score + (size_t)d * (size_t)s->plan.n_chunks;
-    for (int i = 0; i < w->n; i++) TRY(offer(s, w->chunk[i], d, score[w->chunk[i]]));
+    for (int i = 0; i < w->n; i++) TRY(offer(s, w->chunk[i], d));
     for (int i = 0; i < w->n; i++)
         if (session_slot(s, w->chunk[i])) TRY(move_rows(s, w, i, false));
     return PC_OK;
@@ -483,14 +501,23 @@ static int wave_decide(struct Session *s, const struct Wave *w, int d)
 static int agree(struct Session *s, int d)
 {
     struct EarlyRun *e = &s->early;
-    size_t n = (size_t)s->plan.n_chunks;
     if (s->e->team->size == 1) return PC_OK;
-    memcpy(e->told, e->score + (size_t)d * n, n * sizeof *e->told);
-    TRY(share_numbers(s, e->told));
+    TRY(share_numbers(s, early_row(s, d)));
     e->queue[d].n = 0;
     for (int c = 0; c < s->plan.n_chunks; c++)
-        if (s->place[c] >= 0 && s->out->chunks[c].n_layers >= e->stop[d].layer)
-            TRY(offer(s, c, d, e->told[c]));
+        if (s->place[c] >= 0 && s->out->chunks[c].n_layers >= e->stop[d].layer) TRY(offer(s, c, d));
+    return PC_OK;
+}
+
+/* Chunks that were read from a pipe take part with what was taken down of them. */
+static int offer_known(struct Session *s, int d)
+{
+    const struct EarlyRun *e = &s->early;
+    int layer = d < e->n ? e->stop[d].layer : s->e->model.cfg.n_layers;
+    for (int c = 0; c < pipe_known(s); c++) {
+        if (s->out->chunks[c].n_layers < layer) continue; /* it left before */
+        TRY(d < e->n ? offer(s, c, d) : pipe_offer(s, c));
+    }
     return PC_OK;
 }
 
@@ -561,6 +588,7 @@ int early_chunks(struct Session *s)
     for (int i = 0; i < e->n_held; i++) e->holds[i] = -1;
     for (int d = 0; d <= e->n; d++) {
         int to = d < e->n ? e->stop[d].layer : s->e->model.cfg.n_layers;
+        TRY(offer_known(s, d));
         for (int at = 0; at < n; at += s->plan.wave) {
             struct Wave w = {
                 .chunk = chunk + at, .n = min_int(n - at, s->plan.wave), .from = from, .to = to};

@@ -6,8 +6,8 @@
  * their own while the device works on the wave before. Kept of the text are a few bytes a segment and a chunk. Methods that
  * read one sequence take all token ids, four bytes each.
  *
- * A pipe is counted as it comes, but no chunk is read before its end: cuts are balanced over all of the text, and words are
- * weighed against all chunks, so that the first chunk's end and its score depend on the last byte.
+ * A pipe is counted as it comes. Its chunks may be read before its end is known (session_pipe.c): cuts come in groups
+ * (chunk_plan.h), and those of a group are certain long before.
  */
 #include "session.h"
 
@@ -35,8 +35,14 @@ void stream_begin(const struct Engine *e, const struct Request *req, struct Prom
     req->stream->source.stop = req->stop;
     req->stream->source.user = req->user;
     text->stream = req->stream;
-    text->seen = scan_seen;
-    text->user = (void *)req;
+    text->watch = (struct ScanWatch){scan_seen, (void *)req};
+}
+
+int stream_more(const struct Request *req, int least)
+{
+    struct TextStream *st = req->stream;
+    struct ScanWatch watch = {scan_seen, (void *)req};
+    return text_stream_scan_some(st, st->tok, st->begins, least, &watch);
 }
 
 int stream_prompt(const struct Request *req, const struct Settings *set, struct Prompt *out)
@@ -66,6 +72,7 @@ enum {
 /* Where the tokens around the cut at hand stand in the text. */
 struct CutSearch {
     struct Session *s;
+    int begun;               /* the first cut that is searched */
     int cut, lo;             /* of NEAR_MOST tokens, those from lo on */
     size_t end[NEAR_MOST];   /* where a chunk would end */
     size_t begin[NEAR_MOST]; /* where the next one would begin, before it with an overlap */
@@ -74,7 +81,7 @@ struct CutSearch {
 /* The last cut found its place. */
 static void place_cut(const struct CutSearch *c)
 {
-    if (c->cut == 0) return;
+    if (c->cut == c->begun) return;
     int at = c->s->chunks[c->cut - 1].end - c->lo;
     c->s->places[2 * c->cut - 1] = c->end[at];
     c->s->places[2 * c->cut] = c->begin[at];
@@ -143,25 +150,38 @@ int stream_cut(struct Session *s)
 {
     struct TextStream *st = s->req->stream;
     struct PlanInfo *p = &s->plan;
-    struct CutSearch search = {.s = s};
-    struct BoundaryReader reader = {near_cut, &search};
     if (p->n_chunks == 0) return PC_OK;
-    s->places = mem_alloc(2 * (size_t)p->n_chunks, sizeof *s->places);
+    s->places = mem_alloc(2 * (size_t)p->n_chunks + 1, sizeof *s->places);
     if (!s->places) return PC_ENOMEM;
     TRY(text_stream_reserve(st, stream_tokens(s), stream_texts(s)));
+    if (s->open_end) return PC_OK; /* cut by group */
+    int known = pipe_cuts(s);
+    struct CutSearch search = {.s = s, .begun = known, .cut = known};
+    struct BoundaryReader reader = {near_cut, &search};
     if (s->set.method == METHOD_PARALLELCOMP)
-        TRY(chunk_plan_read(&s->cut, p->n_chunks, s->chunks, &reader));
+        TRY(chunk_plan_read(&s->cut, known, p->n_chunks, s->chunks, &reader));
     place_cut(&search);
     TRY(place_of(st, 0, &s->places[0]));
     return place_of(st, p->n_context, &s->places[2 * p->n_chunks - 1]);
 }
 
+int stream_cut_group(struct Session *s, int first, int before, size_t place)
+{
+    struct CutSearch search = {.s = s};
+    struct BoundaryReader reader = {near_cut, &search};
+    TRY(chunk_group_read(&s->cut, first, before, s->chunks, &reader));
+    place_cut(&search);
+    s->places[0] = place;
+    return first ? PC_OK : place_of(s->req->stream, 0, &s->places[0]);
+}
+
 /* ==== Chunks ==== */
 
-/* Chunks of a stream are read ahead where there is more than one wave of them. */
+/* Chunks of a stream are read ahead where there is more than one wave of them. A pipe grows meanwhile. */
 static bool reads_ahead(const struct Session *s)
 {
-    return s->req->stream && s->set.method == METHOD_PARALLELCOMP && s->n_mine > s->plan.wave;
+    return s->req->stream && !s->open_end && s->set.method == METHOD_PARALLELCOMP &&
+           s->n_mine > s->plan.wave;
 }
 
 static struct AheadRoom ahead_room(const struct Session *s)
@@ -261,8 +281,9 @@ size_t text_bytes(const struct Session *s)
     size_t chunks = (size_t)s->plan.n_chunks, ids = (size_t)s->prompt.context.cap * sizeof(int);
     if (!st) return s->req->context_len + ids + (size_t)s->plan.n_context * (sizeof(size_t) + 1);
     size_t chunk = sizeof *s->chunks + sizeof *s->out->chunks + 2 * sizeof *s->places +
-                   2 * sizeof(int) + sizeof *s->shared;
+                   2 * sizeof(int) + sizeof *s->shared,
+           piped = s->req->pipe ? pipe_bytes(s->req->pipe) : 0;
     size_t ahead = reads_ahead(s) ? text_ahead_bytes(st, ahead_room(s)) : 0;
     return text_stream_held(st) + text_stream_room(st, stream_tokens(s), stream_texts(s)) + ids +
-           ahead + chunk * chunks;
+           ahead + piped + chunk * chunks;
 }

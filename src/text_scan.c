@@ -1,9 +1,10 @@
-/* text_scan.c - text_stream_scan(): goes through a text once and counts its tokens, with all threads.
+/* text_scan.c - text_stream_scan(): goes through a text once and counts its tokens, with all threads; of a pipe, as far as is
+ * asked for at a time.
  *
  * One thread reads a block, checks it and finds the places where it is certain to cut; that is quick. What lies between two
  * of them is a segment whose ids depend on no other's, so all threads encode segments, each with an encoder of its own,
  * and counts and checksums are written down in the text's order. Memory is a block and an encoder a thread, given back at
- * the end; only one encoder stays, for loading.
+ * the end; only one encoder stays, for loading. Until then loading borrows the first thread's.
  */
 #include "text_stream.h"
 
@@ -39,8 +40,6 @@ struct Scan {
     struct ErrKept failed;
     struct Hash64 *hash;
     double begun;
-    int (*seen)(void *user, const struct TextScan *scan);
-    void *user;
 };
 
 /* ==== Cutting ==== */
@@ -142,70 +141,103 @@ static int block_push(struct Scan *scan)
 
 /* ==== Scan ==== */
 
-static int scan_seen(const struct Scan *scan)
+/* Where the next segment begins, or the text ends: what was counted so far can be loaded. */
+static int mark_end(struct TextStream *st, size_t byte)
 {
-    const struct TextStream *st = scan->st;
-    struct TextScan info = {scan->at, st->source.whole ? st->source.size : 0, st->n_tokens,
-                            clock_seconds() - scan->begun};
-    return scan->seen ? scan->seen(scan->user, &info) : PC_OK;
+    TRY(segment_push(st, byte, 0));
+    st->n_segments--;
+    return PC_OK;
 }
 
-static int scan_blocks(struct Scan *scan)
+static int scan_block(struct Scan *scan)
 {
-    struct TextStream *st = scan->st;
-    for (; !scan->ends; scan->at += scan->cut[scan->n]) {
-        TRY(scan_seen(scan));
-        TRY(block_read(scan));
-        hash64_add(scan->hash, scan->block.data, scan->cut[scan->n]);
-        TRY(block_count(scan));
-        TRY(block_push(scan));
+    TRY(block_read(scan));
+    hash64_add(scan->hash, scan->block.data, scan->cut[scan->n]);
+    TRY(block_count(scan));
+    TRY(block_push(scan));
+    scan->at += scan->cut[scan->n];
+    return mark_end(scan->st, scan->at);
+}
+
+static int scan_blocks(struct Scan *scan, int least, const struct ScanWatch *watch)
+{
+    const struct TextStream *st = scan->st;
+    while (!scan->ends && st->n_tokens < least) {
+        struct TextScan info = {scan->at, st->source.whole ? st->source.size : 0, st->n_tokens,
+                                clock_seconds() - scan->begun};
+        if (watch->seen) TRY(watch->seen(watch->user, &info));
+        TRY(scan_block(scan));
     }
-    TRY(segment_push(st, st->source.size, 0));
-    st->n_segments--;
     return PC_OK;
 }
 
 static int scan_open(struct Scan *scan)
 {
-    const struct TextSource *s = &scan->st->source;
-    int wanted = min_int(max_int(scan->st->threads, 1), HANDS_MAX);
+    struct TextStream *st = scan->st;
+    const struct TextSource *s = &st->source;
+    int wanted = min_int(max_int(st->threads, 1), HANDS_MAX);
     if (s->whole && s->size / HAND_BYTES < (size_t)wanted) wanted = 1 + (int)(s->size / HAND_BYTES);
     scan->hands = mem_alloc((size_t)wanted, sizeof *scan->hands);
     if (!scan->hands) return PC_ENOMEM;
     scan->n_hands = wanted;
-    for (int i = 0; i < wanted; i++)
-        TRY(encoder_open(scan->st->tok, LONG_TEXT, &scan->hands[i].encoder));
+    for (int i = 0; i < wanted; i++) TRY(encoder_open(st->tok, LONG_TEXT, &scan->hands[i].encoder));
+    st->encoder = scan->hands[0].encoder;
     return hash64_begin(0, &scan->hash);
 }
 
 /* The encoder that has met the longest word stays: no later load needs more than it has. */
-static void scan_close(struct Scan *scan)
+static void keep_encoder(const struct Scan *scan)
 {
-    struct Encoder **kept = &scan->st->encoder;
+    struct Encoder *kept = NULL;
     for (int i = 0; i < scan->n_hands; i++) {
-        struct Encoder *mine = scan->hands[i].encoder, *other = *kept;
-        bool longer = mine && (!other || encoder_bytes(mine) > encoder_bytes(other));
-        *kept = longer ? mine : other;
-        encoder_close(longer ? other : mine);
-        tokens_free(&scan->hands[i].ids);
+        struct Encoder *mine = scan->hands[i].encoder;
+        bool longer = mine && (!kept || encoder_bytes(mine) > encoder_bytes(kept));
+        encoder_close(longer ? kept : mine);
+        if (longer) kept = mine;
     }
+    scan->st->encoder = kept;
+}
+
+void text_scan_end(struct TextStream *st)
+{
+    struct Scan *scan = st->scan;
+    if (!scan) return;
+    st->hash = hash64_end(scan->hash);
+    keep_encoder(scan);
+    for (int i = 0; i < scan->n_hands; i++) tokens_free(&scan->hands[i].ids);
     mem_free(scan->hands);
     str_free(&scan->block);
+    mem_free(scan);
+    st->scan = NULL;
+}
+
+/* Another kind of scan begins, unless this one is under way or done. */
+static int scan_begin(struct TextStream *st, const struct Tokenizer *t, bool begins)
+{
+    if (st->tok == t && st->begins == begins) return PC_OK;
+    text_stream_forget(st);
+    st->scan = mem_alloc(1, sizeof *st->scan);
+    if (!st->scan) return PC_ENOMEM;
+    st->tok = t;
+    st->begins = begins;
+    *st->scan = (struct Scan){.st = st, .begun = clock_seconds()};
+    return scan_open(st->scan);
+}
+
+int text_stream_scan_some(struct TextStream *st, const struct Tokenizer *t, bool begins, int least,
+                          const struct ScanWatch *watch)
+{
+    double begun = clock_seconds();
+    int status = scan_begin(st, t, begins);
+    if (status == PC_OK && st->scan) status = scan_blocks(st->scan, least, watch);
+    if (status == PC_OK && st->scan && st->scan->ends) text_scan_end(st);
+    st->seconds += clock_seconds() - begun;
+    if (status < 0) text_stream_forget(st);
+    return status;
 }
 
 int text_stream_scan(struct TextStream *st, const struct Tokenizer *t, bool begins,
                      int (*seen)(void *user, const struct TextScan *scan), void *user)
 {
-    if (st->tok == t && st->begins == begins) return PC_OK;
-    struct Scan scan = {.st = st, .begun = clock_seconds(), .seen = seen, .user = user};
-    text_stream_forget(st);
-    st->tok = t;
-    st->begins = begins;
-    int status = scan_open(&scan);
-    if (status == PC_OK) status = scan_blocks(&scan);
-    st->hash = hash64_end(scan.hash);
-    scan_close(&scan);
-    st->seconds += clock_seconds() - scan.begun;
-    if (status < 0) text_stream_forget(st);
-    return status;
+    return text_stream_scan_some(st, t, begins, INT_MAX, &(struct ScanWatch){seen, user});
 }

@@ -15,6 +15,7 @@ enum {
     BLOCK = 1 << 16,
     HELD_MOST = 1 << 20, /* bytes of a spool in memory */
     POLL_MS = 200,       /* between two looks at `stop` */
+    TAKE_MOST = 4 << 20, /* bytes taken at once from a pipe that never ends */
 };
 
 static size_t least(size_t a, size_t b)
@@ -283,6 +284,23 @@ static int pull(struct TextSource *s)
     if (got < 0 && errno == EINTR) return PC_OK;
     if (got < 0) return cannot("read", name_of(&s->parts[s->fd_part]));
     return got ? source_put(s, block, (size_t)got) : part_end(s);
+}
+
+static bool input_waits(const struct TextSource *s, double seconds)
+{
+    struct pollfd in = {.fd = s->fd, .events = POLLIN};
+    return !s->is_open || poll(&in, 1, seconds > 0 ? (int)(seconds * 1000) + 1 : 0) > 0;
+}
+
+int source_take(struct TextSource *s, double seconds)
+{
+    size_t most = s->size + TAKE_MOST;
+    double end = clock_seconds() + seconds;
+    while (!s->whole && input_waits(s, end - clock_seconds())) {
+        if (clock_seconds() >= end && s->size >= most) break;
+        TRY(pull(s));
+    }
+    return PC_OK;
 }
 
 /* ==== Reading ==== */

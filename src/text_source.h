@@ -50,6 +50,8 @@ void source_leave(struct TextSource *reader);
 int source_read(struct TextSource *s, size_t at, size_t len, char *out, size_t *got);
 /* Appends the whole text. */
 int source_all(struct TextSource *s, struct Str *out);
+/* Takes what a pipe has to give by now, or within so many seconds; once it has given all, the text is whole. Errors as above. */
+int source_take(struct TextSource *s, double seconds);
 /* As source_read, where the bytes are known to be there. */
 int source_again(struct TextSource *s, size_t at, size_t len, char *out);
 /* Checks bytes [at, at + len) of the text as text_check does, naming the file and the byte in it. ends: no byte follows; else a

@@ -13,6 +13,7 @@ int text_stream_open(struct TextStream *st, const char *const *paths, int n)
 
 void text_stream_forget(struct TextStream *st)
 {
+    text_scan_end(st);
     encoder_close(st->encoder);
     mem_free(st->segments);
     st->encoder = NULL;

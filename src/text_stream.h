@@ -32,13 +32,14 @@ struct TextScan {
 
 struct TextStream {
     struct TextSource source;
+    struct Scan *scan;           /* under way; NULL: none is, or all is counted */
     const struct Tokenizer *tok; /* of the scan; NULL: not scanned */
     bool begins;
     int threads; /* that a scan may use; 0: one */
     struct Encoder *encoder;
     struct TextSegment *segments; /* [n_segments + 1], the last one the text's end */
     int n_segments, cap, n_tokens;
-    uint64_t hash;  /* hash64 of the text, seed 0 */
+    uint64_t hash;  /* hash64 of the text, seed 0, once all is counted */
     double seconds; /* that the scan took, until somebody counts them */
     /* What text_stream_load() puts here: */
     struct Str text;   /* bytes of the text from text_at on */
@@ -63,6 +64,15 @@ void text_stream_leave(struct TextStream *reader);
  * Errors: those of source_read and source_check; PC_ERANGE (more tokens than can be counted). */
 int text_stream_scan(struct TextStream *st, const struct Tokenizer *t, bool begins,
                      int (*seen)(void *user, const struct TextScan *scan), void *user);
+/* The same until at least so many tokens are known, or all. These can be loaded; another scan of the same kind goes on behind
+ * them. A pipe is waited for. */
+struct ScanWatch {
+    int (*seen)(void *user, const struct TextScan *scan);
+    void *user;
+};
+int text_stream_scan_some(struct TextStream *st, const struct Tokenizer *t, bool begins, int least,
+                          const struct ScanWatch *watch);
+void text_scan_end(struct TextStream *st);       /* of a scan that is under way */
 void text_stream_forget(struct TextStream *st);  /* the scan */
 uint32_t text_sum(const char *text, size_t len); /* a segment's checksum */
 

@@ -102,6 +102,45 @@ is() { # is STATUS PART: exit status, and a part of standard error
     [ "$(wc -l < out.jsonl)" -eq 1 ]
 }
 
+# ==== A pipe that is slow ====
+
+# slow FILE: enough for some chunks, and the rest after a while.
+slow() {
+    head -c 200000 "$1"
+    sleep 2
+    tail -c +200001 "$1"
+}
+
+@test "chunks of a slow pipe are read before its end, and the answer is the file's" {
+    text 6000 > long.txt
+    local want how
+    for how in '--chunk-score auto' '--rounds 2 --keep 3' '--early auto --early-at 1:300'; do
+        # shellcheck disable=SC2086 # several words
+        want=$(ask -f long.txt $how --json | jq -c "$facts")
+        # shellcheck disable=SC2086
+        slow long.txt | ask $how --json > out.json
+        [ "$(jq -c "$facts" out.json)" = "$want" ]
+        [ "$(jq .n_piped out.json)" -ge 64 ]
+    done
+}
+
+@test "progress of a slow pipe tells chunks without a total, and the start event still comes first" {
+    text 6000 > long.txt
+    slow long.txt | ask --jsonl --progress json > out.jsonl 2> err.jsonl
+    jq -se 'map(select(.stage == "prefill" and .n_chunks == 0 and .total == 0 and .chunks_done > 0)) | length > 0' err.jsonl
+    jq -se 'map(select(.stage == "prefill" and .n_chunks > 0)) | all(.chunks_done >= 64)' err.jsonl
+    [ "$(head -n 1 out.jsonl | jq -r .event)" = start ]
+    [ "$(jq -s 'map(select(.event == "start")) | length' out.jsonl)" -eq 1 ]
+}
+
+@test "a run that is stopped while its pipe is open says how far it came" {
+    text 60000 > long.txt
+    run --separate-stderr bash -c '(head -c 5000000 long.txt; sleep 20) |
+        timeout --foreground -s INT 2 "$PCOMP" run -m "$TINY" -q x --progress none'
+    [[ "$stderr" =~ stopped\ after\ [0-9]+\ chunks\ of\ a\ pipe ]]
+    [ -z "$output" ]
+}
+
 # ==== Memory ====
 
 @test "memory does not grow with the text, from a file or a pipe" {

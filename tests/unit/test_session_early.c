@@ -194,7 +194,7 @@ static int text_scores(struct Engine *e, const char *text, double *score, bool *
     int n = s.plan.n_chunks;
     assert_in_range(n, 6, 64);
     for (int c = 0; c < n; c++) {
-        score[c] = s.early.n ? s.early.score[c] : r.chunks[c].score;
+        score[c] = s.early.n ? early_score(&s, 0, c) : r.chunks[c].score;
         gone[c] = r.chunks[c].n_layers < LAYERS;
     }
     session_close(&s);

@@ -1,0 +1,285 @@
+/* session_pipe.c - chunks that are read while a pipe is still open.
+ *
+ * A run wants to know all of its text first: the last cuts share what is left, words are weighed against all chunks, and early
+ * decisions compare all of them. But what the model says of a chunk hangs on that chunk and the question alone. So while a
+ * pipe is slower than the device, session_pipe() reads each group of chunks as soon as its cuts are certain (chunk_plan.h), takes
+ * down how much the question surprises behind it and what the decisions may ask for, and lets its keys and values go.
+ * The run that follows counts these chunks in like all others, but does not read them; those that it keeps are read once more.
+ * So file and pipe give the same answer: on a CPU to the bit.
+ *
+ * All layers read a chunk here, also where a decision would spare it some: the device has nothing else to do. Once the pipe
+ * has ended, the run begins. One that gives all it has within PATIENCE is left to the run altogether.
+ */
+#include "session.h"
+
+#include <math.h>
+#include <string.h>
+
+static const double PATIENCE = 0.25; /* seconds */
+
+/* Tokens of a text that is longer than any that is one chunk, or too short for head classes. */
+enum { LONG_TOKENS = 1 << 28 };
+
+/* ==== Before the end ==== */
+
+/* What needs all of the text before the model reads any: the words of a prefilter, scores without the model, a rotation that is
+ * stretched to the longest chunk. Ranks share chunks by their number. Where most chunks stay, nothing is won. */
+static bool may_read(const struct Engine *e, const struct Request *req)
+{
+    const struct Settings *set = &e->settings;
+    return req->stream && !req->stream->source.whole && set->method == METHOD_PARALLELCOMP &&
+           !ranks_ahead(set) && !set->prefilter && set->rope_scaling == SCALING_AUTO &&
+           set->keep != KEEP_ALL && set->keep < CUT_GROUP && e->team->size == 1;
+}
+
+/* What two sessions must have in common for one to take over what the other has read. */
+static uint64_t run_key(const struct Session *s)
+{
+    const struct Tokens *parts[] = {&s->prompt.prefix, &s->prompt.tail};
+    int facts[] = {s->cut.payload, s->cut.overlap, s->cut.slack, s->plan.heads_streaming};
+    uint64_t key = hash64(facts, sizeof facts, s->e->model.hash);
+    for (int i = 0; i < 2; i++)
+        if (parts[i]->n) key = hash64(parts[i]->ids, sizeof(int) * (size_t)parts[i]->n, key);
+    return key;
+}
+
+static int more_room(struct PipeRead *p)
+{
+    int cap = p->cap ? 2 * p->cap : 4 * CUT_GROUP;
+    size_t was = (size_t)p->cap, now = (size_t)cap, looks = (size_t)p->n_looks;
+    struct {
+        void *at;
+        size_t was, now, size;
+    } blocks[] = {
+        {&p->chunks, was, now, sizeof *p->chunks},
+        {&p->places, was ? 2 * was + 1 : 0, 2 * now + 1, sizeof *p->places},
+        {&p->surprise, was, now, sizeof *p->surprise},
+        {&p->looks, was * looks, now * looks, sizeof *p->looks},
+    };
+    for (int i = 0; i < 4; i++) {
+        void *old, *grown;
+        if (blocks[i].now == 0) continue;
+        memcpy(&old, blocks[i].at, sizeof old);
+        grown = mem_grow(old, blocks[i].was, blocks[i].now, blocks[i].size);
+        if (!grown) return PC_ENOMEM;
+        memcpy(blocks[i].at, &grown, sizeof grown);
+    }
+    p->cap = cap;
+    return PC_OK;
+}
+
+/* What was found of a group that is read. */
+static int take_down(const struct Session *s, struct PipeRead *p)
+{
+    if (p->n + CUT_GROUP > p->cap) TRY(more_room(p));
+    memcpy(p->chunks + p->n, s->chunks, sizeof *s->chunks * CUT_GROUP);
+    memcpy(p->places + 2 * (size_t)p->n, s->places, sizeof *s->places * (2 * CUT_GROUP + 1));
+    for (int c = 0; c < CUT_GROUP; c++) {
+        p->surprise[p->n + c] = s->out->chunks[c].score;
+        for (int d = 0; d < p->n_looks; d++)
+            p->looks[(size_t)(p->n + c) * (size_t)p->n_looks + (size_t)d] = early_row(s, d)[c];
+    }
+    p->n += CUT_GROUP;
+    return PC_OK;
+}
+
+static int read_wave(struct Session *s, int first)
+{
+    struct Wave w = {.chunk = s->todo + first,
+                     .n = min_int(s->plan.wave, CUT_GROUP - first),
+                     .n_read = first,
+                     .n_before = wave_tokens_before(s, first)};
+    w.n_tokens = wave_tokens_before(s, first + w.n) - w.n_before;
+    TRY(wave_read(s, &w));
+    TRY(wave_score(s, &w));
+    for (int i = 0; i < w.n; i++) TRY(release_chunk(s, w.chunk[i]));
+    session_progress(s, STAGE_PREFILL, first + w.n, w.n_before + w.n_tokens);
+    return PC_OK;
+}
+
+static int read_group(struct Session *s, struct PipeRead *p)
+{
+    int before = p->n ? p->chunks[p->n - 1].end : 0;
+    s->rounds.n_read = p->n; /* for the progress */
+    s->rounds.n_tokens = before;
+    TRY(stream_cut_group(s, p->n, before, p->n ? p->places[2 * (size_t)p->n] : 0));
+    early_begin(s);
+    for (int c = 0; c < CUT_GROUP; c += s->plan.wave) TRY(read_wave(s, c));
+    return take_down(s, p);
+}
+
+/* Waits for the tokens that make the next group certain; *out: the pipe is open, and they are there. */
+static int wait_group(const struct Session *s, int n_read, bool *out)
+{
+    const struct TextStream *st = s->req->stream;
+    int64_t need = chunk_group_tokens(&s->cut, n_read);
+    *out = false;
+    if (need > INT32_MAX) return PC_OK;
+    TRY(stream_more(s->req, (int)need));
+    *out = !st->source.whole && st->n_tokens >= need;
+    return PC_OK;
+}
+
+static int read_groups(struct Session *s, struct PipeRead *p)
+{
+    bool more = true;
+    TRY(prefill_prefix(s));
+    while (more) {
+        TRY(read_group(s, p));
+        TRY(wait_group(s, p->n, &more));
+    }
+    return PC_OK;
+}
+
+/* A session over one group after another. out NULL: it is only planned. *tail: the question is its own, not the text's last
+ * token. */
+static int open_session(struct Session *s, struct Engine *e, const struct Request *req,
+                        struct Result *out, bool *tail)
+{
+    struct Prompt prompt = {0};
+    int status = session_prompt_some(e, req, 1, &prompt);
+    *tail = prompt.context.n == req->stream->n_tokens;
+    prompt.context.n = LONG_TOKENS;
+    if (status == PC_OK) status = session_open(s, e, req, &prompt, out);
+    prompt_free(&prompt);
+    return status;
+}
+
+/* Whether the pipe has given enough for a group, and is slow. */
+static int worth_it(struct Engine *e, const struct Request *req, bool *out)
+{
+    struct Session s = {.open_end = true};
+    int status = open_session(&s, e, req, NULL, out);
+    if (status == PC_OK && *out) status = wait_group(&s, 0, out);
+    if (status == PC_OK && *out) status = source_take(&req->stream->source, PATIENCE);
+    *out = *out && !req->stream->source.whole;
+    session_close(&s);
+    return status;
+}
+
+int session_pipe(struct Engine *e, const struct Request *req, struct PipeRead **out)
+{
+    struct Session s = {.open_end = true, .begun = clock_seconds()};
+    struct Result found = {0};
+    bool wanted = may_read(e, req), tail;
+    *out = NULL;
+    if (wanted) TRY(worth_it(e, req, &wanted));
+    if (!wanted) return PC_OK;
+    struct PipeRead *p = *out = mem_alloc(1, sizeof *p);
+    if (!p) return PC_ENOMEM;
+    int status = open_session(&s, e, req, &found, &tail);
+    if (status == PC_OK) {
+        p->key = run_key(&s);
+        p->n_looks = s.early.n_looks;
+        status = read_groups(&s, p);
+        p->stop = s.early.stop;
+        s.early.stop = NULL;
+        p->seconds = clock_seconds() - s.begun - req->stream->seconds;
+    }
+    session_close(&s);
+    result_free(&found);
+    return status;
+}
+
+void pipe_read_free(struct PipeRead *p)
+{
+    if (!p) return;
+    void *blocks[] = {p->chunks, p->places, p->surprise, p->looks, p->stop};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
+    mem_free(p);
+}
+
+/* ==== In the run ==== */
+
+double pipe_spent(const struct Request *req)
+{
+    double seconds = req->pipe ? req->pipe->seconds : 0;
+    if (req->pipe) req->pipe->seconds = 0;
+    return seconds;
+}
+
+size_t pipe_bytes(const struct PipeRead *p)
+{
+    size_t chunk = sizeof *p->chunks + 2 * sizeof *p->places + sizeof *p->surprise +
+                   (size_t)p->n_looks * sizeof *p->looks;
+    return chunk * (size_t)p->cap + sizeof *p->stop * (STOPS_MAX + 1);
+}
+
+/* The stop's place among those that were looked at; -1: it was not. */
+static int look_at(const struct PipeRead *p, const struct ChunkStop *stop)
+{
+    for (int i = 0; i < p->n_looks; i++)
+        if (p->stop[i].layer == stop->layer && p->stop[i].n_heads == stop->n_heads &&
+            memcmp(p->stop[i].heads, stop->heads, sizeof *stop->heads * (size_t)stop->n_heads) == 0)
+            return i;
+    return -1;
+}
+
+static bool fits(const struct Session *s, const struct PipeRead *p)
+{
+    if (p->n == 0 || s->req->stream->scan || run_key(s) != p->key) return false;
+    if (p->n > s->plan.n_chunks - CUT_GROUP) return false;
+    for (int d = 0; d < s->early.n_looks; d++)
+        if (look_at(p, &s->early.stop[d]) < 0) return false;
+    return true;
+}
+
+int pipe_cuts(struct Session *s)
+{
+    const struct PipeRead *p = s->req->pipe;
+    if (!p || !fits(s, p)) return 0;
+    s->known = p;
+    memcpy(s->chunks, p->chunks, sizeof *s->chunks * (size_t)p->n);
+    memcpy(s->places, p->places, sizeof *s->places * (2 * (size_t)p->n + 1));
+    return p->n;
+}
+
+int pipe_known(const struct Session *s)
+{
+    return s->known && s->rounds.at == 0 ? s->known->n : 0;
+}
+
+void pipe_skip(struct Session *s)
+{
+    int n = pipe_known(s);
+    if (n == 0) return;
+    s->out->n_piped = n;
+    s->n_todo -= n;
+    memmove(s->todo, s->todo + n, sizeof *s->todo * (size_t)s->n_todo);
+    s->rounds.n_read = n;
+    s->rounds.n_tokens = s->chunks[n - 1].end;
+    s->n_tokens_todo = s->plan.n_context - s->chunks[n - 1].end;
+}
+
+void pipe_looks(const struct Session *s, const struct ChunkStop *stop, double *score)
+{
+    int n = pipe_known(s), at = n ? look_at(s->known, stop) : 0;
+    for (int c = 0; c < n; c++)
+        score[c] = s->known->looks[(size_t)c * (size_t)s->known->n_looks + (size_t)at];
+}
+
+int pipe_offer(struct Session *s, int chunk)
+{
+    s->out->chunks[chunk].score = s->known->surprise[chunk];
+    return settle_chunk(s, chunk);
+}
+
+/* Chunks that stay and have no pages, as many as a wave takes; returns how many. */
+static int without_pages(struct Session *s, int *chunk)
+{
+    int n = 0;
+    for (int i = 0; i < s->queue.n && n < s->plan.wave; i++)
+        if (!session_slot(s, s->queue.entries[i].chunk)) chunk[n++] = s->queue.entries[i].chunk;
+    return n;
+}
+
+int pipe_fetch(struct Session *s)
+{
+    int chunk[WAVE_MAX];
+    if (!pipe_known(s)) return PC_OK;
+    for (int n; (n = without_pages(s, chunk)) > 0;) {
+        struct Wave w = {.chunk = chunk, .n = n, .n_read = s->n_mine, .n_before = s->n_tokens_todo};
+        TRY(wave_read(s, &w));
+    }
+    return PC_OK;
+}
