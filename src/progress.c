@@ -106,7 +106,7 @@ void progress_text(const struct ProgressView *view, const struct Progress *p, ch
     }
     memory_text(view, p, memory, sizeof memory);
     if (p->stage == STAGE_PREFILL && p->n_chunks == 0)
-        snprintf(text, room, "prefill %d chunks%s of a pipe · %s", p->chunks_done, rate_text,
+        snprintf(text, room, "prefill %d chunks of a pipe%s · %s", p->chunks_done, rate_text,
                  memory);
     else if (p->stage == STAGE_PREFILL)
         snprintf(text, room, "prefill %d/%d chunks %d%%%s%s · %s", p->chunks_done, p->n_chunks,

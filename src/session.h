@@ -540,7 +540,8 @@ int question_nll(struct Session *s, float *nll);
 
 /* session_pipe.c: chunks that were read while a pipe was still open, in the run that follows. */
 int pipe_cuts(
-    struct Session *s); /* fills in known, where it fits, and its cuts; returns how many */
+    struct Session
+        *s); /* fills in known, where it fits, and its whole groups' cuts; returns how many */
 double pipe_spent(const struct Request *req); /* seconds that no run has counted */
 size_t pipe_bytes(const struct PipeRead *p);
 /* How many there are in the round at hand: the question of later rounds is another one. */

@@ -68,25 +68,25 @@ static int more_room(struct PipeRead *p)
     return PC_OK;
 }
 
-/* What was found of a group that is read. */
-static int take_down(const struct Session *s, struct PipeRead *p)
+/* What was found of the first n chunks of a group. */
+static int take_down(const struct Session *s, int n, struct PipeRead *p)
 {
-    if (p->n + CUT_GROUP > p->cap) TRY(more_room(p));
-    memcpy(p->chunks + p->n, s->chunks, sizeof *s->chunks * CUT_GROUP);
-    memcpy(p->places + 2 * (size_t)p->n, s->places, sizeof *s->places * (2 * CUT_GROUP + 1));
-    for (int c = 0; c < CUT_GROUP; c++) {
+    if (p->n + n > p->cap) TRY(more_room(p));
+    memcpy(p->chunks + p->n, s->chunks, sizeof *s->chunks * (size_t)n);
+    memcpy(p->places + 2 * (size_t)p->n, s->places, sizeof *s->places * (2 * (size_t)n + 1));
+    for (int c = 0; c < n; c++) {
         p->surprise[p->n + c] = s->out->chunks[c].score;
         for (int d = 0; d < p->n_looks; d++)
             p->looks[(size_t)(p->n + c) * (size_t)p->n_looks + (size_t)d] = early_row(s, d)[c];
     }
-    p->n += CUT_GROUP;
+    p->n += n;
     return PC_OK;
 }
 
-static int read_wave(struct Session *s, int first)
+static int read_wave(struct Session *s, int first, int n)
 {
     struct Wave w = {.chunk = s->todo + first,
-                     .n = min_int(s->plan.wave, CUT_GROUP - first),
+                     .n = n,
                      .n_read = first,
                      .n_before = wave_tokens_before(s, first)};
     w.n_tokens = wave_tokens_before(s, first + w.n) - w.n_before;
@@ -97,15 +97,19 @@ static int read_wave(struct Session *s, int first)
     return PC_OK;
 }
 
+/* Of the last group, as many as are read before the pipe has ended. */
 static int read_group(struct Session *s, struct PipeRead *p)
 {
-    int before = p->n ? p->chunks[p->n - 1].end : 0;
+    int before = p->n ? p->chunks[p->n - 1].end : 0, done = 0;
     s->rounds.n_read = p->n; /* for the progress */
     s->rounds.n_tokens = before;
     TRY(stream_cut_group(s, p->n, before, p->n ? p->places[2 * (size_t)p->n] : 0));
     early_begin(s);
-    for (int c = 0; c < CUT_GROUP; c += s->plan.wave) TRY(read_wave(s, c));
-    return take_down(s, p);
+    for (int n; done < CUT_GROUP && !s->req->stream->source.whole; done += n) {
+        n = min_int(s->plan.wave, CUT_GROUP - done);
+        TRY(read_wave(s, done, n));
+    }
+    return take_down(s, done, p);
 }
 
 /* Waits for the tokens that make the next group certain; *out: the pipe is open, and they are there. */
@@ -126,7 +130,8 @@ static int read_groups(struct Session *s, struct PipeRead *p)
     TRY(prefill_prefix(s));
     while (more) {
         TRY(read_group(s, p));
-        TRY(wait_group(s, p->n, &more));
+        more = !s->req->stream->source.whole;
+        if (more) TRY(wait_group(s, p->n, &more));
     }
     return PC_OK;
 }
@@ -229,9 +234,10 @@ int pipe_cuts(struct Session *s)
     const struct PipeRead *p = s->req->pipe;
     if (!p || !fits(s, p)) return 0;
     s->known = p;
-    memcpy(s->chunks, p->chunks, sizeof *s->chunks * (size_t)p->n);
-    memcpy(s->places, p->places, sizeof *s->places * (2 * (size_t)p->n + 1));
-    return p->n;
+    size_t n = (size_t)(p->n - p->n % CUT_GROUP);
+    memcpy(s->chunks, p->chunks, sizeof *s->chunks * n);
+    memcpy(s->places, p->places, sizeof *s->places * (2 * n + 1));
+    return (int)n;
 }
 
 int pipe_known(const struct Session *s)
