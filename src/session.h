@@ -116,14 +116,18 @@ struct EarlyRun {
 enum { FOUND_MOST = 64 }; /* tokens of a finding, with the blank line before it */
 
 /* What is known of a run before it begins: the chunks that were read while a pipe was open (session_pipe.c). */
+struct PipeChunk {
+    struct Chunk tokens;
+    size_t byte_begin, byte_end;
+    double surprise;             /* mean NLL of the question */
+    double looks[STOPS_MAX + 1]; /* sums of what each stop's heads say */
+};
 struct PipeRead {
-    uint64_t key; /* of the runs that it fits */
-    int n, cap;   /* chunks of the text, from the first one on */
-    struct Chunk *chunks;
-    size_t *places;         /* [cap, 2] and one more, as the session's */
-    double *surprise;       /* [cap] mean NLL of the question */
-    double *looks;          /* [cap, n_looks] sums of what each stop's heads say */
-    struct ChunkStop *stop; /* [n_looks] */
+    uint64_t key;             /* of the runs that it fits */
+    struct PipeChunk *chunks; /* [cap] n of the text, from the first one on */
+    int n, cap;
+    size_t next;            /* byte at which the chunk behind them begins */
+    struct ChunkStop *stop; /* [n_looks] that were looked at */
     int n_looks;
     double seconds; /* that it took, without the waiting, until a run counts them */
 };

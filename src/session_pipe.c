@@ -12,7 +12,6 @@
  */
 #include "session.h"
 
-#include <math.h>
 #include <string.h>
 
 static const double PATIENCE = 0.25; /* seconds */
@@ -36,49 +35,33 @@ static bool may_read(const struct Engine *e, const struct Request *req)
 static uint64_t run_key(const struct Session *s)
 {
     const struct Tokens *parts[] = {&s->prompt.prefix, &s->prompt.tail};
-    int facts[] = {s->cut.payload, s->cut.overlap, s->cut.slack, s->plan.heads_streaming};
+    int facts[] = {s->cut.payload, s->cut.overlap, s->cut.slack, s->plan.heads_streaming,
+                   (int)s->plan.chunk_score};
     uint64_t key = hash64(facts, sizeof facts, s->e->model.hash);
     for (int i = 0; i < 2; i++)
         if (parts[i]->n) key = hash64(parts[i]->ids, sizeof(int) * (size_t)parts[i]->n, key);
     return key;
 }
 
-static int more_room(struct PipeRead *p)
-{
-    int cap = p->cap ? 2 * p->cap : 4 * CUT_GROUP;
-    size_t was = (size_t)p->cap, now = (size_t)cap, looks = (size_t)p->n_looks;
-    struct {
-        void *at;
-        size_t was, now, size;
-    } blocks[] = {
-        {&p->chunks, was, now, sizeof *p->chunks},
-        {&p->places, was ? 2 * was + 1 : 0, 2 * now + 1, sizeof *p->places},
-        {&p->surprise, was, now, sizeof *p->surprise},
-        {&p->looks, was * looks, now * looks, sizeof *p->looks},
-    };
-    for (int i = 0; i < 4; i++) {
-        void *old, *grown;
-        if (blocks[i].now == 0) continue;
-        memcpy(&old, blocks[i].at, sizeof old);
-        grown = mem_grow(old, blocks[i].was, blocks[i].now, blocks[i].size);
-        if (!grown) return PC_ENOMEM;
-        memcpy(blocks[i].at, &grown, sizeof grown);
-    }
-    p->cap = cap;
-    return PC_OK;
-}
-
 /* What was found of the first n chunks of a group. */
 static int take_down(const struct Session *s, int n, struct PipeRead *p)
 {
-    if (p->n + n > p->cap) TRY(more_room(p));
-    memcpy(p->chunks + p->n, s->chunks, sizeof *s->chunks * (size_t)n);
-    memcpy(p->places + 2 * (size_t)p->n, s->places, sizeof *s->places * (2 * (size_t)n + 1));
-    for (int c = 0; c < n; c++) {
-        p->surprise[p->n + c] = s->out->chunks[c].score;
-        for (int d = 0; d < p->n_looks; d++)
-            p->looks[(size_t)(p->n + c) * (size_t)p->n_looks + (size_t)d] = early_row(s, d)[c];
+    if (p->n + n > p->cap) {
+        int cap = p->cap ? 2 * p->cap : 4 * CUT_GROUP;
+        struct PipeChunk *chunks = mem_grow(p->chunks, (size_t)p->cap, (size_t)cap, sizeof *chunks);
+        if (!chunks) return PC_ENOMEM;
+        p->chunks = chunks;
+        p->cap = cap;
     }
+    for (int c = 0; c < n; c++) {
+        struct PipeChunk *to = &p->chunks[p->n + c];
+        to->tokens = s->chunks[c];
+        to->byte_begin = s->places[2 * c];
+        to->byte_end = s->places[2 * c + 1];
+        to->surprise = s->out->chunks[c].score;
+        for (int d = 0; d < p->n_looks; d++) to->looks[d] = early_row(s, d)[c];
+    }
+    p->next = s->places[2 * n];
     p->n += n;
     return PC_OK;
 }
@@ -100,10 +83,10 @@ static int read_wave(struct Session *s, int first, int n)
 /* Of the last group, as many as are read before the pipe has ended. */
 static int read_group(struct Session *s, struct PipeRead *p)
 {
-    int before = p->n ? p->chunks[p->n - 1].end : 0, done = 0;
+    int before = p->n ? p->chunks[p->n - 1].tokens.end : 0, done = 0;
     s->rounds.n_read = p->n; /* for the progress */
     s->rounds.n_tokens = before;
-    TRY(stream_cut_group(s, p->n, before, p->n ? p->places[2 * (size_t)p->n] : 0));
+    TRY(stream_cut_group(s, p->n, before, p->next));
     early_begin(s);
     for (int n; done < CUT_GROUP && !s->req->stream->source.whole; done += n) {
         n = min_int(s->plan.wave, CUT_GROUP - done);
@@ -189,8 +172,8 @@ int session_pipe(struct Engine *e, const struct Request *req, struct PipeRead **
 void pipe_read_free(struct PipeRead *p)
 {
     if (!p) return;
-    void *blocks[] = {p->chunks, p->places, p->surprise, p->looks, p->stop};
-    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) mem_free(blocks[i]);
+    mem_free(p->chunks);
+    mem_free(p->stop);
     mem_free(p);
 }
 
@@ -205,9 +188,7 @@ double pipe_spent(const struct Request *req)
 
 size_t pipe_bytes(const struct PipeRead *p)
 {
-    size_t chunk = sizeof *p->chunks + 2 * sizeof *p->places + sizeof *p->surprise +
-                   (size_t)p->n_looks * sizeof *p->looks;
-    return chunk * (size_t)p->cap + sizeof *p->stop * (STOPS_MAX + 1);
+    return sizeof *p->chunks * (size_t)p->cap + sizeof *p->stop * (STOPS_MAX + 1);
 }
 
 /* The stop's place among those that were looked at; -1: it was not. */
@@ -234,10 +215,14 @@ int pipe_cuts(struct Session *s)
     const struct PipeRead *p = s->req->pipe;
     if (!p || !fits(s, p)) return 0;
     s->known = p;
-    size_t n = (size_t)(p->n - p->n % CUT_GROUP);
-    memcpy(s->chunks, p->chunks, sizeof *s->chunks * n);
-    memcpy(s->places, p->places, sizeof *s->places * (2 * n + 1));
-    return (int)n;
+    int n = p->n - p->n % CUT_GROUP;
+    for (int c = 0; c < n; c++) {
+        s->chunks[c] = p->chunks[c].tokens;
+        s->places[2 * c] = p->chunks[c].byte_begin;
+        s->places[2 * c + 1] = p->chunks[c].byte_end;
+    }
+    s->places[2 * n] = n < p->n ? p->chunks[n].byte_begin : p->next;
+    return n;
 }
 
 int pipe_known(const struct Session *s)
@@ -260,13 +245,12 @@ void pipe_skip(struct Session *s)
 void pipe_looks(const struct Session *s, const struct ChunkStop *stop, double *score)
 {
     int n = pipe_known(s), at = n ? look_at(s->known, stop) : 0;
-    for (int c = 0; c < n; c++)
-        score[c] = s->known->looks[(size_t)c * (size_t)s->known->n_looks + (size_t)at];
+    for (int c = 0; c < n; c++) score[c] = s->known->chunks[c].looks[at];
 }
 
 int pipe_offer(struct Session *s, int chunk)
 {
-    s->out->chunks[chunk].score = s->known->surprise[chunk];
+    s->out->chunks[chunk].score = s->known->chunks[chunk].surprise;
     return settle_chunk(s, chunk);
 }
 

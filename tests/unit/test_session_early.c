@@ -52,7 +52,8 @@ static void test_margin_for_all(void **state)
 static void brute_scores(struct Run *run, int layer, double *score)
 {
     struct Session *s = &run->s;
-    int p = s->prompt.prefix.n, q = s->prompt.tail.n, rows = q < EARLY_ROWS ? q : EARLY_ROWS;
+    int p = s->prompt.prefix.n, q = s->prompt.tail.n, rows = q < EARLY_ROWS ? q : EARLY_ROWS,
+        group = s->e->model.cfg.n_heads / s->e->model.cfg.n_kv_heads;
     for (int c = 0; c < s->plan.n_chunks; c++) {
         struct Tokens ids = join(&s->prompt, s->chunks[c].begin, s->chunks[c].end);
         struct Forward f = forward(s->e, ids);
@@ -62,7 +63,7 @@ static void brute_scores(struct Run *run, int layer, double *score)
             double sum = 0;
             brute_mass(&f, layer - 1, h, rows, mass);
             for (int j = p; j < ids.n - q; j++) sum += mass[j];
-            score[c] += log(sum / rows / (f.heads / f.kv_heads));
+            score[c] += log(sum / rows / group);
         }
         free(mass);
         forward_free(&f);

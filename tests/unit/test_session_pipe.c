@@ -111,6 +111,14 @@ enum { TEXT = 190000, FIRST = 140000 }; /* a pipe is counted 128 KiB at a time *
 
 /* ==== The same as in memory ==== */
 
+static bool same_chunk(const struct ChunkInfo *x, const struct ChunkInfo *y)
+{
+    return x->begin == y->begin && x->end == y->end && x->byte_begin == y->byte_begin &&
+           x->byte_end == y->byte_end &&
+           (x->score == y->score || (isnan(x->score) && isnan(y->score))) && x->kept == y->kept &&
+           x->round == y->round && x->n_layers == y->n_layers;
+}
+
 static void same_results(const struct Result *a, const struct Result *b)
 {
     assert_int_equal(a->plan.n_chunks, b->plan.n_chunks);
@@ -119,7 +127,7 @@ static void same_results(const struct Result *a, const struct Result *b)
     assert_memory_equal(a->plan.early, b->plan.early, sizeof a->plan.early);
     for (int i = 0; i < a->plan.n_chunks; i++) {
         const struct ChunkInfo *x = &a->chunks[i], *y = &b->chunks[i];
-        if (memcmp(x, y, sizeof *x) != 0)
+        if (!same_chunk(x, y))
             fail_msg("chunk %d of %d: %d to %d, score %.17g, %d layers; in memory %d to %d, score "
                      "%.17g, %d layers",
                      i, a->plan.n_chunks, y->begin, y->end, y->score, y->n_layers, x->begin, x->end,
@@ -499,7 +507,7 @@ static void test_memory(void **state)
     set_profile(e, 0.5f);
     e->settings.chunk = 256;
     e->settings.early = EARLY_PROFILE;
-    assert_true(pipe_bytes(&most) / 4096 < 80);
+    assert_true(pipe_bytes(&most) / 4096 < 90);
     must(e->be->reserve(e->dev, &least));
     size_t before = mem_in_use();
     assert_true(from_pipe(e, &text, 4 * FIRST, question) > GROUPS * CUT_GROUP);
