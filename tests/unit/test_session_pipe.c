@@ -25,6 +25,8 @@ struct Feeder {
     int n_events; /* of prefill, while the end was open */
     bool went_on;
     atomic_bool done;
+    struct TextStream stream; /* of what it writes, */
+    struct Request req;       /* and what is asked of that */
 };
 
 static void write_all(int fd, const char *data, size_t len)
@@ -50,34 +52,10 @@ static void *feed(void *feeder)
     return NULL;
 }
 
-static void feeder_open(struct Feeder *f, const struct Str *text, size_t first)
-{
-    *f = (struct Feeder){.text = text, .first = first};
-    temp_name(f->path);
-    unlink(f->path);
-    assert_int_equal(mkfifo(f->path, 0600), 0);
-    sem_init(&f->go, 0, 0);
-    assert_int_equal(pthread_create(&f->thread, NULL, feed, f), 0);
-}
-
 static void go_on(struct Feeder *f)
 {
     if (!f->went_on) sem_post(&f->go);
     f->went_on = true;
-}
-
-/* Takes what nobody wanted, so that the thread comes to its end. */
-static void feeder_close(struct Feeder *f)
-{
-    char rest[4096];
-    int fd = open(f->path, O_RDONLY | O_NONBLOCK);
-    go_on(f);
-    while (!f->done)
-        if (read(fd, rest, sizeof rest) <= 0) usleep(1000);
-    close(fd);
-    pthread_join(f->thread, NULL);
-    sem_destroy(&f->go);
-    unlink(f->path);
 }
 
 /* While the end is open no totals are told; once enough groups are read, the pipe goes on. */
@@ -91,6 +69,38 @@ static void on_progress(void *user, const struct Progress *p)
 }
 
 static const char question[] = "Where is the xyzzy?";
+
+/* The pipe stops after `first` bytes, if these are not all. */
+static void feeder_open(struct Feeder *f, const struct Str *text, size_t first)
+{
+    *f = (struct Feeder){.text = text, .first = first};
+    f->req = (struct Request){
+        .stream = &f->stream, .question = question, .user = f, .on_progress = on_progress};
+    temp_name(f->path);
+    unlink(f->path);
+    assert_int_equal(mkfifo(f->path, 0600), 0);
+    sem_init(&f->go, 0, 0);
+    if (first == text->len) go_on(f);
+    assert_int_equal(pthread_create(&f->thread, NULL, feed, f), 0);
+    const char *path = f->path;
+    must(text_stream_open(&f->stream, &path, 1));
+}
+
+/* Takes what nobody wanted, so that the thread comes to its end. */
+static void feeder_close(struct Feeder *f)
+{
+    char rest[4096];
+    pipe_read_free(f->req.pipe);
+    text_stream_close(&f->stream);
+    int fd = open(f->path, O_RDONLY | O_NONBLOCK);
+    go_on(f);
+    while (!f->done)
+        if (read(fd, rest, sizeof rest) <= 0) usleep(1000);
+    close(fd);
+    pthread_join(f->thread, NULL);
+    sem_destroy(&f->go);
+    unlink(f->path);
+}
 
 /* Sentences and paragraphs, with an odd word here and there. */
 static struct Str prose(size_t bytes, uint64_t seed)
@@ -156,29 +166,19 @@ static struct Result in_memory(struct Engine *e, const struct Str *text, const c
 static int from_pipe(struct Engine *e, const struct Str *text, size_t first, const char *asked)
 {
     struct Feeder f;
-    struct TextStream stream;
     struct Result want = in_memory(e, text, asked), r;
     feeder_open(&f, text, first);
-    const char *path = f.path;
-    struct Request req = {
-        .stream = &stream, .question = question, .user = &f, .on_progress = on_progress};
-    struct PipeRead *pipe;
-    if (first == text->len) go_on(&f);
-    must(text_stream_open(&stream, &path, 1));
-    must(session_pipe(e, &req, &pipe));
+    must(session_pipe(e, &f.req, &f.req.pipe));
     go_on(&f);
-    req.question = asked;
-    req.on_progress = NULL;
-    req.pipe = pipe;
-    must(session_run(e, &req, &r));
+    f.req.question = asked;
+    f.req.on_progress = NULL;
+    must(session_run(e, &f.req, &r));
     int n = r.n_piped;
-    assert_true(pipe || n == 0);
+    assert_true(f.req.pipe || n == 0);
     same_results(&want, &r);
     assert_true(r.time.tokenize >= 0 && r.time.prefill >= 0);
     assert_true(fabs(r.time.tokenize + r.time.prefill + r.time.question + r.time.decode -
                      r.time.total) < 0.01);
-    pipe_read_free(pipe);
-    text_stream_close(&stream);
     result_free(&want);
     result_free(&r);
     feeder_close(&f);
@@ -326,17 +326,10 @@ static void is_left_to_the_run(struct Engine *e)
 static void is_too_fast(struct Engine *e, const struct Str *text)
 {
     struct Feeder f;
-    struct TextStream stream;
-    struct PipeRead *pipe;
     feeder_open(&f, text, text->len);
-    const char *path = f.path;
-    struct Request req = {.stream = &stream, .question = question};
-    go_on(&f);
-    must(text_stream_open(&stream, &path, 1));
-    must(session_pipe(e, &req, &pipe));
-    assert_null(pipe);
-    assert_true(stream.source.whole);
-    text_stream_close(&stream);
+    must(session_pipe(e, &f.req, &f.req.pipe));
+    assert_null(f.req.pipe);
+    assert_true(f.stream.source.whole);
     feeder_close(&f);
 }
 
@@ -385,17 +378,12 @@ static void test_no_tail(void **state)
     struct Str text = prose(TEXT, 5);
     struct Engine *e = open_pipe_engine("llama");
     struct Feeder f;
-    struct TextStream stream;
-    struct PipeRead *pipe;
     e->chat = (struct Chat){.kind = CHAT_RAW};
     feeder_open(&f, &text, FIRST);
-    const char *path = f.path;
-    struct Request req = {.stream = &stream, .question = ""};
-    must(text_stream_open(&stream, &path, 1));
-    must(session_pipe(e, &req, &pipe));
-    assert_null(pipe);
-    assert_false(stream.source.whole);
-    text_stream_close(&stream);
+    f.req.question = "";
+    must(session_pipe(e, &f.req, &f.req.pipe));
+    assert_null(f.req.pipe);
+    assert_false(f.stream.source.whole);
     feeder_close(&f);
     engine_close(e);
     str_free(&text);
@@ -413,20 +401,15 @@ static int fails(struct Engine *e, const struct Str *text, int stop_after, int a
 {
     const struct BatchShape least = {.rows = 1, .seqs = 1, .keys = 1, .head_rows = 1};
     struct Feeder f;
-    struct TextStream stream;
-    struct PipeRead *pipe = NULL;
     must(e->be->reserve(e->dev, &least));
     size_t before = mem_in_use();
     feeder_open(&f, text, FIRST);
-    const char *path = f.path;
-    struct Request req = {.stream = &stream, .question = question, .user = &stop_after};
-    if (stop_after) req.stop = stop_late;
-    must(text_stream_open(&stream, &path, 1));
+    f.req.on_progress = NULL;
+    f.req.stop = stop_late;
+    f.req.user = &stop_after;
     mem_fail_after(alloc_after);
-    int status = session_pipe(e, &req, &pipe);
+    int status = session_pipe(e, &f.req, &f.req.pipe);
     mem_fail_after(0);
-    pipe_read_free(pipe);
-    text_stream_close(&stream);
     feeder_close(&f);
     must(e->be->reserve(e->dev, &least));
     assert_int_equal(mem_in_use(), before);
@@ -469,28 +452,17 @@ static void test_bad_text(void **state)
     struct Str text = prose(TEXT, 5);
     struct Engine *e = open_pipe_engine("llama");
     struct Feeder f;
-    struct TextStream stream;
-    struct PipeRead *pipe;
+    struct Result r = {0};
+    char where[64];
     text.data[TEXT - 100] = '\0';
     feeder_open(&f, &text, FIRST);
-    const char *path = f.path;
-    struct Request req = {
-        .stream = &stream, .question = question, .user = &f, .on_progress = on_progress};
-    struct Result r;
-    char where[64];
-    must(text_stream_open(&stream, &path, 1));
-    int status = session_pipe(e, &req, &pipe);
-    req.pipe = pipe;
-    if (status == PC_OK) {
-        status = session_run(e, &req, &r);
-        result_free(&r);
-    }
+    int status = session_pipe(e, &f.req, &f.req.pipe);
+    if (status == PC_OK) status = session_run(e, &f.req, &r);
     assert_int_equal(status, PC_EFORMAT);
-    snprintf(where, sizeof where, "%s: NUL at byte %d", path, TEXT - 100);
+    snprintf(where, sizeof where, "%s: NUL at byte %d", f.path, TEXT - 100);
     assert_non_null(strstr(err_text(), where));
     assert_true(f.n_events > GROUPS);
-    pipe_read_free(pipe);
-    text_stream_close(&stream);
+    result_free(&r);
     feeder_close(&f);
     engine_close(e);
     str_free(&text);
