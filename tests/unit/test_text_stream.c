@@ -283,11 +283,29 @@ static void check_share(struct TextStream *st, const struct Tokens *ids, uint64_
     text_stream_leave(&reader);
 }
 
+/* A scan that goes on when more is asked for: what is known can be loaded meanwhile. */
+static void check_some(struct TextStream *st, const struct Tokenizer *t, const struct Tokens *ids,
+                       bool begins, uint64_t seed)
+{
+    uint64_t state = seed;
+    for (int least = 1; least <= ids->n; least += 1 + ids->n / 5) {
+        fine(text_stream_scan_some(st, t, begins, least, &(struct ScanWatch){0}));
+        assert_in_range(st->n_tokens, least, ids->n);
+        int n = 1 + (int)below(&state, st->n_tokens < 300 ? (uint32_t)st->n_tokens : 300),
+            begin = (int)below(&state, (uint32_t)(st->n_tokens - n + 1));
+        const struct Tokens want = {ids->ids + begin, n, n};
+        fine(text_stream_load(st, begin, begin + n));
+        same_ids(&want, text_stream_ids(st, begin), n, "a stretch of what is known");
+        fine(source_take(&st->source, least % 2 ? 0 : 0.001));
+    }
+}
+
 static void check_stream(struct TextStream *st, const struct Tokenizer *t, const struct Str *text,
                          bool begins, uint64_t seed)
 {
     struct Tokens ids = whole_ids(t, text->data, text->len, begins);
     st->threads = 1 << seed % 3;
+    if (seed % 2) check_some(st, t, &ids, begins, seed);
     fine(text_stream_scan(st, t, begins, NULL, NULL));
     assert_int_equal(st->n_tokens, ids.n);
     assert_int_equal(st->source.size, text->len);
@@ -341,6 +359,34 @@ static void test_streams(void **state)
                 check_file(t, sizes[i], 10 * i + (uint64_t)kind);
         tokenizer_close(t);
     }
+}
+
+/* A scan that is given up half way gives back what it has, and another kind begins anew. */
+static void test_given_up(void **state)
+{
+    (void)state;
+    static struct TinyVocab v;
+    struct Tokenizer *t = tiny_tokenizer(1, &v);
+    char path[32];
+    const char *paths[] = {path};
+    struct Str text = {0};
+    struct TextStream st;
+    temp_name(path);
+    hostile_text(&text, 3000000, 5);
+    write_text(path, text.data, text.len);
+    size_t before = mem_in_use();
+    for (int again = 0; again < 2; again++) {
+        fine(text_stream_open(&st, paths, 1));
+        fine(text_stream_scan_some(&st, t, true, 1, &(struct ScanWatch){0}));
+        assert_non_null(st.scan);
+        if (again) check_stream(&st, t, &text, false, 2);
+        assert_true(!again || !st.scan);
+        text_stream_close(&st);
+        assert_int_equal(mem_in_use(), before);
+    }
+    unlink(path);
+    str_free(&text);
+    tokenizer_close(t);
 }
 
 /* Any number of threads finds the same segments, in a file and in a pipe. */
@@ -670,13 +716,21 @@ static void test_failing_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_words),       cmocka_unit_test(test_cuts),
-        cmocka_unit_test(test_cuts_golden), cmocka_unit_test(test_where),
-        cmocka_unit_test(test_streams),     cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_long_words),  cmocka_unit_test(test_blocks),
-        cmocka_unit_test(test_files),       cmocka_unit_test(test_models),
-        cmocka_unit_test(test_changes),     cmocka_unit_test(test_scan_ends),
-        cmocka_unit_test(test_bad_text),    cmocka_unit_test(test_failing_allocations),
+        cmocka_unit_test(test_words),
+        cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_cuts_golden),
+        cmocka_unit_test(test_where),
+        cmocka_unit_test(test_streams),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_given_up),
+        cmocka_unit_test(test_long_words),
+        cmocka_unit_test(test_blocks),
+        cmocka_unit_test(test_files),
+        cmocka_unit_test(test_models),
+        cmocka_unit_test(test_changes),
+        cmocka_unit_test(test_scan_ends),
+        cmocka_unit_test(test_bad_text),
+        cmocka_unit_test(test_failing_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
