@@ -100,13 +100,12 @@ struct EarlyRun {
     struct ChunkStop *stop;             /* [n_looks] owned */
     struct ChunkQueue queue[STOPS_MAX]; /* survivors of each */
     int n, n_held;
-    int n_looks;    /* n, and one more where the heads of all layers count in the end */
-    double *score;  /* [n_looks, n_chunks] sums of what the stops' heads say; higher stays */
-    double *sorted; /* [n_chunks] scratch */
-    double
-        safe_share; /* of words: chunks that share so much stay in any case; INFINITY: none does */
-    int *list;      /* [n_chunks] survivors that this rank reads on, in document order */
-    float *mass;    /* [wave, n_kv_heads, wave_shape.mass_keys] */
+    int n_looks;       /* n, and one more where the heads of all layers count in the end */
+    double *score;     /* [n_looks, n_chunks] sums of what the stops' heads say; higher stays */
+    double *sorted;    /* [n_chunks] scratch */
+    double safe_share; /* of words: who shares so much stays in any case; INFINITY: nobody */
+    int *list;         /* [n_chunks] survivors that this rank reads on, in document order */
+    float *mass;       /* [wave, n_kv_heads, wave_shape.mass_keys] */
     float *
         rows; /* [n_held, chunk and question tokens, dim] device memory: x of chunks that survived so far */
     int *holds;             /* [n_held] whose; -1: free */
@@ -181,19 +180,18 @@ struct Session {
     double begun;
     struct Store *store; /* the chunks were read before and lie there; NULL: they are read now */
     bool together;       /* all ranks answer, each over the kept chunks that it read */
-    bool indexes; /* chunks go to a store: there is no question yet, and nothing is evicted */
-    bool
-        open_end; /* the text is a pipe's, whose end is not known yet: its chunks are a group of it (session_pipe.c) */
+    bool indexes;  /* chunks go to a store: there is no question yet, and nothing is evicted */
+    bool open_end; /* the text's end is not known yet: chunks are a group of it (session_pipe.c) */
     const struct PipeRead *known; /* what was read then of the first chunks of this run; or NULL */
 
     struct DeviceLimits limits;
     struct ChunkInput cut; /* how the context is cut */
     uint8_t *boundary;     /* [n_context] */
     struct Chunk *chunks;  /* [n_chunks] */
-    size_t *
-        places; /* [n_chunks, 2] bytes of the text at which each chunk of a stream begins and ends; where the end is open,
-                  * one more: where the next one begins */
-    int *todo;  /* [n_chunks] chunks that this round prefills, n_todo of them, in document order */
+    /* [n_chunks, 2] bytes of the text at which each chunk of a stream begins and ends, and one more, where the next one
+     * begins while the end is open */
+    size_t *places;
+    int *todo; /* [n_chunks] chunks that this round prefills, n_todo of them, in document order */
     int n_todo;
     struct TextAhead
         *ahead;        /* loads the next wave's tokens of a stream; NULL: there is no next one */
@@ -396,12 +394,12 @@ void stream_begin(const struct Engine *e, const struct Request *req,
                   struct PromptText *text); /* before prompt_make */
 /* After it: what the method needs of a stream at once. */
 int stream_prompt(const struct Request *req, const struct Settings *set, struct Prompt *out);
-int stream_more(const struct Request *req,
-                int least);                     /* goes on with the scan: text_stream_scan_some */
+/* Goes on with the scan, as text_stream_scan_some. */
+int stream_more(const struct Request *req, int least);
 double stream_spent(const struct Request *req); /* seconds of scanning that no run has counted */
 int stream_cut(struct Session *s);              /* fills chunks and places */
-/* Of a group, where `first` is its first chunk's number in the text: before and place are where the chunk before ends and where this one
- * begins, in tokens and bytes. */
+/* The same of a group that begins with chunk `first` of the text: at byte `place`, where the chunk before ends at token
+ * `before`. */
 int stream_cut_group(struct Session *s, int first, int before, size_t place);
 int stream_tokens(const struct Session *s);
 size_t text_bytes(const struct Session *s); /* of main memory that text, ids and chunks take */
@@ -543,9 +541,8 @@ int decode_answer(struct Session *s);
 int question_nll(struct Session *s, float *nll);
 
 /* session_pipe.c: chunks that were read while a pipe was still open, in the run that follows. */
-int pipe_cuts(
-    struct Session
-        *s); /* fills in known, where it fits, and its whole groups' cuts; returns how many */
+/* Fills in known, where that fits, and the cuts of its whole groups; returns how many. */
+int pipe_cuts(struct Session *s);
 double pipe_spent(const struct Request *req); /* seconds that no run has counted */
 size_t pipe_bytes(const struct PipeRead *p);
 /* How many there are in the round at hand: the question of later rounds is another one. */
