@@ -121,7 +121,7 @@ void boundary_classify(const char *text, size_t len, const size_t *offset, int n
 
 /* ==== Cuts ==== */
 
-/* New tokens of a chunk, in all groups but the last. */
+/* New tokens of a chunk that is none of the last ones. */
 static int step_of(const struct ChunkInput *in)
 {
     return in->payload - in->slack - in->overlap;
@@ -165,102 +165,99 @@ static int best_cut(const uint8_t *near, int lo, int hi, int ideal)
     return best;
 }
 
-/* Chunks that are cut together. */
-struct Group {
-    const struct ChunkInput *in;
-    int first, n;         /* chunks [first, first + n) of the text */
-    bool last;            /* the text ends with it */
-    struct Chunk *chunks; /* [n] */
-};
-
-/* Where the chunk before a group would end, if cuts did not move; it repeats nothing that is not there. */
-static int64_t group_base(const struct Group *g)
+/* Where chunk i would end if it is none of the last ones and cuts did not move. */
+static int64_t ideal_end(const struct ChunkInput *in, int i)
 {
-    return (int64_t)g->first * step_of(g->in) + g->in->overlap;
+    return in->overlap + (i + (int64_t)1) * step_of(in);
 }
 
-static int64_t group_tokens(const struct Group *g)
+/* Cuts may move by less than half of the shortest stretch between two, so that they never meet. */
+static int reach_of(int shortest)
 {
-    return g->last ? g->in->n_tokens - group_base(g) : (int64_t)g->n * step_of(g->in);
-}
-
-/* Ends at equal lengths, as far as they go. */
-static void equal_cuts(const struct Group *g)
-{
-    int64_t total = group_tokens(g), end = group_base(g);
-    for (int i = 0; i < g->n; i++) {
-        end += total / g->n + (i < total % g->n);
-        g->chunks[i].end = (int)end;
-    }
-}
-
-/* Cuts may move by less than half of the shortest stretch between two, so that they never meet. In front of the last group,
- * whose lengths are not known yet, that is a little less than a step. */
-static int cut_reach(const struct Group *g)
-{
-    int step = step_of(g->in),
-        shortest = g->last ? (int)(group_tokens(g) / g->n) : step - step / CUT_GROUP - 1;
     return at_least(at_most(SNAP_MAX, (shortest - 1) / 2), 0);
 }
 
-/* Moves the cuts from their ideal places (chunks[i].end) to boundaries. before: where the chunk before ends. */
-static int snap_cuts(const struct Group *g, int before, const struct BoundaryReader *reader)
+int64_t chunk_cut_tokens(const struct ChunkInput *in, int i)
 {
-    const struct ChunkInput *in = g->in;
-    struct Chunk *chunks = g->chunks;
-    int reach = cut_reach(g), fresh = in->payload - in->overlap, n = g->last ? g->n - 1 : g->n;
+    return ideal_end(in, i + EVEN_CHUNKS - 1) + 1;
+}
 
-    /* From the back: the earliest place of each cut from which all later chunks still hold the
-     * rest. It is kept in `begin`, which is free until the cuts are final. Chunks of later groups leave their slack. */
-    int lo_next = g->last ? in->n_tokens : chunks[n - 1].end + fresh;
-    if (!g->last) lo_next -= at_most(reach, CUT_GROUP * in->slack);
-    for (int i = n - 1; i >= 0; i--) {
-        chunks[i].begin = at_least(chunks[i].end - reach, lo_next - fresh);
-        lo_next = chunks[i].begin;
-    }
-    int hi = before + fresh;
-    for (int i = 0; i < n; i++) {
-        uint8_t near[2 * SNAP_MAX + 1];
-        int ideal = chunks[i].end, lo = chunks[i].begin, last = at_most(ideal + reach, hi);
-        TRY(reader->near(reader->user, lo, last, near));
-        chunks[i].end = best_cut(near, lo, last, ideal);
-        hi = chunks[i].end + fresh;
-    }
+int chunk_cut_read(const struct ChunkInput *in, int i, int before, struct Chunk *out,
+                   const struct BoundaryReader *reader)
+{
+    /* The last chunks may be a little shorter than a step. They leave their slack, which together holds what a cut before them
+     * takes away. */
+    int step = step_of(in), reach = reach_of(step - step / EVEN_CHUNKS - 1),
+        ideal = (int)ideal_end(in, i), lo = ideal - at_most(reach, EVEN_CHUNKS * in->slack),
+        end = i ? before : in->overlap,
+        hi = at_most(ideal + reach, end + in->payload - in->overlap);
+    uint8_t near[2 * SNAP_MAX + 1];
+    *out = (struct Chunk){end - in->overlap, ideal};
+    if (!reader) return PC_OK;
+    TRY(reader->near(reader->user, lo, hi, near));
+    out->end = best_cut(near, lo, hi, ideal);
     return PC_OK;
 }
 
-/* reader NULL: cuts stay. */
-static int cut_group(const struct Group *g, int before, const struct BoundaryReader *reader)
+/* ==== The last chunks ==== */
+
+struct Last {
+    const struct ChunkInput *in;
+    int begin,
+        n; /* the text's tokens from here on, in n chunks; at first, where cuts do not move */
+    struct Chunk *chunks; /* [n] */
+};
+
+/* Ends at equal lengths, as far as they go. */
+static void equal_cuts(const struct Last *l)
 {
-    equal_cuts(g);
-    if (reader) TRY(snap_cuts(g, before, reader));
-    g->chunks[0].begin = g->first ? before - g->in->overlap : 0;
-    for (int i = 1; i < g->n; i++) g->chunks[i].begin = g->chunks[i - 1].end - g->in->overlap;
+    int total = l->in->n_tokens - l->begin, end = l->begin;
+    for (int i = 0; i < l->n; i++) {
+        end += total / l->n + (i < total % l->n);
+        l->chunks[i].end = end;
+    }
+}
+
+/* Moves the cuts from their ideal places (chunks[i].end) to boundaries. before: where the chunk before ends. */
+static int snap_cuts(const struct Last *l, int before, const struct BoundaryReader *reader)
+{
+    const struct ChunkInput *in = l->in;
+    int reach = reach_of((in->n_tokens - l->begin) / l->n), fresh = in->payload - in->overlap;
+
+    /* From the back: the earliest place of each cut from which all later chunks still hold the
+     * rest. It is kept in `begin`, which is free until the cuts are final. */
+    int lo_next = in->n_tokens;
+    for (int i = l->n - 2; i >= 0; i--) {
+        l->chunks[i].begin = at_least(l->chunks[i].end - reach, lo_next - fresh);
+        lo_next = l->chunks[i].begin;
+    }
+    int hi = before + fresh;
+    for (int i = 0; i < l->n - 1; i++) {
+        uint8_t near[2 * SNAP_MAX + 1];
+        int ideal = l->chunks[i].end, lo = l->chunks[i].begin, last = at_most(ideal + reach, hi);
+        TRY(reader->near(reader->user, lo, last, near));
+        l->chunks[i].end = best_cut(near, lo, last, ideal);
+        hi = l->chunks[i].end + fresh;
+    }
     return PC_OK;
 }
 
 int chunk_plan_read(const struct ChunkInput *in, int n_known, int n_chunks, struct Chunk *chunks,
                     const struct BoundaryReader *reader)
 {
-    for (int first = n_known, n; first < n_chunks; first += n) {
-        bool last = n_chunks - first < 2 * CUT_GROUP;
-        n = last ? n_chunks - first : CUT_GROUP;
-        struct Group g = {in, first, n, last, chunks + first};
-        TRY(cut_group(&g, first ? chunks[first - 1].end : in->overlap, reader));
+    int first = at_least(n_chunks - EVEN_CHUNKS, 0), before = in->overlap;
+    if (n_chunks < 1) return PC_OK;
+    if (n_known) before = chunks[n_known - 1].end;
+    for (int i = n_known; i < first; i++) {
+        TRY(chunk_cut_read(in, i, before, &chunks[i], reader));
+        before = chunks[i].end;
     }
+    struct Last l = {in, (int)ideal_end(in, first - 1), n_chunks - first, chunks + first};
+    equal_cuts(&l);
+    if (reader) TRY(snap_cuts(&l, before, reader));
+    for (int i = first; i < n_chunks; i++)
+        chunks[i].begin = i ? chunks[i - 1].end - in->overlap : 0;
     return PC_OK;
-}
-
-int64_t chunk_group_tokens(const struct ChunkInput *in, int first)
-{
-    return in->overlap + (first + (int64_t)2 * CUT_GROUP - 1) * step_of(in) + 1;
-}
-
-int chunk_group_read(const struct ChunkInput *in, int first, int before, struct Chunk *chunks,
-                     const struct BoundaryReader *reader)
-{
-    struct Group g = {in, first, CUT_GROUP, false, chunks};
-    return cut_group(&g, first ? before : in->overlap, reader);
 }
 
 static int copy_near(void *user, int lo, int hi, uint8_t *boundary)

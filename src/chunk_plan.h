@@ -68,11 +68,10 @@ struct Chunk {
  * Errors: PC_ERANGE (payload below 1, overlap of more than half of it). */
 int chunk_count(const struct ChunkInput *in, int *n_chunks);
 
-/* Chunks are cut in groups: CUT_GROUP of them while twice as many are left, then all that are left. Lengths in the last group,
- * before cuts move to boundaries, differ by 1 at most; those in the others are payload less slack. So a group's cuts do
- * not depend on what follows it, once it is known not to be the last, and a text can be read before its end is known
- * (session_pipe.c); one of fewer than 2 * CUT_GROUP chunks is balanced as a whole. */
-enum { CUT_GROUP = 64 };
+/* Before cuts move to boundaries, lengths of the last EVEN_CHUNKS chunks, or of all, differ by 1 at most; all chunks before these
+ * are as long as the payload less slack. So a cut does not depend on what follows, once enough is known to follow, and a
+ * text can be read before its end has come (session_pipe.c). */
+enum { EVEN_CHUNKS = 80 };
 
 /* Fills chunks[n_chunks], n_chunks as chunk_count gave it, in document order. No token is left
  * out, no chunk is empty or longer than the payload. Each cut in turn, from the front, moves to the strongest boundary in
@@ -85,16 +84,15 @@ struct BoundaryReader {
     int (*near)(void *user, int lo, int hi, uint8_t *boundary);
     void *user;
 };
-/* The same cuts as chunk_plan_make with all boundaries; in->boundary is not looked at. The first n_known chunks, which are
- * whole groups, are known. Errors: those of near. */
+/* The same cuts as chunk_plan_make with all boundaries; in->boundary is not looked at. The first n_known chunks, of which none is among
+ * the last EVEN_CHUNKS, are known. Errors: those of near. */
 int chunk_plan_read(const struct ChunkInput *in, int n_known, int n_chunks, struct Chunk *chunks,
                     const struct BoundaryReader *reader);
 
-/* Tokens that a text has at least if chunks [first, first + CUT_GROUP) are a group and not the last one. */
-int64_t chunk_group_tokens(const struct ChunkInput *in, int first);
-/* Fills chunks[CUT_GROUP], those from `first` on of such a text; `before`: where the chunk before ends. in->n_tokens is not
- * looked at. */
-int chunk_group_read(const struct ChunkInput *in, int first, int before, struct Chunk *chunks,
-                     const struct BoundaryReader *reader);
+/* Tokens that a text has at least if chunk i is none of the last EVEN_CHUNKS; and that chunk. before: where the one before ends.
+ * in->n_tokens is not looked at. */
+int64_t chunk_cut_tokens(const struct ChunkInput *in, int i);
+int chunk_cut_read(const struct ChunkInput *in, int i, int before, struct Chunk *out,
+                   const struct BoundaryReader *reader);
 
 #endif

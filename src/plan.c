@@ -103,7 +103,7 @@ static int count_chunks(struct Session *s)
     if (session_has_text(s)) s->cut.slack = min_int(SNAP_MAX, payload / 16);
     s->plan.chunk_tokens = min_int(payload, n);
     TRY(chunk_count(&s->cut, &s->plan.n_chunks));
-    if (s->open_end) s->plan.n_chunks = CUT_GROUP;
+    if (s->open_end) s->plan.n_chunks = EVEN_CHUNKS; /* at a time, at most */
     return PC_OK;
 }
 

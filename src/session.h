@@ -181,7 +181,7 @@ struct Session {
     struct Store *store; /* the chunks were read before and lie there; NULL: they are read now */
     bool together;       /* all ranks answer, each over the kept chunks that it read */
     bool indexes;  /* chunks go to a store: there is no question yet, and nothing is evicted */
-    bool open_end; /* the text's end is not known yet: chunks are a group of it (session_pipe.c) */
+    bool open_end; /* the text's end is not known yet: chunks are those at hand (session_pipe.c) */
     const struct PipeRead *known; /* what was read then of the first chunks of this run; or NULL */
 
     struct DeviceLimits limits;
@@ -398,9 +398,9 @@ int stream_prompt(const struct Request *req, const struct Settings *set, struct 
 int stream_more(const struct Request *req, int least);
 double stream_spent(const struct Request *req); /* seconds of scanning that no run has counted */
 int stream_cut(struct Session *s);              /* fills chunks and places */
-/* The same of a group that begins with chunk `first` of the text: at byte `place`, where the chunk before ends at token
- * `before`. */
-int stream_cut_group(struct Session *s, int first, int before, size_t place);
+/* The same of chunks [first, first + n) of the text, into the first n: they begin at byte `place`, and the chunk before ends at
+ * token `before`. */
+int stream_cut_some(struct Session *s, int first, int n, int before, size_t place);
 int stream_tokens(const struct Session *s);
 size_t text_bytes(const struct Session *s); /* of main memory that text, ids and chunks take */
 int ahead_open(struct Session *s); /* reads the next wave's chunks while the device works */
@@ -541,7 +541,7 @@ int decode_answer(struct Session *s);
 int question_nll(struct Session *s, float *nll);
 
 /* session_pipe.c: chunks that were read while a pipe was still open, in the run that follows. */
-/* Fills in known, where that fits, and the cuts of its whole groups; returns how many. */
+/* Fills in known, where that fits, and its cuts; returns how many. */
 int pipe_cuts(struct Session *s);
 double pipe_spent(const struct Request *req); /* seconds that no run has counted */
 size_t pipe_bytes(const struct PipeRead *p);

@@ -2,7 +2,7 @@
  *
  * A run wants to know all of its text first: the last cuts share what is left, words are weighed against all chunks, and early
  * decisions compare all of them. But what the model says of a chunk hangs on that chunk and the question alone. So while a
- * pipe is slower than the device, session_pipe() reads each group of chunks as soon as its cuts are certain (chunk_plan.h), takes
+ * pipe is slower than the device, session_pipe() reads each chunk as soon as its cut is certain (chunk_plan.h), takes
  * down how much the question surprises behind it and what the decisions may ask for, and lets its keys and values go.
  * The run that follows counts these chunks in like all others, but does not read them; those that it keeps are read once more.
  * So file and pipe give the same answer: on a CPU to the bit.
@@ -28,7 +28,7 @@ static bool may_read(const struct Engine *e, const struct Request *req)
     const struct Settings *set = &e->settings;
     return req->stream && !req->stream->source.whole && set->method == METHOD_PARALLELCOMP &&
            !ranks_ahead(set) && !set->prefilter && set->rope_scaling == SCALING_AUTO &&
-           set->keep != KEEP_ALL && set->keep < CUT_GROUP && e->team->size == 1;
+           set->keep != KEEP_ALL && set->keep < EVEN_CHUNKS && e->team->size == 1;
 }
 
 /* What two sessions must have in common for one to take over what the other has read. */
@@ -43,11 +43,11 @@ static uint64_t run_key(const struct Session *s)
     return key;
 }
 
-/* What was found of the first n chunks of a group. */
+/* What was found of the session's first n chunks. */
 static int take_down(const struct Session *s, int n, struct PipeRead *p)
 {
     if (p->n + n > p->cap) {
-        int cap = p->cap ? 2 * p->cap : 4 * CUT_GROUP;
+        int cap = p->cap ? 2 * p->cap : 2 * WAVE_MAX;
         struct PipeChunk *chunks = mem_grow(p->chunks, (size_t)p->cap, (size_t)cap, sizeof *chunks);
         if (!chunks) return PC_ENOMEM;
         p->chunks = chunks;
@@ -66,60 +66,56 @@ static int take_down(const struct Session *s, int n, struct PipeRead *p)
     return PC_OK;
 }
 
-static int read_wave(struct Session *s, int first, int n)
+/* The next n chunks of the text, as the session's first ones. */
+static int read_wave(struct Session *s, int n, struct PipeRead *p)
 {
-    struct Wave w = {.chunk = s->todo + first,
-                     .n = n,
-                     .n_read = first,
-                     .n_before = wave_tokens_before(s, first)};
-    w.n_tokens = wave_tokens_before(s, first + w.n) - w.n_before;
-    TRY(wave_read(s, &w));
-    TRY(wave_score(s, &w));
-    for (int i = 0; i < w.n; i++) TRY(release_chunk(s, w.chunk[i]));
-    session_progress(s, STAGE_PREFILL, first + w.n, w.n_before + w.n_tokens);
-    return PC_OK;
-}
-
-/* Of the last group, as many as are read before the pipe has ended. */
-static int read_group(struct Session *s, struct PipeRead *p)
-{
-    int before = p->n ? p->chunks[p->n - 1].tokens.end : 0, done = 0;
+    int before = p->n ? p->chunks[p->n - 1].tokens.end : 0;
+    struct Wave w = {.chunk = s->todo, .n = n};
     s->rounds.n_read = p->n; /* for the progress */
     s->rounds.n_tokens = before;
-    TRY(stream_cut_group(s, p->n, before, p->next));
+    TRY(stream_cut_some(s, p->n, n, before, p->next));
+    w.n_tokens = wave_tokens_before(s, n);
     early_begin(s);
-    for (int n; done < CUT_GROUP && !s->req->stream->source.whole; done += n) {
-        n = min_int(s->plan.wave, CUT_GROUP - done);
-        TRY(read_wave(s, done, n));
-    }
-    return take_down(s, done, p);
+    TRY(wave_read(s, &w));
+    TRY(wave_score(s, &w));
+    for (int i = 0; i < n; i++) TRY(release_chunk(s, w.chunk[i]));
+    session_progress(s, STAGE_PREFILL, n, w.n_tokens);
+    return take_down(s, n, p);
 }
 
-/* Waits for the tokens that make the next group certain; *out: the pipe is open, and they are there. */
-static int wait_group(const struct Session *s, int n_read, bool *out)
+/* How many chunks of a wave, from `first` on, are certain by what is known of the text. */
+static int certain(const struct Session *s, int first)
+{
+    int n = 0;
+    while (n < s->plan.wave && chunk_cut_tokens(&s->cut, first + n) <= s->req->stream->n_tokens)
+        n++;
+    return n;
+}
+
+/* Waits until the chunk is certain; *out: it is, and the pipe is still open. */
+static int wait_chunk(const struct Session *s, int chunk, bool *out)
 {
     const struct TextStream *st = s->req->stream;
-    int64_t need = chunk_group_tokens(&s->cut, n_read);
+    int64_t need = chunk_cut_tokens(&s->cut, chunk);
     *out = false;
-    if (need > INT32_MAX) return PC_OK;
+    if (need > INT32_MAX || st->source.whole) return PC_OK;
     TRY(stream_more(s->req, (int)need));
-    *out = !st->source.whole && st->n_tokens >= need;
+    *out = !st->source.whole;
     return PC_OK;
 }
 
-static int read_groups(struct Session *s, struct PipeRead *p)
+static int read_waves(struct Session *s, struct PipeRead *p)
 {
     bool more = true;
     TRY(prefill_prefix(s));
     while (more) {
-        TRY(read_group(s, p));
-        more = !s->req->stream->source.whole;
-        if (more) TRY(wait_group(s, p->n, &more));
+        TRY(read_wave(s, certain(s, p->n), p));
+        TRY(wait_chunk(s, p->n, &more));
     }
     return PC_OK;
 }
 
-/* A session over one group after another. out NULL: it is only planned. *tail: the question is its own, not the text's last
+/* A session over one wave after another. out NULL: it is only planned. *tail: the question is its own, not the text's last
  * token. */
 static int open_session(struct Session *s, struct Engine *e, const struct Request *req,
                         struct Result *out, bool *tail)
@@ -133,12 +129,12 @@ static int open_session(struct Session *s, struct Engine *e, const struct Reques
     return status;
 }
 
-/* Whether the pipe has given enough for a group, and is slow. */
+/* Whether the pipe has given enough for a chunk, and is slow. */
 static int worth_it(struct Engine *e, const struct Request *req, bool *out)
 {
     struct Session s = {.open_end = true};
     int status = open_session(&s, e, req, NULL, out);
-    if (status == PC_OK && *out) status = wait_group(&s, 0, out);
+    if (status == PC_OK && *out) status = wait_chunk(&s, 0, out);
     if (status == PC_OK && *out) status = source_take(&req->stream->source, PATIENCE);
     *out = *out && !req->stream->source.whole;
     session_close(&s);
@@ -159,7 +155,7 @@ int session_pipe(struct Engine *e, const struct Request *req, struct PipeRead **
     if (status == PC_OK) {
         p->key = run_key(&s);
         p->n_looks = s.early.n_looks;
-        status = read_groups(&s, p);
+        status = read_waves(&s, p);
         p->stop = s.early.stop;
         s.early.stop = NULL;
         p->seconds = clock_seconds() - s.begun - req->stream->seconds;
@@ -204,7 +200,7 @@ static int look_at(const struct PipeRead *p, const struct ChunkStop *stop)
 static bool fits(const struct Session *s, const struct PipeRead *p)
 {
     if (p->n == 0 || s->req->stream->scan || run_key(s) != p->key) return false;
-    if (p->n > s->plan.n_chunks - CUT_GROUP) return false;
+    if (p->n > s->plan.n_chunks - EVEN_CHUNKS) return false;
     for (int d = 0; d < s->early.n_looks; d++)
         if (look_at(p, &s->early.stop[d]) < 0) return false;
     return true;
@@ -215,14 +211,13 @@ int pipe_cuts(struct Session *s)
     const struct PipeRead *p = s->req->pipe;
     if (!p || !fits(s, p)) return 0;
     s->known = p;
-    int n = p->n - p->n % CUT_GROUP;
-    for (int c = 0; c < n; c++) {
+    for (int c = 0; c < p->n; c++) {
         s->chunks[c] = p->chunks[c].tokens;
         s->places[2 * c] = p->chunks[c].byte_begin;
         s->places[2 * c + 1] = p->chunks[c].byte_end;
     }
-    s->places[2 * n] = n < p->n ? p->chunks[n].byte_begin : p->next;
-    return n;
+    s->places[2 * p->n] = p->next;
+    return p->n;
 }
 
 int pipe_known(const struct Session *s)

@@ -6,8 +6,8 @@
  * their own while the device works on the wave before. Kept of the text are a few bytes a segment and a chunk. Methods that
  * read one sequence take all token ids, four bytes each.
  *
- * A pipe is counted as it comes. Its chunks may be read before its end is known (session_pipe.c): cuts come in groups
- * (chunk_plan.h), and those of a group are certain long before.
+ * A pipe is counted as it comes. Its chunks may be read before its end is known (session_pipe.c): all cuts but the last ones are
+ * certain as soon as enough tokens follow (chunk_plan.h).
  */
 #include "session.h"
 
@@ -154,7 +154,7 @@ int stream_cut(struct Session *s)
     s->places = mem_alloc(2 * (size_t)p->n_chunks + 1, sizeof *s->places);
     if (!s->places) return PC_ENOMEM;
     TRY(text_stream_reserve(st, stream_tokens(s), stream_texts(s)));
-    if (s->open_end) return PC_OK; /* cut by group */
+    if (s->open_end) return PC_OK; /* cut as it comes */
     int known = pipe_cuts(s);
     struct CutSearch search = {.s = s, .begun = known, .cut = known};
     struct BoundaryReader reader = {near_cut, &search};
@@ -165,11 +165,13 @@ int stream_cut(struct Session *s)
     return place_of(st, p->n_context, &s->places[2 * p->n_chunks - 1]);
 }
 
-int stream_cut_group(struct Session *s, int first, int before, size_t place)
+int stream_cut_some(struct Session *s, int first, int n, int before, size_t place)
 {
     struct CutSearch search = {.s = s};
     struct BoundaryReader reader = {near_cut, &search};
-    TRY(chunk_group_read(&s->cut, first, before, s->chunks, &reader));
+    for (int c = 0; c < n; c++)
+        TRY(chunk_cut_read(&s->cut, first + c, c ? s->chunks[c - 1].end : before, &s->chunks[c],
+                           &reader));
     place_cut(&search);
     s->places[0] = place;
     return first ? PC_OK : place_of(s->req->stream, 0, &s->places[0]);

@@ -54,15 +54,13 @@ static int near_in(void *user, int lo, int hi, uint8_t *boundary)
     return PC_OK;
 }
 
-/* The first chunk of the last group. */
-static int last_group(int n_chunks)
+/* The first of the last chunks, which are cut evenly. */
+static int first_even(int n_chunks)
 {
-    int first = 0;
-    while (n_chunks - first >= 2 * CUT_GROUP) first += CUT_GROUP;
-    return first;
+    return n_chunks > EVEN_CHUNKS ? n_chunks - EVEN_CHUNKS : 0;
 }
 
-/* Chunks leave their slack; those of the last group share alike. */
+/* Chunks leave their slack; the last ones share alike. */
 static void test_balance(void **state)
 {
     (void)state;
@@ -71,7 +69,7 @@ static void test_balance(void **state)
         struct ChunkInput in = {.n_tokens = 1 + rng(3000), .payload = 1 + rng(400)};
         in.overlap = round % 2 ? rng(in.payload / 2 + 1) : 0;
         in.slack = round % 3 ? 0 : rng(in.payload / 4 + 1);
-        int n = plan_and_check(&in, chunks), first = last_group(n), least = in.payload, most = 0;
+        int n = plan_and_check(&in, chunks), first = first_even(n), least = in.payload, most = 0;
         for (int i = 0; i < n; i++) {
             int len = chunks[i].end - chunks[i].begin;
             if (i < first) assert_int_equal(len, in.payload - in.slack);
@@ -83,34 +81,29 @@ static void test_balance(void **state)
     }
 }
 
-/* A group's cuts are those of every text that goes on behind it. */
-static void test_groups(void **state)
+/* A cut that is certain is that of every text that goes on behind it. */
+static void test_certain_cuts(void **state)
 {
     (void)state;
-    static struct Chunk chunks[CHUNKS_MAX], group[CUT_GROUP];
+    static struct Chunk chunks[CHUNKS_MAX], again[CHUNKS_MAX];
     static uint8_t boundary[400000];
+    struct BoundaryReader reader = {near_in, boundary};
     for (int i = 0; i < 400000; i++) boundary[i] = (uint8_t)(rng(40) ? rng(2) : rng(5));
     for (int round = 0; round < 300; round++) {
         struct ChunkInput in = {.payload = 20 + rng(1000), .boundary = boundary};
-        struct BoundaryReader reader = {near_in, boundary};
         in.overlap = round % 2 ? rng(in.payload / 2 + 1) : 0;
         in.slack = rng(in.payload / 4 + 1);
         int step = in.payload - in.slack - in.overlap, most = 400000 / step;
         in.n_tokens = step * (most < 600 ? 1 + rng(most) : 1 + rng(600)) + rng(step);
-        int n = plan_and_check(&in, chunks), first = 0;
-        for (; chunk_group_tokens(&in, first) <= in.n_tokens; first += CUT_GROUP) {
-            int before = first ? chunks[first - 1].end : 0;
-            assert_int_equal(chunk_group_read(&in, first, before, group, &reader), PC_OK);
-            assert_memory_equal(group, chunks + first, sizeof group);
+        int n = plan_and_check(&in, chunks), known = 0;
+        for (; chunk_cut_tokens(&in, known) <= in.n_tokens; known++) {
+            int before = known ? chunks[known - 1].end : 0;
+            assert_int_equal(chunk_cut_read(&in, known, before, &again[known], &reader), PC_OK);
         }
-        assert_int_equal(first, last_group(n));
-        memcpy(group, chunks + first,
-               sizeof *group * (size_t)(n - first < CUT_GROUP ? n - first : CUT_GROUP));
-        memset(chunks + first, 0, sizeof *chunks * (size_t)(n - first));
-        assert_int_equal(chunk_plan_read(&in, first, n, chunks, &reader), PC_OK);
-        assert_memory_equal(group, chunks + first,
-                            sizeof *group *
-                                (size_t)(n - first < CUT_GROUP ? n - first : CUT_GROUP));
+        assert_int_equal(known, first_even(n));
+        known = rng(known + 1);
+        assert_int_equal(chunk_plan_read(&in, known, n, again, &reader), PC_OK);
+        assert_memory_equal(again, chunks, sizeof *chunks * (size_t)n);
     }
 }
 
@@ -434,7 +427,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_balance),
-        cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_certain_cuts),
         cmocka_unit_test(test_snap_against_all_vectors),
         cmocka_unit_test(test_snap_large),
         cmocka_unit_test(test_snap_by_hand),

@@ -13,7 +13,7 @@
 
 /* ==== A slow pipe ==== */
 
-enum { GROUPS = 3 }; /* that are read before the pipe goes on */
+enum { MANY = 190 }; /* chunks that are read before the pipe goes on */
 
 /* A thread that writes the first bytes, waits until it is told to go on, and writes the rest. */
 struct Feeder {
@@ -58,14 +58,14 @@ static void go_on(struct Feeder *f)
     f->went_on = true;
 }
 
-/* While the end is open no totals are told; once enough groups are read, the pipe goes on. */
+/* While the end is open no totals are told; once enough chunks are read, the pipe goes on. */
 static void on_progress(void *user, const struct Progress *p)
 {
     struct Feeder *f = user;
     if (p->stage != STAGE_PREFILL || p->n_chunks) return;
     assert_true(p->n_tokens == 0 && p->tokens_done > 0 && p->seconds > 0);
     f->n_events++;
-    if (p->chunks_done >= GROUPS * CUT_GROUP) go_on(f);
+    if (p->chunks_done >= MANY) go_on(f);
 }
 
 static const char question[] = "Where is the xyzzy?";
@@ -187,7 +187,7 @@ static int from_pipe(struct Engine *e, const struct Str *text, size_t first, con
 
 static void is_read_early(struct Engine *e, const struct Str *text)
 {
-    assert_true(from_pipe(e, text, FIRST, question) >= GROUPS * CUT_GROUP);
+    assert_true(from_pipe(e, text, FIRST, question) >= MANY);
 }
 
 static struct Engine *open_pipe_engine(const char *arch)
@@ -217,7 +217,7 @@ static void test_scores(void **state)
     str_free(&text);
 }
 
-/* Texts of any length behind what was read: cuts of later groups do not move those of earlier ones. */
+/* Texts of any length behind what was read: later cuts do not move earlier ones. */
 static void test_lengths(void **state)
 {
     (void)state;
@@ -346,7 +346,7 @@ static void test_what_waits(void **state)
         if (way == 0) e->settings.chunk_score = SCORE_BM25;
         if (way == 1) e->settings.chunk_score = SCORE_RANDOM;
         if (way == 2) e->settings.prefilter = 20;
-        if (way == 3) e->settings.keep = CUT_GROUP;
+        if (way == 3) e->settings.keep = EVEN_CHUNKS;
         if (way == 4) e->settings.method = METHOD_STREAMING;
         if (way == 5) e->settings.rope_scaling = SCALING_NTK;
         is_left_to_the_run(e);
@@ -461,7 +461,7 @@ static void test_bad_text(void **state)
     assert_int_equal(status, PC_EFORMAT);
     snprintf(where, sizeof where, "%s: NUL at byte %d", f.path, TEXT - 100);
     assert_non_null(strstr(err_text(), where));
-    assert_true(f.n_events > GROUPS);
+    assert_true(f.n_events > 3);
     result_free(&r);
     feeder_close(&f);
     engine_close(e);
@@ -482,7 +482,7 @@ static void test_memory(void **state)
     assert_true(pipe_bytes(&most) / 4096 < 90);
     must(e->be->reserve(e->dev, &least));
     size_t before = mem_in_use();
-    assert_true(from_pipe(e, &text, 4 * FIRST, question) > GROUPS * CUT_GROUP);
+    assert_true(from_pipe(e, &text, 4 * FIRST, question) > MANY);
     must(e->be->reserve(e->dev, &least));
     assert_int_equal(mem_in_use(), before);
     engine_close(e);
