@@ -203,8 +203,8 @@ int chunk_cut_read(const struct ChunkInput *in, int i, int before, struct Chunk 
 
 struct Last {
     const struct ChunkInput *in;
-    int begin,
-        n; /* the text's tokens from here on, in n chunks; at first, where cuts do not move */
+    int begin; /* where the chunk before would end if cuts did not move */
+    int n;
     struct Chunk *chunks; /* [n] */
 };
 
