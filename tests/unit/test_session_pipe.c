@@ -13,7 +13,7 @@
 
 /* ==== A slow pipe ==== */
 
-enum { MANY = 190 }; /* chunks that are read before the pipe goes on */
+enum { MANY = 150 }; /* chunks that are read before the pipe goes on */
 
 /* A thread that writes the first bytes, waits until it is told to go on, and writes the rest. */
 struct Feeder {
@@ -102,15 +102,15 @@ static void feeder_close(struct Feeder *f)
     unlink(f->path);
 }
 
-/* Sentences and paragraphs, with an odd word here and there. */
+/* Sentences and paragraphs of few tokens a byte, with an odd word here and there. */
 static struct Str prose(size_t bytes, uint64_t seed)
 {
     struct Str text = {0};
     uint64_t state = seed;
     while (text.len < bytes) {
         for (uint32_t i = 2 + below(&state, 12); i; i--)
-            must(str_appendf(&text, "%c%.*s ", 'a' + (int)below(&state, 26), (int)below(&state, 5),
-                             "nought"));
+            must(str_appendf(&text, "%c%.*s the the the the ", 'a' + (int)below(&state, 26),
+                             (int)below(&state, 5), "nought"));
         must(str_appendf(&text, below(&state, 4) ? "end. " : "end.\n\n"));
         if (below(&state, 300) == 0) must(str_appendf(&text, "Here is xyzzy. "));
     }
@@ -422,7 +422,7 @@ static void test_stops(void **state)
     struct Str text = prose(TEXT, 5);
     struct Engine *e = open_pipe_engine("llama");
     e->settings.wave = 1;
-    for (int after = 1; after < 1400; after = after * 3 + 1)
+    for (int after = 1; after < 600; after = after * 3 + 1)
         assert_int_equal(fails(e, &text, after, 0), PC_EINTR);
     engine_close(e);
     str_free(&text);
@@ -436,8 +436,8 @@ static void test_failing_allocations(void **state)
     set_profile(e, 0.5f);
     e->settings.rounds = 2;
     e->settings.wave = 1;
-    for (int n = 1, status = PC_ENOMEM; status == PC_ENOMEM; n += 1 + n / 16) {
-        status = fails(e, &text, 1200, n); /* by when all allocations are made */
+    for (int n = 1, status = PC_ENOMEM; status == PC_ENOMEM; n += 1 + n / 8) {
+        status = fails(e, &text, 600, n); /* by when all allocations are made */
         assert_true(status == PC_ENOMEM || status == PC_EINTR);
         assert_true(status == PC_ENOMEM || n > 60);
     }
