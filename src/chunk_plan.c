@@ -165,6 +165,15 @@ static int best_cut(const uint8_t *near, int lo, int hi, int ideal)
     return best;
 }
 
+/* Moves a cut from its ideal place to the best one among [lo, hi]. */
+static int move_cut(const struct BoundaryReader *reader, int lo, int hi, int *cut)
+{
+    uint8_t near[2 * SNAP_MAX + 1];
+    TRY(reader->near(reader->user, lo, hi, near));
+    *cut = best_cut(near, lo, hi, *cut);
+    return PC_OK;
+}
+
 /* Where chunk i would end if it is none of the last ones and cuts did not move. */
 static int64_t ideal_end(const struct ChunkInput *in, int i)
 {
@@ -191,12 +200,8 @@ int chunk_cut_read(const struct ChunkInput *in, int i, int before, struct Chunk 
         ideal = (int)ideal_end(in, i), lo = ideal - at_most(reach, EVEN_CHUNKS * in->slack),
         end = i ? before : in->overlap,
         hi = at_most(ideal + reach, end + in->payload - in->overlap);
-    uint8_t near[2 * SNAP_MAX + 1];
     *out = (struct Chunk){end - in->overlap, ideal};
-    if (!reader) return PC_OK;
-    TRY(reader->near(reader->user, lo, hi, near));
-    out->end = best_cut(near, lo, hi, ideal);
-    return PC_OK;
+    return reader ? move_cut(reader, lo, hi, &out->end) : PC_OK;
 }
 
 /* ==== The last chunks ==== */
@@ -233,11 +238,9 @@ static int snap_cuts(const struct Last *l, int before, const struct BoundaryRead
     }
     int hi = before + fresh;
     for (int i = 0; i < l->n - 1; i++) {
-        uint8_t near[2 * SNAP_MAX + 1];
-        int ideal = l->chunks[i].end, lo = l->chunks[i].begin, last = at_most(ideal + reach, hi);
-        TRY(reader->near(reader->user, lo, last, near));
-        l->chunks[i].end = best_cut(near, lo, last, ideal);
-        hi = l->chunks[i].end + fresh;
+        struct Chunk *c = &l->chunks[i];
+        TRY(move_cut(reader, c->begin, at_most(c->end + reach, hi), &c->end));
+        hi = c->end + fresh;
     }
     return PC_OK;
 }

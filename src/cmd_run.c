@@ -249,17 +249,13 @@ static void interrupted(const struct Run *run)
 {
     if (run->out_status < 0 && !signals_got()) return;
     const struct Progress *p = &run->last;
-    if (p->stage == STAGE_PREFILL && p->n_chunks == 0)
+    char all[32] = "chunks of a pipe";
+    if (p->n_chunks) snprintf(all, sizeof all, "of %d chunks", p->n_chunks);
+    if (p->stage == STAGE_PREFILL)
         fprintf(stderr,
-                "pcomp: stopped after %d chunks of a pipe; `%s` stores nothing, so repeat the "
-                "command to start again\n",
-                p->chunks_done, run->cli->command->name);
-    else if (p->stage == STAGE_PREFILL)
-        fprintf(
-            stderr,
-            "pcomp: stopped after %d of %d chunks; `%s` stores nothing, so repeat the command to "
-            "start again\n",
-            p->chunks_done, p->n_chunks, run->cli->command->name);
+                "pcomp: stopped after %d %s; `%s` stores nothing, so repeat the command to start "
+                "again\n",
+                p->chunks_done, all, run->cli->command->name);
     else
         fprintf(
             stderr,

@@ -421,7 +421,7 @@ int session_run(struct Engine *e, const struct Request *request, struct Result *
     s.begun = clock_seconds() - stream_spent(req) - piped;
     int status = session_prompt(e, req, &prompt);
     if (status == PC_OK) status = session_open(&s, e, req, &prompt, out);
-    stream_spent(req);
+    stream_spent(req); /* this run has counted it */
     out->time.tokenize = clock_seconds() - s.begun - piped;
     if (status == PC_OK) {
         status = hash_request(&s);
