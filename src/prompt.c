@@ -120,7 +120,7 @@ static int context_make(const struct Tokenizer *t, const struct PromptText *text
     part_put(&list, text->context, text->context_len, false);
     bool begins = !chat->system.len && !chat->open.len && !*text->frame->before;
     if (text->stream) {
-        TRY(text_stream_scan_some(text->stream, t, begins, text->least, &text->watch));
+        TRY(text_stream_scan(text->stream, t, begins, text->least, &text->watch));
         out->context.n = text->stream->n_tokens;
         return PC_OK;
     }

@@ -394,7 +394,7 @@ void stream_begin(const struct Engine *e, const struct Request *req,
                   struct PromptText *text); /* before prompt_make */
 /* After it: what the method needs of a stream at once. */
 int stream_prompt(const struct Request *req, const struct Settings *set, struct Prompt *out);
-/* Goes on with the scan, as text_stream_scan_some. */
+/* Goes on with the scan, as text_stream_scan. */
 int stream_more(const struct Request *req, int least);
 double stream_spent(const struct Request *req); /* seconds of scanning that no run has counted */
 int stream_cut(struct Session *s);              /* fills chunks and places */

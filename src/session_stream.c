@@ -42,7 +42,7 @@ int stream_more(const struct Request *req, int least)
 {
     struct TextStream *st = req->stream;
     struct ScanWatch watch = {scan_seen, (void *)req};
-    return text_stream_scan_some(st, st->tok, st->begins, least, &watch);
+    return text_stream_scan(st, st->tok, st->begins, least, &watch);
 }
 
 int stream_prompt(const struct Request *req, const struct Settings *set, struct Prompt *out)

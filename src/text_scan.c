@@ -165,7 +165,7 @@ static int scan_blocks(struct Scan *scan, int least, const struct ScanWatch *wat
     while (!scan->ends && st->n_tokens < least) {
         struct TextScan info = {scan->at, st->source.whole ? st->source.size : 0, st->n_tokens,
                                 clock_seconds() - scan->begun};
-        if (watch->seen) TRY(watch->seen(watch->user, &info));
+        if (watch) TRY(watch->seen(watch->user, &info));
         TRY(scan_block(scan));
     }
     return PC_OK;
@@ -224,8 +224,8 @@ static int scan_begin(struct TextStream *st, const struct Tokenizer *t, bool beg
     return scan_open(st->scan);
 }
 
-int text_stream_scan_some(struct TextStream *st, const struct Tokenizer *t, bool begins, int least,
-                          const struct ScanWatch *watch)
+int text_stream_scan(struct TextStream *st, const struct Tokenizer *t, bool begins, int least,
+                     const struct ScanWatch *watch)
 {
     double begun = clock_seconds();
     int status = scan_begin(st, t, begins);
@@ -234,10 +234,4 @@ int text_stream_scan_some(struct TextStream *st, const struct Tokenizer *t, bool
     st->seconds += clock_seconds() - begun;
     if (status < 0) text_stream_forget(st);
     return status;
-}
-
-int text_stream_scan(struct TextStream *st, const struct Tokenizer *t, bool begins,
-                     int (*seen)(void *user, const struct TextScan *scan), void *user)
-{
-    return text_stream_scan_some(st, t, begins, INT_MAX, &(struct ScanWatch){seen, user});
 }

@@ -59,19 +59,16 @@ void text_stream_close(struct TextStream *st);
 int text_stream_share(const struct TextStream *st, struct TextStream *reader);
 void text_stream_leave(struct TextStream *reader);
 
-/* Counts the tokens. begins: the text is the start of the model's input. The second scan of the same kind returns at once.
- * seen is called every MiB or so, by this thread, and may end the scan; it may be NULL. Counts do not depend on threads.
+/* Counts tokens until at least so many are known, INT_MAX: all, and these can be loaded; another scan of the same kind goes on behind
+ * them, or returns at once. A pipe is waited for. begins: the text is the start of the model's input. seen is called every MiB
+ * or so, by this thread, and may end the scan; watch may be NULL. Counts do not depend on threads.
  * Errors: those of source_read and source_check; PC_ERANGE (more tokens than can be counted). */
-int text_stream_scan(struct TextStream *st, const struct Tokenizer *t, bool begins,
-                     int (*seen)(void *user, const struct TextScan *scan), void *user);
-/* The same until at least so many tokens are known, or all. These can be loaded; another scan of the same kind goes on behind
- * them. A pipe is waited for. */
 struct ScanWatch {
     int (*seen)(void *user, const struct TextScan *scan);
     void *user;
 };
-int text_stream_scan_some(struct TextStream *st, const struct Tokenizer *t, bool begins, int least,
-                          const struct ScanWatch *watch);
+int text_stream_scan(struct TextStream *st, const struct Tokenizer *t, bool begins, int least,
+                     const struct ScanWatch *watch);
 void text_scan_end(struct TextStream *st);       /* of a scan that is under way */
 void text_stream_forget(struct TextStream *st);  /* the scan */
 uint32_t text_sum(const char *text, size_t len); /* a segment's checksum */

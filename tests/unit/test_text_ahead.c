@@ -5,6 +5,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 
 #include "parts.h"
@@ -57,7 +58,7 @@ static struct Text *text_open(size_t bytes, int how, uint64_t seed)
         write_text(t->path, t->str.data, t->str.len);
     fine(text_stream_open(&t->stream, &path, 1));
     t->stream.threads = 1 + (int)seed % 4;
-    fine(text_stream_scan(&t->stream, t->tok, true, NULL, NULL));
+    fine(text_stream_scan(&t->stream, t->tok, true, INT_MAX, NULL));
     assert_int_equal(t->stream.n_tokens, t->ids.n);
     if (how) pipe_end(child);
     return t;

@@ -11,6 +11,7 @@
 #include "tokenizer_places.h"
 
 #include <cjson/cJSON.h>
+#include <limits.h>
 
 /* ==== Vocabularies ==== */
 
@@ -289,7 +290,7 @@ static void check_some(struct TextStream *st, const struct Tokenizer *t, const s
 {
     uint64_t state = seed;
     for (int least = 1; least <= ids->n; least += 1 + ids->n / 5) {
-        fine(text_stream_scan_some(st, t, begins, least, &(struct ScanWatch){0}));
+        fine(text_stream_scan(st, t, begins, least, NULL));
         assert_in_range(st->n_tokens, least, ids->n);
         int n = 1 + (int)below(&state, st->n_tokens < 300 ? (uint32_t)st->n_tokens : 300),
             begin = (int)below(&state, (uint32_t)(st->n_tokens - n + 1));
@@ -306,7 +307,7 @@ static void check_stream(struct TextStream *st, const struct Tokenizer *t, const
     struct Tokens ids = whole_ids(t, text->data, text->len, begins);
     st->threads = 1 << seed % 3;
     if (seed % 2) check_some(st, t, &ids, begins, seed);
-    fine(text_stream_scan(st, t, begins, NULL, NULL));
+    fine(text_stream_scan(st, t, begins, INT_MAX, NULL));
     assert_int_equal(st->n_tokens, ids.n);
     assert_int_equal(st->source.size, text->len);
     assert_true(st->hash == hash64(text->data, text->len, 0));
@@ -377,7 +378,7 @@ static void test_given_up(void **state)
     size_t before = mem_in_use();
     for (int again = 0; again < 2; again++) {
         fine(text_stream_open(&st, paths, 1));
-        fine(text_stream_scan_some(&st, t, true, 1, &(struct ScanWatch){0}));
+        fine(text_stream_scan(&st, t, true, 1, NULL));
         assert_non_null(st.scan);
         if (again) check_stream(&st, t, &text, false, 2);
         assert_true(!again || !st.scan);
@@ -403,14 +404,14 @@ static void test_threads(void **state)
     hostile_text(&text, 2300000, 5);
     write_text(path, text.data, text.len);
     fine(text_stream_open(&one, paths, 1));
-    fine(text_stream_scan(&one, t, true, NULL, NULL));
+    fine(text_stream_scan(&one, t, true, INT_MAX, NULL));
     for (int i = 0; i < 8; i++) {
         pid_t child = i % 2 ? pipe_begin(path, text.data, text.len, 3) : 0;
         if (!child) unlink(path);
         if (!child) write_text(path, text.data, text.len);
         fine(text_stream_open(&st, paths, 1));
         st.threads = (int[]){0, 2, 4, 40}[i / 2];
-        fine(text_stream_scan(&st, t, true, NULL, NULL));
+        fine(text_stream_scan(&st, t, true, INT_MAX, NULL));
         assert_int_equal(st.n_segments, one.n_segments);
         assert_memory_equal(st.segments, one.segments,
                             sizeof *st.segments * (size_t)(st.n_segments + 1));
@@ -566,7 +567,7 @@ static void test_changes(void **state)
         struct TextStream st;
         write_text(path, text.data, text.len);
         fine(text_stream_open(&st, paths, 1));
-        fine(text_stream_scan(&st, t, true, NULL, NULL));
+        fine(text_stream_scan(&st, t, true, INT_MAX, NULL));
         if (how == 0) assert_int_equal(truncate(path, 40000), 0);
         if (how == 1) text.data[45000] ^= 1;
         if (how == 1) write_text(path, text.data, text.len);
@@ -608,11 +609,13 @@ static void test_scan_ends(void **state)
     temp_name(path);
     write_text(path, text.data, text.len);
     fine(text_stream_open(&st, paths, 1));
-    assert_int_equal(text_stream_scan(&st, t, true, stop_scan, NULL), PC_EINTR);
+    assert_int_equal(text_stream_scan(&st, t, true, INT_MAX, &(struct ScanWatch){stop_scan, NULL}),
+                     PC_EINTR);
     check_stream(&st, t, &text, true, 1); /* a stopped scan leaves nothing behind */
     text_stream_close(&st);
     fine(text_stream_open(&st, paths, 1));
-    refuses(text_stream_scan(&st, t, true, shorten, path), PC_EIO, path, "at byte 1500000");
+    refuses(text_stream_scan(&st, t, true, INT_MAX, &(struct ScanWatch){shorten, path}), PC_EIO,
+            path, "at byte 1500000");
     text_stream_close(&st);
     unlink(path);
     str_free(&text);
@@ -649,7 +652,7 @@ static void test_bad_text(void **state)
         for (int n = 1; n <= 2; n++) {
             fine(text_stream_open(&st, paths + 2 - n, n));
             st.threads = 3;
-            refuses(text_stream_scan(&st, t, true, NULL, NULL), PC_EFORMAT, path[1], place);
+            refuses(text_stream_scan(&st, t, true, INT_MAX, NULL), PC_EFORMAT, path[1], place);
             refuses(source_hash(&st.source, 0, &hash), PC_EFORMAT, path[1], place);
             text_stream_close(&st);
         }
@@ -670,7 +673,7 @@ static int open_and_load(const struct Tokenizer *t, const char *path, int thread
     int status = text_stream_open(&st, &path, 1);
     if (status == PC_OK) status = source_hash(&st.source, 3, &hash);
     st.threads = threads;
-    if (status == PC_OK) status = text_stream_scan(&st, t, true, NULL, NULL);
+    if (status == PC_OK) status = text_stream_scan(&st, t, true, INT_MAX, NULL);
     if (status == PC_OK) status = text_stream_reserve(&st, 50, 0);
     if (status == PC_OK) status = text_stream_load(&st, 100, 900);
     if (status == PC_OK) status = text_stream_places(&st);
